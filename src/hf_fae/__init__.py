@@ -1,0 +1,39 @@
+"""hf_fae: representation tokenizers for image generation, at home in the Hugging Face libraries.
+
+Importing the package publishes its classes to diffusers (see `registration`), so that
+`DiffusionPipeline.from_pretrained(repo)` finds them. Public names are imported on first access.
+"""
+
+import importlib
+
+from . import registration
+
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_PUBLIC = {
+    **registration.PUBLISHED,
+    "Guidance": "hf_fae.guidance",
+    "PRESETS": "hf_fae.presets",
+    "VisionEncoder": "hf_fae.encoders",
+    "build_preset": "hf_fae.presets",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name):
+    module = _PUBLIC.get(name) or registration.BASE_CLASSES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'hf_fae' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_PUBLIC})
+
+
+registration.register()

@@ -1,0 +1,217 @@
+"""`hf-fae generate | reconstruct | inspect`: pictures and numbers from the command line."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+
+__all__ = ["main"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or 2 after one sentence on standard error about bad input."""
+    from diffusers.utils import logging as diffusers_logging
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    args = _parser().parse_args(argv)
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    try:
+        args.run(args)
+    except (ValueError, OSError, SafetensorError) as error:
+        sentence = " ".join(str(error).split())
+        print(f"hf-fae {args.command}: error: {sentence}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-fae", description="Generate, reconstruct and inspect with hf_fae models."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="draw samples of classes into one labelled picture")
+    _add_model_arguments(generate, "folder or Hub id of a class-conditional pipeline")
+    generate.add_argument(
+        "--class", dest="class_labels", nargs="+", required=True, metavar="NAME_OR_ID", help="classes to draw"
+    )
+    generate.add_argument("--num-images-per-prompt", type=_positive, default=1, metavar="N", help="samples per class")
+    generate.add_argument("--num-inference-steps", type=_positive, metavar="N", help="default: the pipeline's own")
+    generate.add_argument("--guidance-scale", type=float, metavar="SCALE", help="default: the pipeline's own")
+    generate.add_argument("--seed", type=int, default=0, help="of the first picture; the others count on (default: 0)")
+    generate.set_defaults(run=_generate)
+
+    reconstruct = commands.add_parser("reconstruct", help="put pictures beside what a tokenizer makes of them")
+    _add_model_arguments(reconstruct, "folder or Hub id of a tokenizer, or of a pipeline that has one")
+    reconstruct.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="picture files of any mode and size"
+    )
+    reconstruct.add_argument(
+        "--encoder", metavar="PATH_OR_ID", help="the frozen encoder, for a checkpoint that comes without it"
+    )
+    reconstruct.set_defaults(run=_reconstruct)
+
+    inspect = commands.add_parser("inspect", help="list the parts, shapes and parameter counts of a model")
+    inspect.add_argument("model", metavar="PRESET|PATH", help="name of a preset, or a folder with a model or pipeline")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser, help: str) -> None:
+    device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help=help)
+    parser.add_argument("--output", required=True, type=_png, metavar="PNG", help="where to write the picture")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: float32)")
+    parser.add_argument("--device", type=_device, default=device, help="where to compute (default here: %(default)s)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _png(text: str) -> Path:
+    """A file that can be written, as is known before any work is done."""
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"must end in .png, got {text!r}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"lies in the folder {str(path.parent)!r}, which does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
+    return path
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from diffusers import DiffusionPipeline
+
+    from .images import make_grid
+
+    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(args.device)
+    if not hasattr(pipe, "label_ids"):
+        raise ValueError(f"--model {args.model!r} is a {type(pipe).__name__}, which draws no classes")
+    names = [int(name) if name.isdecimal() and name not in pipe.label2id else name for name in args.class_labels]
+    labels = [label for label in pipe.label_ids(names, "--class") for _ in range(args.num_images_per_prompt)]
+    # A generator of its own for each picture: it stays the same when others are added.
+    generators = [torch.Generator().manual_seed(args.seed + index) for index in range(len(labels))]
+    images = pipe(
+        labels,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        generator=generators,
+    ).images
+    captions = [pipe.id2label.get(label, f"class {label}") for label in labels]
+    columns = args.num_images_per_prompt if args.num_images_per_prompt > 1 else None
+    make_grid(images, columns=columns, labels=captions).save(args.output)
+    print(f"wrote {len(images)} pictures to {args.output}")
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    from diffusers.image_processor import VaeImageProcessor
+    from tqdm import tqdm
+
+    from .evaluation.reconstruction import feature_cosine, psnr
+    from .images import make_grid, to_pil
+    from .layers.positions import grid_size
+    from .training.data import center_crop
+
+    pictures = [_read_picture(path) for path in args.images]
+    vae = _load_tokenizer(args)
+    size = min(grid_size(vae.config.sample_size))
+    processor = VaeImageProcessor(do_resize=False)
+    sheet, captions, scores = [], [], []
+    for path, picture in zip(tqdm(args.images, unit="picture"), pictures, strict=True):
+        pixel_values = processor.preprocess(center_crop(picture, size)).to(args.device, vae.dtype)
+        with torch.no_grad():
+            features, grid = vae.extract_features(pixel_values)
+            latents = vae.encode_features(features, grid).latent_dist.mode()
+            sample = vae.decode(latents).sample
+            scores.append((psnr(sample, pixel_values), feature_cosine(vae.decode_features(latents), features)))
+        sheet += to_pil(pixel_values) + to_pil(sample)
+        captions += [path.stem, f"{scores[-1][0]:.2f} dB"]
+    make_grid(sheet, columns=2 * min(len(pictures), 4), labels=captions).save(args.output)
+
+    rows = [(str(path), *score) for path, score in zip(args.images, scores, strict=True)]
+    if len(rows) > 1:
+        rows.append(("mean", *torch.tensor(scores).mean(dim=0)))
+    width = max(len(name) for name, _, _ in rows)
+    for name, decibel, cosine in rows:
+        print(f"{name:{width}}  PSNR {decibel:6.2f} dB  feature cosine {cosine:.4f}")
+    print(f"wrote {args.output}")
+
+
+def _read_picture(path: Path):
+    from .training.data import decode_image
+
+    try:
+        return decode_image(path)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"IMAGE {str(path)!r} cannot be read: {error}") from error
+
+
+def _load_tokenizer(args: argparse.Namespace):
+    from diffusers import AutoModel
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from .autoencoders.frozen_encoder import FrozenEncoderMixin
+
+    if os.path.isdir(args.model):
+        is_pipeline = os.path.isfile(os.path.join(args.model, "model_index.json"))
+    else:
+        try:
+            is_pipeline = bool(hf_hub_download(args.model, "model_index.json"))
+        except EntryNotFoundError:
+            is_pipeline = False
+    location = {"subfolder": "vae"} if is_pipeline else {}
+    keep_encoder = {"image_encoder": None} if args.encoder else {}
+    vae = AutoModel.from_pretrained(args.model, dtype=DTYPES[args.dtype], **location, **keep_encoder)
+    if not isinstance(vae, FrozenEncoderMixin):
+        raise ValueError(f"--model {args.model!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
+    vae.to(args.device)
+    if vae.image_encoder is None:
+        vae.load_encoder(args.encoder)
+    return vae
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from .inspection import inspect
+
+    report = inspect(args.model)
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print_report(report)
+
+
+def _print_report(report: dict, indent: str = "") -> None:
+    print(f"{indent}{report['name']}: {report['class']}")
+    rows = [(part, count, "") for part, count in report["parameters"].items()]
+    rows += [(part, count, "  frozen, not in the total") for part, count in report.get("frozen", {}).items()]
+    width = max(len(part) for part, _, _ in rows)
+    for part, count, remark in rows:
+        print(f"{indent}  {part:{width}}  {count:>13,}  {count / 1e6:9.2f} M{remark}")
+    for name, shape in report.get("shapes", {}).items():
+        print(f"{indent}  {name}: {' x '.join(map(str, shape))}")
+    for variant, summary in report.get("weights", {}).items():
+        dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in summary["elements"].items())
+        print(f"{indent}  weights{f' ({variant})' if variant else ''}: {summary['tensors']} tensors, {dtypes}")
+    for component in report.get("components", {}).values():
+        _print_report(component, indent + "  ")

@@ -1,0 +1,370 @@
+"""The frozen vision encoder: images in [-1, 1] go in, patch tokens (B, N, C) and their grid (h, w) come out.
+
+Everything that differs between the libraries' models stands in the table `FAMILIES`; the rest of the file is shared.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput
+
+
+__all__ = ["VisionEncoder", "VisionEncoderOutput"]
+
+
+@dataclass
+class VisionEncoderOutput(ModelOutput):
+    """What `VisionEncoder` returns: patch tokens without class and register tokens, in the encoder's dtype.
+
+    Attributes:
+        last_hidden_state: (B, N, C), after the final norm.
+        hidden_states: `num_hidden_layers + 1` tensors (B, N, C), the embeddings first, all before the final norm;
+            None unless asked for.
+        grid: (h, w) with h * w = N; tokens run row by row.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    grid: tuple[int, int] | None = None
+
+
+# How each family is called: run(model, pixels (B, 3, H, W), grid, output_hidden_states) -> tokens, prefix included
+
+
+def _run(model, pixels, grid, output_hidden_states, **kwargs) -> BaseModelOutput:
+    return model(pixels, output_hidden_states=output_hidden_states, **kwargs)
+
+
+def _run_interpolated(*inputs) -> BaseModelOutput:
+    return _run(*inputs, interpolate_pos_encoding=True)
+
+
+def _run_clip(model, *inputs) -> BaseModelOutput:
+    outputs = _run_interpolated(model, *inputs)
+    # CLIP applies its final norm to the class token alone
+    outputs.last_hidden_state = model.post_layernorm(outputs.last_hidden_state)
+    return outputs
+
+
+def _run_mae(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
+    # MAE sorts its tokens by this noise before masking: increasing noise keeps their order
+    noise = torch.arange(grid[0] * grid[1], device=pixels.device).expand(len(pixels), -1)
+    return _run(model, pixels, grid, output_hidden_states, noise=noise, interpolate_pos_encoding=True)
+
+
+def _run_naflex(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
+    (height, width), patch = grid, model.config.patch_size
+    patches = (
+        pixels[..., : height * patch, : width * patch].unflatten(-1, (width, patch)).unflatten(2, (height, patch))
+    )
+    return model(
+        patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),  # (B, N, patch * patch * 3), channels last
+        pixel_attention_mask=None,  # one size for all images: nothing is padded
+        spatial_shapes=torch.tensor([grid] * len(pixels)),
+        output_hidden_states=output_hidden_states,
+    )
+
+
+def _run_timm(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
+    # timm's own intermediates leave out the embeddings, so all states are read where they pass
+    vit, states, hooks = model.timm_model, [], []
+    if output_hidden_states:
+        hooks.append(vit.blocks[0].register_forward_pre_hook(lambda block, args: states.append(args[0])))
+        for block in vit.blocks:
+            hooks.append(block.register_forward_hook(lambda block, args, output: states.append(output)))
+    try:
+        tokens = model(pixels, do_pooling=False).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if isinstance(vit.norm, nn.Identity):  # models that pool first keep their final norm behind the pooling
+        tokens = vit.fc_norm(tokens)
+    return BaseModelOutput(last_hidden_state=tokens, hidden_states=tuple(states))
+
+
+def _timm_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    from timm.models import is_model_in_modules
+
+    if not is_model_in_modules(config.architecture, ("vision_transformer", "deit", "eva")):
+        raise ValueError(f"The timm architecture {config.architecture!r} is not a plain vision transformer.")
+    model_args = (config.model_args or {}) | {"dynamic_img_size": True}
+    return {"model_args": model_args, "num_labels": 0}  # no classifier is built: no label names in the config
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of one `model_type` need and others do not."""
+
+    class_tokens: int = 0  # without registers: those are counted by the model's config
+    run: Callable[..., BaseModelOutput] = _run
+    settings: Callable[[PreTrainedConfig], dict[str, Any]] = lambda config: {}  # values to set in the model's config
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "dinov2": Family(class_tokens=1),
+    "dinov2_with_registers": Family(class_tokens=1),
+    "dinov3_vit": Family(class_tokens=1),
+    "siglip": Family(run=_run_interpolated),
+    "siglip2": Family(run=_run_naflex),
+    "vit_mae": Family(class_tokens=1, run=_run_mae, settings=lambda config: {"mask_ratio": 0.0}),
+    "clip": Family(class_tokens=1, run=_run_clip),
+    "vit": Family(class_tokens=1, run=_run_interpolated, model_kwargs={"add_pooling_layer": False}),
+    "timm_wrapper": Family(run=_run_timm, settings=_timm_settings),
+}
+
+
+def _configure(config: PreTrainedConfig) -> tuple[PreTrainedConfig, Family]:
+    """The vision tower's config (image-text models nest it) with its family's settings, and the family."""
+    config = getattr(config, "vision_config", config)
+    family = FAMILIES.get(config.model_type.removesuffix("_vision_model"))
+    if family is None:
+        raise ValueError(f"model_type {config.model_type!r} is not a supported encoder: use one of {list(FAMILIES)}.")
+    config.update(family.settings(config))
+    return config, family
+
+
+def _pair(size: int | list[int] | tuple[int, int] | dict[str, int]) -> tuple[int, int]:
+    """(height, width) of a side, a pair or an image processor's dict."""
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or (size["height"], size["width"])
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _read_statistics(path: str, config: PreTrainedConfig, **hub_kwargs) -> dict[str, Any]:
+    """Input size, mean and std as the checkpoint itself states them: there is no default to fall back on."""
+    if config.model_type == "timm_wrapper":
+        source, name = getattr(config, "pretrained_cfg", {}), "pretrained_cfg in config.json"
+        size, mean, std = source.get("input_size", [])[1:], source.get("mean"), source.get("std")
+    else:
+        name = IMAGE_PROCESSOR_NAME
+        try:
+            source, _ = ImageProcessingMixin.get_image_processor_dict(path, **hub_kwargs)
+        except OSError as error:
+            raise OSError(f"{path!r} has no {name} that gives the encoder's image mean and std.") from error
+        size = source.get("crop_size") if source.get("do_center_crop", True) else None
+        size, mean, std = size or source.get("size"), source.get("image_mean"), source.get("image_std")
+        if size is None and "max_num_patches" in source:  # NaFlex: the largest square
+            size = int(source["max_num_patches"] ** 0.5) * config.patch_size
+    if not (size and mean and std):
+        raise ValueError(f"{path!r}: {name} must give size, mean and std, got {size}, {mean} and {std}.")
+    return {"image_size": _pair(size), "image_mean": mean, "image_std": std}
+
+
+class VisionEncoder(nn.Module):
+    """A frozen vision model of transformers or timm that turns images into patch tokens.
+
+    It resizes (bicubic, antialias off), normalises with the encoder's own statistics, runs the model in the model's
+    dtype and removes class and register tokens. It is always in eval mode, has no trainable parameter and builds no
+    autograd graph.
+
+    Args:
+        model: a vision model of one of the `FAMILIES` (a vision tower, not a whole image-text model).
+        image_size: default input size in pixels, a side or (height, width).
+        image_mean, image_std: three values each, for images in [0, 1].
+
+    Attributes:
+        hidden_size (C), num_hidden_layers, patch_size, num_prefix_tokens (class and register tokens).
+
+    Raises:
+        ValueError: for an unsupported model type, a patch that is not square, or a timm model of a fixed input size.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        image_size: int | list[int] | tuple[int, int],
+        image_mean: list[float],
+        image_std: list[float],
+    ):
+        super().__init__()
+        config, family = _configure(model.config)
+        self.model = model.requires_grad_(False)
+        self.image_size = _pair(image_size)
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self._run = family.run
+
+        if config.model_type == "timm_wrapper":
+            vit = model.timm_model
+            norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
+            if not (vit.dynamic_img_size and isinstance(norm, nn.LayerNorm)):
+                raise ValueError(
+                    "A timm model must be built with dynamic_img_size=True and end in a LayerNorm, got "
+                    f"dynamic_img_size={vit.dynamic_img_size} and {type(norm).__name__} ({config.architecture})."
+                )
+            self.hidden_size, self.num_hidden_layers = vit.num_features, len(vit.blocks)
+            self.num_prefix_tokens, self.layer_norm_eps = vit.num_prefix_tokens, norm.eps
+            patch_size = vit.patch_embed.patch_size
+            data_config = {"input_size": [3, *self.image_size], "mean": self.image_mean, "std": self.image_std}
+            config.update({"pretrained_cfg": getattr(config, "pretrained_cfg", {}) | data_config})
+        else:
+            self.hidden_size, self.num_hidden_layers = config.hidden_size, config.num_hidden_layers
+            self.num_prefix_tokens = family.class_tokens + getattr(config, "num_register_tokens", 0)
+            self.layer_norm_eps = config.layer_norm_eps
+            patch_size = config.patch_size
+        self.patch_size, patch_width = _pair(patch_size)
+        if self.patch_size != patch_width:
+            raise ValueError(f"patch_size must be square, got {patch_size}.")
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        **hub_kwargs,
+    ) -> "VisionEncoder":
+        """Loads a Hub id or a folder in transformers' or timm's own format; of an image-text model the vision tower.
+
+        Args:
+            dtype: None keeps the checkpoint's own.
+            hub_kwargs: revision, subfolder, cache_dir, token, local_files_only, force_download and proxies of
+                `AutoModel.from_pretrained`.
+
+        Raises:
+            ValueError: for an unsupported model type, or statistics or weights that the checkpoint lacks.
+            OSError: for files that are not there, the preprocessor config included.
+        """
+        path = str(pretrained_model_name_or_path)
+        config, family = _configure(AutoConfig.from_pretrained(path, **hub_kwargs))
+        statistics = _read_statistics(path, config, **hub_kwargs)
+        load_kwargs = {"dtype": dtype or "auto", "variant": variant, **family.model_kwargs, **hub_kwargs}
+        model, info = AutoModel.from_pretrained(path, config=config, output_loading_info=True, **load_kwargs)
+        # transformers fills these with random values and only warns: a frozen encoder would never recover
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}: {missing[:3]}.")
+        return cls(model, **statistics)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, variant: str | None = None, max_shard_size: str | int = "10GB"
+    ) -> None:
+        """Writes the model in transformers' own format and a preprocessor config beside it."""
+        self.model.save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
+        height, width = self.image_size
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": height, "width": width},
+            "resample": 3,  # bicubic
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+        }
+        if self.model.config.model_type == "siglip2_vision_model":
+            num_patches = (height // self.patch_size) * (width // self.patch_size)
+            processor |= {"image_processor_type": "Siglip2ImageProcessor"}
+            processor |= {"patch_size": self.patch_size, "max_num_patches": num_patches}
+        Path(save_directory, IMAGE_PROCESSOR_NAME).write_text(json.dumps(processor, indent=2) + "\n")
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "VisionEncoder":
+        """An encoder with random weights, also under `torch.device("meta")`.
+
+        Args:
+            config: `{"model": config of a transformers vision model, "image_size", "image_mean", "image_std"}`,
+                as the property `config` gives it.
+        """
+        statistics = dict(config)
+        model_config = statistics.pop("model")
+        model_type = model_config.get("model_type")
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(f"model_type {model_type!r} is not a supported encoder: use one of {list(FAMILIES)}.")
+        model_config, family = _configure(CONFIG_MAPPING[model_type].from_dict(model_config))
+        return cls(AutoModel.from_config(model_config, **family.model_kwargs), **statistics)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A JSON-able dict from which `from_config` builds the same architecture."""
+        return {
+            "model": json.loads(self.model.config.to_json_string()),
+            "image_size": list(self.image_size),
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        """Stays in eval mode whatever `mode` says, so that a parent's `train()` passes it by."""
+        return super().train(False)
+
+    def preprocess(self, pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Resizes (B, 3, H, W) images in [-1, 1] to `size` in pixels and normalises them, in fp32.
+
+        Returns:
+            (B, 3, *size) in the encoder's dtype.
+        """
+        pixels = pixel_values.float()
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False, antialias=False)
+        mean, std = torch.tensor([self.image_mean, self.image_std], device=pixels.device).view(2, 3, 1, 1)
+        return ((pixels / 2 + 0.5 - mean) / std).to(self.dtype)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        grid: tuple[int, int] | None = None,
+        output_hidden_states: bool = False,
+        final_norm: str = "affine",
+    ) -> VisionEncoderOutput:
+        """Patch tokens of images of any size.
+
+        Args:
+            pixel_values: (B, 3, H, W) in [-1, 1], floating.
+            grid: (h, w) tokens wanted: the image is resized to (h * patch_size, w * patch_size) and the positions are
+                interpolated. None: the encoder's own input size.
+            output_hidden_states: also return the tokens between all layers.
+            final_norm: "affine" for the model's own final norm (FAE), "plain" for the same norm without gain and bias
+                (RAE, DRoRAE).
+
+        Raises:
+            ValueError: for pixel values of another shape, not floating or not finite, a grid that is not two positive
+                integers, or an unknown `final_norm`.
+        """
+        if final_norm not in ("affine", "plain"):
+            raise ValueError(f"final_norm must be 'affine' or 'plain', got {final_norm!r}.")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"pixel_values must have the shape (B, 3, H, W), got {tuple(pixel_values.shape)}.")
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values must be floating, in [-1, 1], got {pixel_values.dtype}.")
+        # a compiled graph must not branch on data
+        if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
+            raise ValueError(f"pixel_values must be finite, got {(~pixel_values.isfinite()).sum()} NaN or infinite.")
+        if grid is not None and (len(grid) != 2 or min(grid) < 1):
+            raise ValueError(f"grid must be two positive integers (h, w), got {grid}.")
+
+        height, width = self.image_size if grid is None else (side * self.patch_size for side in grid)
+        grid = (height // self.patch_size, width // self.patch_size)
+        plain = final_norm == "plain"
+        outputs = self._run(
+            self.model, self.preprocess(pixel_values, (height, width)), grid, output_hidden_states or plain
+        )
+
+        tokens, states = outputs.last_hidden_state, outputs.hidden_states
+        if plain:
+            tokens = F.layer_norm(states[-1], (self.hidden_size,), eps=self.layer_norm_eps)
+        return VisionEncoderOutput(
+            last_hidden_state=tokens[:, self.num_prefix_tokens :],
+            hidden_states=tuple(s[:, self.num_prefix_tokens :] for s in states) if output_hidden_states else None,
+            grid=grid,
+        )

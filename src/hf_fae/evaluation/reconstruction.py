@@ -1,0 +1,24 @@
+"""How well a tokenizer gives back what it was given: features and pictures."""
+
+import torch
+from torch.nn import functional as F
+
+
+__all__ = ["feature_cosine", "psnr"]
+
+
+def feature_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Cosine over the channels of features (B, N, C), mean over tokens and samples: a scalar, 1 when they agree.
+
+    On raw features of the frozen encoder, as the paper's similarity of reconstructed features; in fp32.
+    """
+    return F.cosine_similarity(reconstruction.float(), features.float(), dim=-1).mean()
+
+
+def psnr(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of images (B, 3, H, W) in [-1, 1], clamped first: the mean over the images."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return peak_signal_noise_ratio(
+        reconstruction.float().clamp(-1, 1), images.float().clamp(-1, 1), data_range=2.0, dim=(1, 2, 3)
+    )

@@ -1,0 +1,176 @@
+"""SiT and LightningDiT: one denoiser, told apart by the switches of FAE's Table 6.
+
+Time is diffusers': `timestep` = 1000 * t with t = 1 noise and t = 0 data, x_t = (1 - t) * x + t * eps; the model
+predicts the velocity eps - x.
+"""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import apply_lora_scale
+from torch import nn
+from torch.nn import functional as F
+
+from ..layers.attention import SelfAttention
+from ..layers.blocks import feed_forward
+from ..layers.norms import normalization
+from ..layers.positions import SinCosPositions, grid_size, rotary_angles
+from ..modeling import StrictModelMixin
+
+
+__all__ = ["LightningDiTTransformer2DModel"]
+
+
+def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x * (1 + scale) + shift, the same for all tokens of a sample (adaLN)."""
+    return torch.addcmul(shift[:, None], hidden_states, 1 + scale[:, None])
+
+
+class LightningDiTBlock(nn.Module):
+    """Attention and feed-forward, each modulated and gated by the condition (adaLN-zero)."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, norm_type: str, ff_type: str, qk_norm: bool):
+        super().__init__()
+        self.norm1 = normalization(norm_type, dim, elementwise_affine=False)
+        self.attn = SelfAttention(dim, heads, head_dim, qk_norm=qk_norm)
+        self.norm2 = normalization(norm_type, dim, elementwise_affine=False)
+        self.ff = feed_forward(ff_type, dim)
+        self.modulation = nn.Linear(dim, 6 * dim)
+
+    def forward(self, hidden_states, condition, rotary_emb=None):
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.modulation(condition).chunk(6, dim=-1)
+        attended = self.attn(modulate(self.norm1(hidden_states), shift_attn, scale_attn), rotary_emb)
+        hidden_states = torch.addcmul(hidden_states, gate_attn[:, None], attended)
+        mixed = self.ff(modulate(self.norm2(hidden_states), shift_ff, scale_ff))
+        return torch.addcmul(hidden_states, gate_ff[:, None], mixed)
+
+
+class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+    """Class-conditional denoiser of latents (B, in_channels, H, W).
+
+    The defaults are LightningDiT-XL/1 on 32 channels, the paper's 675.26 M (fae spec, section 7). SiT is
+    `norm_type="layer_norm", ff_type="gelu", use_rope=False`.
+
+    Args:
+        sample_size: latent side or [height, width] of training; others work, too.
+        patch_size: latents per token along each axis.
+        in_channels: channels of the latents, in and out.
+        num_layers, num_attention_heads, attention_head_dim: depth and width.
+        num_classes: number of classes; label `num_classes` is the null class of classifier-free guidance.
+        norm_type: `"rms_norm"` or `"layer_norm"`.
+        ff_type: `"swiglu"` or `"gelu"`.
+        use_rope: 2-D rotary positions, beside the fixed sin-cos table that all variants add.
+        qk_norm: RMSNorm on queries and keys.
+    """
+
+    _supports_gradient_checkpointing = True
+    _supports_group_offloading = True
+    _no_split_modules = ["LightningDiTBlock"]
+    _repeated_blocks = ["LightningDiTBlock"]
+    _skip_layerwise_casting_patterns = ["pos_embed", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | list[int] = 16,
+        patch_size: int = 1,
+        in_channels: int = 32,
+        num_layers: int = 28,
+        num_attention_heads: int = 16,
+        attention_head_dim: int = 72,
+        num_classes: int = 1000,
+        norm_type: str = "rms_norm",
+        ff_type: str = "swiglu",
+        use_rope: bool = True,
+        qk_norm: bool = False,
+    ):
+        super().__init__()
+        dim = num_attention_heads * attention_head_dim
+        grid = tuple(side // patch_size for side in grid_size(sample_size))
+        self.proj_in = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.pos_embed = SinCosPositions(dim, grid)
+        self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(256, dim)
+        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.blocks = nn.ModuleList(
+            LightningDiTBlock(dim, num_attention_heads, attention_head_dim, norm_type, ff_type, qk_norm)
+            for _ in range(num_layers)
+        )
+        self.norm_out = normalization(norm_type, dim, elementwise_affine=False)
+        self.modulation_out = nn.Linear(dim, 2 * dim)
+        self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
+        self.gradient_checkpointing = False
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """As DiT: Xavier for linear maps, 0.02 for embeddings, zero for modulations and the output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.proj_in.weight.view(self.proj_in.weight.shape[0], -1))
+        nn.init.zeros_(self.proj_in.bias)
+        for embedding in (self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2):
+            nn.init.normal_(embedding.weight, std=0.02)
+        for zeroed in (*(block.modulation for block in self.blocks), self.modulation_out, self.proj_out):
+            nn.init.zeros_(zeroed.weight)
+            nn.init.zeros_(zeroed.bias)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor,
+        attention_kwargs: dict | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple:
+        """The velocity eps - x at x_t.
+
+        Args:
+            hidden_states: noisy latents (B, in_channels, H, W); sides that are multiples of `patch_size`.
+            timestep: (B,) or a scalar, 1000 * t in [0, 1000].
+            class_labels: (B,) long; `num_classes` for none.
+            attention_kwargs: `{"scale": s}` scales LoRA layers.
+            return_dict: return a `Transformer2DModelOutput` instead of a tuple.
+
+        Returns:
+            `.sample`: (B, in_channels, H, W).
+
+        Raises:
+            ValueError: latents of another shape.
+        """
+        channels, patch_size = self.config.in_channels, self.config.patch_size
+        if hidden_states.ndim != 4 or hidden_states.shape[1] != channels:
+            raise ValueError(
+                f"hidden_states must have shape (batch, {channels}, height, width), got {tuple(hidden_states.shape)}"
+            )
+        height, width = hidden_states.shape[2:]
+        if height % patch_size or width % patch_size or height * width == 0:
+            raise ValueError(f"hidden_states must have sides that are multiples of {patch_size}, got {height}x{width}")
+        grid = (height // patch_size, width // patch_size)
+
+        # The sinusoids see t in [0, 1], as in SiT and LightningDiT, and in fp32.
+        time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / 1000)
+        condition = self.time_embedding(time_features.to(hidden_states.dtype)) + self.class_embedding(class_labels)
+        condition = F.silu(condition)
+
+        hidden_states = self.proj_in(hidden_states).flatten(2).transpose(1, 2)
+        hidden_states = hidden_states + self.pos_embed(grid, hidden_states.device).to(hidden_states.dtype)
+        rotary_emb = (
+            rotary_angles(self.config.attention_head_dim, grid, hidden_states.device) if self.config.use_rope else None
+        )
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, condition, rotary_emb)
+            else:
+                hidden_states = block(hidden_states, condition, rotary_emb)
+
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+        patches = self.proj_out(modulate(self.norm_out(hidden_states), shift, scale))
+        sample = F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), patch_size)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

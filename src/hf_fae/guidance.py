@@ -1,0 +1,79 @@
+"""Contract 4: guidance is a value. How strongly to guide at which time, and how two predictions become one."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+__all__ = ["Guidance"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance with a scale that depends on the noise time t (1 noise, 0 data).
+
+    Args:
+        intervals: `(t_low, t_high, scale)` for t_low < t <= t_high, the lowest one including 0. Where no interval
+            lies the scale is 1: the plain conditional prediction, for which no other pass is needed.
+        channels: guide only the first so many channels, as SiT's and LightningDiT's code does with 3; `None` is all.
+
+    The three-part schedule of FAE's main results (section 5): `Guidance(((0.9, 1.0, 0.9), (0.0, 0.7, 2.5)))`.
+
+    Raises:
+        ValueError: bounds outside [0, 1] or in the wrong order, intervals that overlap, a scale that is not finite.
+    """
+
+    intervals: tuple[tuple[float, float, float], ...] = ()
+    channels: int | None = None
+
+    def __post_init__(self):
+        intervals = tuple(tuple(float(number) for number in interval) for interval in self.intervals)
+        object.__setattr__(self, "intervals", intervals)
+        for interval in intervals:
+            if len(interval) != 3 or not 0 <= interval[0] < interval[1] <= 1:
+                raise ValueError(
+                    f"guidance intervals must be (t_low, t_high, scale) with 0 <= t_low < t_high <= 1, got {interval}"
+                )
+            if not -float("inf") < interval[2] < float("inf"):
+                raise ValueError(f"guidance scale must be finite, got {interval[2]}")
+        ordered = sorted(intervals)
+        for (_, high, _), (low, _, _) in zip(ordered, ordered[1:]):
+            if low < high:
+                raise ValueError(f"guidance intervals must not overlap, got {intervals}")
+
+    @classmethod
+    def of(cls, value: "float | list[tuple[float, float, float]] | dict | Guidance") -> "Guidance":
+        """From what a user writes: one scale for all times, a list of intervals, the fields as a dict, or a `Guidance`.
+
+        Raises:
+            ValueError: neither of these.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return cls() if value == 1 else cls(((0.0, 1.0, value),))
+        try:
+            return cls(**value) if isinstance(value, dict) else cls(tuple(value))
+        except TypeError:
+            raise ValueError(
+                f"guidance_scale must be a number or a list of (t_low, t_high, scale), got {value!r}"
+            ) from None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any time is guided at all."""
+        return any(scale != 1 for _, _, scale in self.intervals)
+
+    def scale_at(self, t: float) -> float:
+        """The scale at noise time t in [0, 1], as fed to the network (after any time shift)."""
+        for low, high, scale in self.intervals:
+            if low < t <= high or t == low == 0:
+                return scale
+        return 1.0
+
+    def combine(self, conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+        """unconditional + scale * (conditional - unconditional), predictions (B, C, H, W)."""
+        guided = torch.lerp(unconditional, conditional, scale)
+        if self.channels is None:
+            return guided
+        return torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)

@@ -1,0 +1,61 @@
+"""Pictures from tensors, and sheets of pictures, for training, command line and documentation."""
+
+import math
+
+import torch
+
+
+__all__ = ["make_grid", "to_pil"]
+
+
+def to_pil(images: torch.Tensor) -> list:
+    """PIL pictures of images (B, 3, H, W) in [-1, 1]; what lies outside is clamped."""
+    from PIL import Image
+
+    pixels = (images.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to("cpu", torch.uint8)
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+def make_grid(images: list, columns: int | None = None, labels: list[str] | None = None, padding: int = 2):
+    """One PIL picture of many of the same size, row by row on white.
+
+    Args:
+        images: PIL pictures.
+        columns: pictures in a row; by default the sheet is about square. Rows of n originals and their n
+            reconstructions are `make_grid(originals + reconstructions, columns=n)`.
+        labels: a caption above each picture, shortened to its width.
+        padding: pixels around each picture.
+
+    Raises:
+        ValueError: no images, or another number of labels.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not images:
+        raise ValueError("images must hold at least one picture, got none")
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"labels must be as many as the {len(images)} images, got {len(labels)}")
+    columns = columns or math.ceil(len(images) ** 0.5)
+    width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
+    font = ImageFont.load_default(size=max(9, width // 11))
+    header = 0 if labels is None else sum(font.getmetrics()) + padding
+    cell_width, cell_height = width + 2 * padding, height + header + 2 * padding
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        left, top = column * cell_width + padding, row * cell_height + padding
+        sheet.paste(image, (left, top + header))
+        if labels is not None:
+            draw.text((left, top), _shorten(labels[index], font, width), fill="black", font=font)
+    return sheet
+
+
+def _shorten(text, font, width):
+    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,194 @@
+"""What a model consists of: parts, exact parameter counts and shapes, of a preset or of a saved folder.
+
+Nothing here allocates memory for weights: models are built on the meta device, and of checkpoints only the headers are
+read.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import ModelMixin
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+import hf_fae
+
+from .encoders import VisionEncoder
+from .latents import LatentAutoencoderMixin
+from .layers.positions import SinCosPositions, grid_size
+from .presets import PRESETS, build_preset
+
+
+__all__ = ["count_parameters", "inspect", "inspect_model", "model_shapes"]
+
+# The name that diffusers and transformers give to weight files, with an optional variant and shard number.
+WEIGHT_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.([^.]+?))?(?:-\d{5}-of-\d{5})?\.safetensors")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters of `module` as the papers count them: with the fixed sin-cos tables, without statistics buffers."""
+    tables = (part.table for part in module.modules() if isinstance(part, SinCosPositions))
+    return sum(tensor.numel() for tensor in (*module.parameters(), *tables))
+
+
+def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
+    """Shapes of what goes through `model` at its training size, without the batch axis.
+
+    Args:
+        model: a tokenizer or a denoiser on the meta device, where running it costs nothing.
+    """
+    config = model.config
+    if isinstance(model, LatentAutoencoderMixin):
+        grid = tuple(side // config.patch_size for side in grid_size(config.sample_size))
+        features = torch.empty(1, grid[0] * grid[1], config.feature_dim, device="meta")
+        posterior = model.encode_features(features, grid).latent_dist
+        tensors = {
+            "features": features,
+            "moments": posterior.parameters,
+            "latents": posterior.mean,
+            "decoded_features": model.decode_features(posterior.mean),
+            "image": model.decode(posterior.mean).sample,
+        }
+    else:
+        latents = torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")
+        labels = torch.empty(1, dtype=torch.long, device="meta")
+        sample = model(latents, torch.empty(1, device="meta"), labels).sample
+        tensors = {"hidden_states": latents, "sample": sample}
+    return {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
+
+
+def inspect_model(name: str, model: ModelMixin) -> dict:
+    """`name`, `class`, `parameters` (by part, and `total`), `shapes` and `config` of a model on the meta device.
+
+    A tokenizer's frozen encoder stands apart under `frozen`, not in the total.
+    """
+    parts = {part: count_parameters(module) for part, module in model.named_children() if part != "image_encoder"}
+    report = {
+        "name": name,
+        "class": type(model).__name__,
+        "parameters": {**{part: count for part, count in parts.items() if count}, "total": sum(parts.values())},
+        "shapes": model_shapes(model),
+        "config": {key: value for key, value in model.config.items() if not key.startswith("_")},
+    }
+    if encoder_config := model.config.get("image_encoder_config"):
+        with torch.device("meta"):
+            report["frozen"] = {"image_encoder": count_parameters(VisionEncoder.from_config(encoder_config))}
+    return report
+
+
+def inspect(name_or_path: str | Path) -> dict:
+    """Describe a preset, or a folder with a saved model or pipeline.
+
+    Returns:
+        For a model what `inspect_model` returns, for a folder also `weights`: for each variant its dtypes and bytes.
+        For a pipeline `name`, `class`, `parameters` (by component, and `total`), `config` and `components`, a
+        description of each.
+
+    Raises:
+        ValueError: neither a preset nor such a folder, a config of an unknown class or with unknown keys, or
+            safetensors files that are damaged or do not fit their config.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if (path / "model_index.json").is_file():
+        return _inspect_pipeline(path)
+    if (path / "config.json").is_file():
+        return _inspect_component(path)
+    if path.is_dir():
+        raise ValueError(f"folder {name!r} has neither a config.json nor a model_index.json")
+    if name not in PRESETS and len(path.parts) > 1:
+        raise ValueError(f"{name!r} is no folder")
+    return inspect_model(name, build_preset(name, device="meta"))
+
+
+def _inspect_pipeline(path: Path) -> dict:
+    index = _read_json(path / "model_index.json")
+    # A component is recorded as [library, class], and as [null, null] where it was left out.
+    names = [key for key, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]]
+    components = {}
+    for name in names:
+        folder = path / name
+        if (folder / "config.json").is_file():
+            components[name] = _inspect_component(folder)
+        elif folder.is_dir():  # a scheduler or an image processor: no weights
+            components[name] = {"name": name, "class": index[name][1], "parameters": {"total": 0}}
+        else:
+            raise ValueError(f"folder {str(path)!r} lacks its component {name!r}")
+    counts = {name: part["parameters"]["total"] for name, part in components.items() if part["parameters"]["total"]}
+    return {
+        "name": str(path),
+        "class": index.get("_class_name"),
+        "parameters": {**counts, "total": sum(counts.values())},
+        "config": {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)},
+        "components": components,
+    }
+
+
+def _inspect_component(path: Path) -> dict:
+    config = _read_json(path / "config.json")
+    tensors = _read_headers(path)
+    weights = {variant: _summary(found) for variant, found in tensors.items()}
+    class_name = config.get("_class_name")
+    if class_name is None:
+        if "model_type" not in config:
+            raise ValueError(f"{str(path / 'config.json')!r} names no model class")
+        # A transformers model: its weights tell all.
+        counts = [sum(torch.Size(shape).numel() for _, shape in found.values()) for found in tensors.values()]
+        total = {"total": max(counts, default=0)}
+        model_class = (config.get("architectures") or [config["model_type"]])[0]
+        return {"name": path.name, "class": model_class, "parameters": total, "config": config, "weights": weights}
+
+    model_class = getattr(hf_fae, class_name, None) or getattr(diffusers, class_name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
+        raise ValueError(f"{str(path / 'config.json')!r} names the class {class_name!r}, which is no model known here")
+    with torch.device("meta"):
+        model = model_class.from_config(config)
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    for variant, found in tensors.items():
+        _check_fit(path, variant, expected, {name: shape for name, (_, shape) in found.items()})
+    return {**inspect_model(str(path), model), "weights": weights}
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no valid JSON: {error}") from error
+
+
+def _read_headers(folder: Path) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    """Variant ("" without one) -> tensor name -> dtype and shape, over all shards."""
+    variants = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if match := WEIGHT_FILE.fullmatch(path.name):
+            tensors = variants.setdefault(match[1] or "", {})
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():
+                        header = file.get_slice(name)
+                        tensors[name] = (header.get_dtype(), header.get_shape())
+            except SafetensorError as error:
+                raise ValueError(f"{str(path)!r} is no complete safetensors file: {error}") from error
+    return variants
+
+
+def _summary(tensors: dict[str, tuple[str, list[int]]]) -> dict:
+    dtypes = Counter()
+    for dtype, shape in tensors.values():
+        dtypes[dtype] += torch.Size(shape).numel()
+    return {"tensors": len(tensors), "elements": dict(dtypes)}
+
+
+def _check_fit(path: Path, variant: str, expected: dict[str, list[int]], found: dict[str, list[int]]) -> None:
+    problems = {
+        "lack": sorted(expected.keys() - found.keys()),
+        "have the unknown": sorted(found.keys() - expected.keys()),
+        "have another shape of": sorted(name for name in expected.keys() & found if expected[name] != found[name]),
+    }
+    for problem, names in problems.items():
+        if names:
+            which = f"weights (variant {variant!r})" if variant else "weights"
+            raise ValueError(f"the {which} in {str(path)!r} {problem} {names[0]!r} ({len(names)} such tensors)")

@@ -1,0 +1,163 @@
+"""Contract 2: what all tokenizers share. Normalised latents, and images larger than memory in slices and tiles."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DiagonalGaussianDistribution
+
+
+__all__ = ["LatentAutoencoderMixin", "blend_tiles", "check_finite", "normalized_posterior"]
+
+
+def normalized_posterior(
+    moments: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+) -> DiagonalGaussianDistribution:
+    """The Gaussian of (z - mean) / std, given the moments (B, 2C, H, W) of the Gaussian of z: mean, then log-variance.
+
+    The log-variance of z is clamped to [-30, 20], as everywhere in latent diffusion.
+    """
+    z_mean, z_logvar = moments.float().chunk(2, dim=1)
+    mean, std = mean.float(), std.float()
+    normalized = torch.cat([(z_mean - mean) / std, z_logvar.clamp(-30, 20) - 2 * std.log()], dim=1)
+    return DiagonalGaussianDistribution(normalized.to(moments.dtype))
+
+
+def _starts(size: int, tile: int, stride: int) -> list[int]:
+    """Where tiles begin; the last one ends flush with the picture."""
+    return [*range(0, max(size - tile, 0), stride), max(size - tile, 0)]
+
+
+def blend_tiles(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    inputs: torch.Tensor,
+    tile: tuple[int, int],
+    input_unit: int,
+    output_unit: int,
+) -> torch.Tensor:
+    """Apply `function` to overlapping tiles of `inputs` (B, C, H, W) and blend the results linearly.
+
+    Args:
+        tile: height and width of a tile in latent cells; neighbours overlap by at least a quarter.
+        input_unit, output_unit: pixels of a latent cell in the inputs and in the outputs (1 where they are latents).
+    """
+    rows, columns = inputs.shape[2] // input_unit, inputs.shape[3] // input_unit
+    total = weight = None
+    for top in _starts(rows, tile[0], -(-tile[0] * 3 // 4)):
+        for left in _starts(columns, tile[1], -(-tile[1] * 3 // 4)):
+            window = inputs[
+                :,
+                :,
+                top * input_unit : (top + tile[0]) * input_unit,
+                left * input_unit : (left + tile[1]) * input_unit,
+            ]
+            piece = function(window)
+            if total is None:
+                shape = (*piece.shape[:2], rows * output_unit, columns * output_unit)
+                total = piece.new_zeros(shape, dtype=torch.float32)
+                weight = piece.new_zeros((1, 1, *shape[2:]), dtype=torch.float32)
+            height, width = piece.shape[2:]
+            ramp = _hat(height, piece.device)[:, None] * _hat(width, piece.device)
+            y, x = top * output_unit, left * output_unit
+            total[:, :, y : y + height, x : x + width] += piece.float() * ramp
+            weight[:, :, y : y + height, x : x + width] += ramp
+    return (total / weight).to(piece.dtype)
+
+
+def _hat(size: int, device: torch.device) -> torch.Tensor:
+    """Weights that rise from the border to the middle: pieces fade into each other."""
+    position = torch.arange(size, device=device, dtype=torch.float32)
+    return torch.minimum(position + 1, size - position)
+
+
+class LatentAutoencoderMixin(AutoencoderMixin):
+    """Latent statistics, slicing and tiling for a tokenizer.
+
+    A tokenizer calls `init_latents` in `__init__`; `encode` then gives and `decode` takes latents (B, C, H, W) of zero
+    mean and unit variance over the data set, and nobody outside sees a mean, a std or a scaling factor.
+    """
+
+    _keep_in_fp32_modules = ["latents_mean", "latents_std"]
+
+    def init_latents(self, *shape: int, tile: tuple[int, int]) -> None:
+        """Make the statistics buffers of `shape`: (C, 1, 1) per channel or (C, H, W) per element; identity at first.
+
+        `tile` is the height and width in latent cells above which `enable_tiling` works in tiles of that size.
+        """
+        self.register_buffer("latents_mean", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("latents_std", torch.ones(shape, dtype=torch.float32))
+        self.use_slicing = False
+        self.use_tiling = False
+        self._tile = tile
+
+    @torch.no_grad()
+    def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Set the mean and standard deviation of *unnormalised* latents over the training set.
+
+        They replace earlier ones: estimate them on `denormalize_latents` of what `encode` gives.
+
+        Raises:
+            ValueError: a shape other than that of `latents_mean`, non-finite values or a std that is not positive.
+        """
+        for name, value in (("mean", mean), ("std", std)):
+            if value.shape != self.latents_mean.shape:
+                raise ValueError(f"{name} must have shape {tuple(self.latents_mean.shape)}, got {tuple(value.shape)}")
+            check_finite(name, value)
+        if (std <= 0).any():
+            raise ValueError(f"std must be positive, got {std.min().item()}")
+        self.latents_mean = mean.detach().to(self.latents_mean.device, torch.float32).clone()
+        self.latents_std = std.detach().to(self.latents_std.device, torch.float32).clone()
+
+    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents in the scale in which the tokenizer was trained, computed in fp32."""
+        return (latents.float() * self.latents_std.float() + self.latents_mean.float()).to(latents.dtype)
+
+    def _in_parts(
+        self, function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, input_unit: int, output_unit: int
+    ) -> torch.Tensor:
+        """`function(inputs)`, by slices of one sample and by tiles where these are on; units as in `blend_tiles`."""
+
+        def in_tiles(part):
+            height, width = part.shape[2] // input_unit, part.shape[3] // input_unit
+            if self.use_tiling and (height > self._tile[0] or width > self._tile[1]):
+                return blend_tiles(function, part, self._tile, input_unit, output_unit)
+            return function(part)
+
+        if self.use_slicing and inputs.shape[0] > 1:
+            return torch.cat([in_tiles(sample) for sample in inputs.split(1)])
+        return in_tiles(inputs)
+
+    def check_images(self, pixel_values: torch.Tensor, multiple_of: int) -> None:
+        """Refuse what is no batch of images.
+
+        Raises:
+            ValueError: not floating point, not (B, 3, H, W), or sides that are no positive multiples of `multiple_of`.
+        """
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values must be floating point in [-1, 1], got {pixel_values.dtype}")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"pixel_values must have shape (batch, 3, height, width), got {tuple(pixel_values.shape)}")
+        height, width = pixel_values.shape[2:]
+        if height % multiple_of or width % multiple_of or height * width == 0:
+            raise ValueError(
+                f"pixel_values must have sides that are multiples of {multiple_of}, got height {height}, width {width}"
+            )
+
+    def check_latents(self, latents: torch.Tensor) -> None:
+        """Refuse what is no batch of this tokenizer's latents.
+
+        Raises:
+            ValueError: not (B, latent_channels, H, W).
+        """
+        channels = self.latents_mean.shape[0]
+        if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape[2:]:
+            raise ValueError(f"latents must have shape (batch, {channels}, height, width), got {tuple(latents.shape)}")
+
+
+def check_finite(name: str, values: torch.Tensor) -> None:
+    """Refuse NaN and infinity; under `torch.compile` nothing is checked, as that would need the values.
+
+    Raises:
+        ValueError: `values` are not all finite.
+    """
+    if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(values)).sum())} NaN or infinite values")

@@ -1,0 +1,67 @@
+"""Where a token lies on its grid: the fixed sin-cos table that is added, and rotary angles that turn q and k."""
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb, get_2d_sincos_pos_embed_from_grid
+from torch import nn
+
+
+__all__ = ["SinCosPositions", "apply_rotary", "grid_size", "rotary_angles"]
+
+
+def grid_size(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a config value that is one number for squares or a pair."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def sincos_table(dim: int, grid: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+    """2-D sin-cos embeddings (1, height * width, dim) in fp32; the first half of `dim` encodes the column, as in MAE."""
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], device=device), torch.arange(grid[1], device=device), indexing="ij"
+    )
+    return get_2d_sincos_pos_embed_from_grid(dim, torch.stack([columns, rows])).float()[None]
+
+
+class SinCosPositions(nn.Module):
+    """Fixed 2-D sin-cos positions for a grid; other grids are computed when they come.
+
+    The papers count this table among the parameters (specs: 256 x width), see `hf_fae.inspection`.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int]):
+        super().__init__()
+        self.dim, self.grid = dim, grid
+        self.register_buffer("table", sincos_table(dim, grid), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        # A cast to half precision must not round the table: build it anew on the device it went to.
+        if self.table.dtype != torch.float32:
+            self.table = sincos_table(self.dim, self.grid, self.table.device)
+        return self
+
+    def forward(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """Embeddings (1, height * width, dim) in fp32."""
+        return self.table if grid == self.grid else sincos_table(self.dim, grid, device)
+
+
+def rotary_angles(head_dim: int, grid: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (height * width, head_dim / 2) in fp32 of 2-D rotary positions, theta 10000.
+
+    A head is made of pairs of neighbouring channels; the first half of the pairs turns with the row, the second with
+    the column.
+    """
+    exponents = torch.arange(0, head_dim // 2, 2, device=device, dtype=torch.float32) / (head_dim // 2)
+    frequencies = 10000.0**-exponents
+    rows = torch.arange(grid[0], device=device)[:, None, None].expand(*grid, 1)
+    columns = torch.arange(grid[1], device=device)[None, :, None].expand(*grid, 1)
+    angles = torch.cat([rows * frequencies, columns * frequencies], dim=-1).flatten(0, 1)
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn queries or keys (batch, tokens, heads, head_dim) by the angles of `rotary_angles`, in fp32."""
+    if torch.compiler.is_compiling():
+        angles = (cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1))
+        return apply_rotary_emb(hidden_states, angles, sequence_dim=1)
+    # One complex product is three to six times as fast as the real form in eager mode; the compiler cannot fuse it.
+    return apply_rotary_emb(hidden_states, torch.complex(cos, sin)[None], use_real=False)

@@ -1,0 +1,40 @@
+"""The base of every model here: diffusers' `ModelMixin`, which additionally refuses what does not fit."""
+
+import inspect
+
+from diffusers import ConfigMixin, ModelMixin
+
+
+__all__ = ["StrictModelMixin"]
+
+
+class StrictModelMixin(ModelMixin, ConfigMixin):
+    """diffusers only logs when a config has foreign keys or a checkpoint lacks weights (and leaves these on the meta
+    device, to fail much later). Here both are errors at once."""
+
+    config_name = "config.json"
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        known = inspect.signature(cls.__init__).parameters
+        # Keys of diffusers' own (`_class_name`, `quantization_config`, ...) are not ours to judge.
+        unknown = sorted(k for k in config_dict if k not in known and k[0] != "_" and k != "quantization_config")
+        if unknown:
+            raise ValueError(f"config of {cls.__name__} has unknown keys {unknown}; known keys are {list(known)[1:]}")
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, output_loading_info=False, **kwargs):
+        """As diffusers' `ModelMixin.from_pretrained`.
+
+        Raises:
+            ValueError: the checkpoint lacks weights of this model or has others, or its config has unknown keys.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        for kind in ("missing_keys", "unexpected_keys"):
+            if info[kind]:
+                raise ValueError(
+                    f"the weights at {str(pretrained_model_name_or_path)!r} do not fit {cls.__name__}: "
+                    f"{len(info[kind])} {kind.replace('_', ' ')}, for example {sorted(info[kind])[:3]}"
+                )
+        return (model, info) if output_loading_info else model

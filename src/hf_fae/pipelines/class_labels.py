@@ -1,0 +1,62 @@
+"""Class labels by number or by name, as all class-conditional pipelines take them."""
+
+import difflib
+
+import torch
+
+
+__all__ = ["ClassLabelsMixin"]
+
+
+class ClassLabelsMixin:
+    """Adds `id2label` to a pipeline with a `transformer` that has `config.num_classes` classes."""
+
+    def register_labels(self, id2label: dict[int, str] | None) -> None:
+        """Save `id2label` with the pipeline. A name may list synonyms, "tench, Tinca tinca": each is a name of its own.
+
+        Raises:
+            ValueError: a key that is no class of the transformer.
+        """
+        # JSON has turned the keys of a loaded pipeline into strings.
+        id2label = None if id2label is None else {int(key): name for key, name in id2label.items()}
+        for key in id2label or {}:
+            if not 0 <= key < self.transformer.config.num_classes:
+                raise ValueError(f"id2label must have keys below {self.transformer.config.num_classes}, got {key}")
+        self.register_to_config(id2label=id2label)
+        self.id2label = id2label or {}
+        self.label2id = {}
+        for key, names in self.id2label.items():
+            # ImageNet has names twice ("crane", "maillot"): the first class keeps the name, the number tells them apart.
+            for name in {names, *(part.strip() for part in names.split(","))}:
+                self.label2id.setdefault(name, key)
+
+    def label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor, name: str) -> list[int]:
+        """Class ids of numbers, names or a list of either; `name` is the argument that an error speaks of.
+
+        Raises:
+            ValueError: an unknown name, a number out of range, something that is neither, or an empty list.
+        """
+        if isinstance(class_labels, torch.Tensor):
+            class_labels = class_labels.tolist()
+        labels = list(class_labels) if isinstance(class_labels, (list, tuple)) else [class_labels]
+        if not labels:
+            raise ValueError(f"{name} must name at least one class, got {class_labels!r}")
+        return [self._label_id(label, name) for label in labels]
+
+    def _label_id(self, label: int | str, name: str) -> int:
+        num_classes = self.transformer.config.num_classes
+        if isinstance(label, str):
+            if label in self.label2id:
+                return self.label2id[label]
+            if not self.label2id:
+                raise ValueError(f"{name} must be numbers, as this pipeline has no id2label; got {label!r}")
+            close = difflib.get_close_matches(label, self.label2id, n=3)
+            raise ValueError(
+                f"{name} has the unknown name {label!r}; "
+                + (f"did you mean {' or '.join(map(repr, close))}?" if close else "see `pipe.id2label` for all names")
+            )
+        if not isinstance(label, int) or isinstance(label, bool):
+            raise ValueError(f"{name} must be numbers or names of classes, got {label!r}")
+        if not 0 <= label < num_classes:
+            raise ValueError(f"{name} must be from 0 to {num_classes - 1}, got {label}")
+        return label

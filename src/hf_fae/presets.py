@@ -1,0 +1,115 @@
+"""The published sizes, as data. `build_preset(name)` makes the model of that size, with random weights."""
+
+import difflib
+
+import torch
+from diffusers import ModelMixin
+
+import hf_fae
+
+
+__all__ = ["PRESETS", "build_preset"]
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+
+
+def _dinov2(hidden_size: int, num_layers: int, swiglu: bool = False) -> dict:
+    """DINOv2/14 without registers (arXiv 2304.07193, Table 17: heads of width 64), at 224 px: a grid of 16 x 16."""
+    model = {
+        "model_type": "dinov2",
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": hidden_size // 64,
+        "patch_size": 14,
+        "image_size": 518,
+        "use_swiglu_ffn": swiglu,
+    }
+    return {"model": model, "image_size": [224, 224], **IMAGENET}
+
+
+def _siglip2_g_opt(image_size: int) -> dict:
+    """SigLIP2 g-opt/16 (arXiv 2502.14786): 1536 wide. Its fixed-size checkpoints have SigLIP's model type."""
+    model = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1536,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 16,
+        "intermediate_size": 6144,
+        "patch_size": 16,
+        "image_size": image_size,
+    }
+    return {"model": model, "image_size": [image_size, image_size], **HALF}
+
+
+def _fae(encoder_id: str, encoder_config: dict, sample_size: int = 256, latent_channels: int = 32) -> tuple[str, dict]:
+    """FAE (arXiv 2512.07829, appendix D): all but the widths is the same for all encoders, see `AutoencoderFAE`."""
+    config = {
+        "feature_dim": encoder_config["model"]["hidden_size"],
+        "latent_channels": latent_channels,
+        "sample_size": sample_size,
+        "image_encoder_id": encoder_id,
+        "image_encoder_config": encoder_config,
+    }
+    return "AutoencoderFAE", config
+
+
+# DiT's sizes (arXiv 2212.09748, Table 1), which SiT and LightningDiT keep: layers, heads, head width.
+DIT_SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "l": (24, 16, 64), "xl": (28, 16, 72)}
+# The two ends of FAE's Table 6.
+DIT_KINDS = {
+    "lightningdit": {"norm_type": "rms_norm", "ff_type": "swiglu", "use_rope": True},  # arXiv 2501.01423
+    "sit": {"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": False},  # arXiv 2401.08740
+}
+
+
+def _dit(kind: str, size: str) -> tuple[str, dict]:
+    """A denoiser with patch size 1 for 16 x 16 x 32 latents and the 1000 classes of ImageNet (FAE, appendix D)."""
+    num_layers, heads, head_dim = DIT_SIZES[size]
+    config = {
+        "sample_size": 16,
+        "patch_size": 1,
+        "in_channels": 32,
+        "num_layers": num_layers,
+        "num_attention_heads": heads,
+        "attention_head_dim": head_dim,
+        "num_classes": 1000,
+        **DIT_KINDS[kind],
+    }
+    return "LightningDiTTransformer2DModel", config
+
+
+# Name -> (class name, arguments of its constructor).
+PRESETS: dict[str, tuple[str, dict]] = {
+    # FAE appendix D: the main tokenizer, 38.17 + 170.43 + 305.36 M.
+    "fae-dinov2-g": _fae("facebook/dinov2-giant", _dinov2(1536, 40, swiglu=True)),
+    # Ours, for smaller budgets: the same recipe on smaller encoders (fae spec, section 14).
+    "fae-dinov2-b": _fae("facebook/dinov2-base", _dinov2(768, 12)),
+    "fae-dinov2-s": _fae("facebook/dinov2-small", _dinov2(384, 12)),
+    # FAE section 5.2: the tokenizer of text-to-image and retrieval.
+    "fae-siglip2-g-opt": _fae("google/siglip2-giant-opt-patch16-256", _siglip2_g_opt(256)),
+    # FAE appendix D, column MMDiT-384: latents of 24 x 24 x 64 for the showcase images.
+    "fae-siglip2-g-opt-384": _fae(
+        "google/siglip2-giant-opt-patch16-384", _siglip2_g_opt(384), sample_size=384, latent_channels=64
+    ),
+    # FAE appendix D, column LDM: lightningdit-xl-1 is its 675.26 M; the sit models are those of its Tables 5 and 6.
+    **{f"{kind}-{size}-1": _dit(kind, size) for kind in DIT_KINDS for size in DIT_SIZES},
+}
+
+
+def build_preset(name: str, device: str | torch.device | None = None) -> ModelMixin:
+    """The model of that size with random weights; a tokenizer comes without its frozen encoder (`load_encoder`).
+
+    Args:
+        name: a key of `PRESETS`.
+        device: where the weights are made, by default torch's default device; `"meta"` allocates no memory.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=3) or sorted(PRESETS)
+        raise ValueError(f"name {name!r} is no preset; did you mean {', '.join(close)}?")
+    class_name, config = PRESETS[name]
+    with torch.device(device or torch.get_default_device()):
+        return getattr(hf_fae, class_name)(**config)

@@ -1,0 +1,47 @@
+"""Makes diffusers find our classes: one table entry and a few attributes.
+
+diffusers resolves a pipeline's components through the table `LOADABLE_CLASSES` and its pipeline classes through its own
+namespace. With both filled in, components are recorded as `["hf_fae", "AutoencoderFAE"]` (files are free to move) and
+folders, Hub ids, `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` all work after `import hf_fae`.
+"""
+
+import importlib
+
+import diffusers
+
+
+__all__ = ["BASE_CLASSES", "PUBLISHED", "register"]
+
+# diffusers asks the library's own namespace for the base class of a component, to learn how that is saved and loaded.
+BASE_CLASSES = {
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
+    "DiffusionPipeline": "diffusers",
+}
+
+# Components and pipelines: recorded in checkpoints by these names, which therefore never change.
+PUBLISHED = {
+    "AutoencoderFAE": "hf_fae.autoencoders.fae",
+    "FAEDiTPipeline": "hf_fae.pipelines.fae_dit",
+    "FlowMatchEulerMaruyamaScheduler": "hf_fae.schedulers.euler_maruyama",
+    "LightningDiTTransformer2DModel": "hf_fae.generators.lightning_dit",
+}
+
+
+def register() -> None:
+    """Register hf_fae with diffusers; names that diffusers already has are left alone.
+
+    Raises:
+        ImportError: this diffusers release has no table of loadable classes.
+    """
+    try:
+        from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+    except ImportError as error:
+        raise ImportError(
+            f"hf_fae needs diffusers >= 0.40 and < 0.43, whose loader it extends; found diffusers {diffusers.__version__}"
+        ) from error
+
+    LOADABLE_CLASSES.setdefault("hf_fae", {base: ["save_pretrained", "from_pretrained"] for base in BASE_CLASSES})
+    for name, module in PUBLISHED.items():
+        if not hasattr(diffusers, name):
+            setattr(diffusers, name, getattr(importlib.import_module(module), name))

@@ -1,0 +1,95 @@
+"""Arguments of the training scripts: dataclasses, filled from a YAML file and from flags."""
+
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+
+__all__ = ["LoopArguments", "parse_arguments"]
+
+
+@dataclass
+class LoopArguments:
+    """How to train, whatever is trained."""
+
+    output_dir: str = field(metadata={"help": "Folder of the run: log, checkpoints, validation pictures, the result."})
+    max_train_steps: int = field(default=100_000, metadata={"help": "Number of optimiser steps."})
+    train_batch_size: int = field(default=32, metadata={"help": "Images per process and forward pass."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimiser step."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the first moment."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's decay of the second moment."})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
+    lr_scheduler: Literal["constant", "cosine"] = field(
+        default="constant", metadata={"help": "Learning rate after the warm-up: constant, or down to 0 by a cosine."}
+    )
+    lr_warmup_steps: int = field(default=0, metadata={"help": "Steps over which the learning rate rises linearly."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this norm; 0: do not clip."})
+    max_nonfinite_steps: int = field(
+        default=10,
+        metadata={"help": "Steps whose gradient is not finite are skipped; stop after this many in a row."},
+    )
+    ema_decay: float = field(
+        default=0.9999, metadata={"help": "Decay of the averaged weights that are validated and saved; 0: none."}
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Autocast precision."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for activation memory."})
+    compile: bool = field(default=False, metadata={"help": "Compile the objective with torch.compile."})
+    seed: int = field(default=0, metadata={"help": "Seed of initial weights, data order and all noise."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that decode pictures, per rank."})
+    logging_steps: int = field(
+        default=50, metadata={"help": "Log every N steps; the device is not awaited in between."}
+    )
+    validation_steps: int = field(default=1000, metadata={"help": "Validate every N steps, and at the end."})
+    checkpointing_steps: int = field(
+        default=1000, metadata={"help": "Write a checkpoint every N steps, and at the end."}
+    )
+    checkpoints_total_limit: int | None = field(default=None, metadata={"help": "Keep the newest N; none: keep all."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint folder, or 'latest': the newest of output_dir, if there is one."}
+    )
+    report_to: Literal["tensorboard", "none"] = field(
+        default="tensorboard", metadata={"help": "Tracker beside log.jsonl, if it is installed."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Set everything up, run one step and one validation, write nothing."}
+    )
+
+
+def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:
+    """Fill dataclasses from `--config FILE.yaml` and from flags, which win; both know the same names.
+
+    Args:
+        dataclass_types: dataclasses whose field names do not overlap.
+        argv: the command line without the program's name; by default that of the process.
+
+    Returns:
+        One instance of each dataclass, then a dict of all their values.
+
+    Raises:
+        SystemExit: unknown or missing arguments, or values of the wrong type (argparse's message).
+    """
+    parser = HfArgumentParser(dataclass_types, description=description)
+    parser.add_argument("--config", help="YAML file of arguments; flags on the command line win.")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    finder = HfArgumentParser((), add_help=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    if path is not None:
+        # Put before the flags as if they had been typed: the same checks and conversions, and the later one wins.
+        with open(path) as file:
+            values = yaml.safe_load(file) or {}
+        if not isinstance(values, dict):
+            parser.error(f"--config {path}: the file must hold a mapping of arguments, not {type(values).__name__}")
+        typed = []
+        for name, value in values.items():
+            if value is not None:
+                typed += [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
+        argv = typed + argv
+    *parsed, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return *parsed, {name: value for group in parsed for name, value in asdict(group).items()}

@@ -1,0 +1,170 @@
+"""What is minimised: FAE's stages (arXiv 2512.07829, sections 4.1 and 4.2) and flow matching on a tokenizer's latents.
+
+An objective is a module whose forward takes a batch and returns a dict of scalars: "loss", and whatever is worth
+logging. `model` is what it trains; everything else in it is frozen.
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..evaluation.reconstruction import feature_cosine
+from .perceptual import FeatureDistance
+
+
+__all__ = ["FeatureObjective", "FlowMatchingObjective", "PixelObjective", "kl_divergence", "shift_time"]
+
+
+def kl_divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)), the mean over all elements, in fp32."""
+    mean, logvar = mean.float(), logvar.float()
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
+    """t' = t / (s + (1 - s) t) for noise times t and the papers' s <= 1: more noise the smaller s (section 5.3).
+
+    The same as diffusers' `shift` = 1 / s.
+    """
+    return t / (shift + (1 - shift) * t)
+
+
+class _Objective(nn.Module):
+    """Freezes all of `model` but the named parts, and keeps what is frozen in eval mode."""
+
+    def __init__(self, model: nn.Module, trained: list[nn.Module]):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        for part in trained:
+            part.requires_grad_(True)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+        return self
+
+
+class FeatureObjective(_Objective):
+    """Stage Ia: encoder and feature decoder as a VAE on frozen features, |x_hat - x|^2 + kl_weight * KL (eq. 4.1).
+
+    Both terms are means over elements, of standardised features and of latents (spec, section 13). The latent
+    statistics of `model` are set back to identity: this stage is what defines the latents.
+
+    Args:
+        model: an `AutoencoderFAE` with its frozen encoder attached.
+        kl_weight: beta of means; beta of sums is larger by feature width / latent channels.
+    """
+
+    def __init__(self, model: nn.Module, kl_weight: float = 1e-3):
+        super().__init__(model, [model.encoder, model.feature_decoder])
+        model.set_latent_statistics(torch.zeros_like(model.latents_mean), torch.ones_like(model.latents_std))
+        self.kl_weight = kl_weight
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        features, grid = self.model.extract_features(batch["pixel_values"])
+        posterior = self.model.encode_features(features, grid).latent_dist
+        reconstruction = self.model.feature_decoder(posterior.sample().flatten(2).transpose(1, 2), grid).float()
+        target = self.model.standardize_features(features)
+        mse = F.mse_loss(reconstruction, target.float())
+        kl = kl_divergence(posterior.mean, posterior.logvar)
+        with torch.no_grad():
+            raw = reconstruction * self.model.features_std + self.model.features_mean
+            cosine = feature_cosine(raw, features)
+        return {"loss": mse + self.kl_weight * kl, "feature_mse": mse, "kl": kl, "feature_cosine": cosine}
+
+
+class PixelObjective(_Objective):
+    """Stages Ib and II: the pixel decoder, on noisy original features or on those that the tokenizer gives back.
+
+    The reconstruction term is on the [0, 1] scale of pixels, as in the TiTok recipe that the paper follows.
+
+    Args:
+        model: an `AutoencoderFAE` with its frozen encoder attached; stage II needs its stage Ia trained.
+        stage: `"Ib"`: features + `noise_sigma` * eps, in the standardised scale (section 4.2); `"II"`: features
+            decoded from a sample of the posterior.
+        noise_sigma: fixed noise level of stage Ib (0.4 for DINOv2).
+        reconstruction_loss: `"l2"` or `"l1"`.
+        perceptual: a distance of images, with `perceptual_weight`; None for none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stage: Literal["Ib", "II"] = "Ib",
+        noise_sigma: float = 0.4,
+        reconstruction_loss: Literal["l2", "l1"] = "l2",
+        perceptual: FeatureDistance | None = None,
+        perceptual_weight: float = 1.1,
+    ):
+        if stage not in ("Ib", "II"):
+            raise ValueError(f"stage must be 'Ib' or 'II', got {stage!r}")
+        if reconstruction_loss not in ("l2", "l1"):
+            raise ValueError(f"reconstruction_loss must be 'l2' or 'l1', got {reconstruction_loss!r}")
+        super().__init__(model, [model.pixel_decoder])
+        self.stage, self.noise_sigma = stage, noise_sigma
+        self.pixel_distance = F.mse_loss if reconstruction_loss == "l2" else F.l1_loss
+        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+
+    @torch.no_grad()
+    def decoder_input(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """What the pixel decoder is trained on: standardised features (B, N, C)."""
+        if self.stage == "Ib":
+            standard = self.model.standardize_features(features)
+            return standard + self.noise_sigma * torch.randn_like(standard)
+        latents = self.model.denormalize_latents(self.model.encode_features(features, grid).latent_dist.sample())
+        return self.model.feature_decoder(latents.flatten(2).transpose(1, 2), grid)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        images = batch["pixel_values"]
+        features, grid = self.model.extract_features(images)
+        decoded = self.model.pixel_decoder(self.decoder_input(features, grid), grid).float()
+        reconstruction = self.pixel_distance(decoded / 2, images.float() / 2)
+        losses = {"loss": reconstruction, "reconstruction": reconstruction}
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(decoded, images)
+            losses["loss"] = reconstruction + self.perceptual_weight * losses["perceptual"]
+        return losses
+
+
+class FlowMatchingObjective(_Objective):
+    """Flow matching of a class-conditional denoiser on a frozen tokenizer's latents (section 5; spec, section 7).
+
+    x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
+    the posterior, normalised.
+
+    Args:
+        model: `model(x_t, 1000 t, class_labels) -> .sample`, with `config.num_classes`, the null class.
+        vae: a tokenizer with its frozen encoder attached.
+        shift: s <= 1 of the time shift; 1 for none (paper: 0.4).
+        label_dropout: share of labels that become the null class while training; none do in eval mode.
+    """
+
+    def __init__(self, model: nn.Module, vae: nn.Module, shift: float = 1.0, label_dropout: float = 0.1):
+        if not 0 < shift <= 1:
+            raise ValueError(f"shift must be in (0, 1], the papers' s and not diffusers' 1 / s, got {shift}")
+        super().__init__(model, [model])
+        self.vae = vae.requires_grad_(False)
+        self.shift, self.label_dropout = shift, label_dropout
+
+    @torch.no_grad()
+    def latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """A sample (B, C, h, w) of the posterior of images (B, 3, H, W), normalised, in fp32."""
+        features, grid = self.vae.extract_features(pixel_values)
+        return self.vae.encode_features(features, grid).latent_dist.sample().float()
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        latents = self.latents(batch["pixel_values"])
+        t = shift_time(torch.rand(len(latents), device=latents.device), self.shift)
+        noise = torch.randn_like(latents)
+        noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
+        labels = batch["class_labels"]
+        if self.training:
+            dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+            labels = labels.masked_fill(dropped, self.model.config.num_classes)
+        velocity = self.model(noisy, 1000 * t, labels).sample
+        return {"loss": F.mse_loss(velocity.float(), noise - latents)}

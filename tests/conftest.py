@@ -1,0 +1,24 @@
+"""Fixtures that all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import hub  # noqa: F401 - a fixture
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of offline weights and data; tests that need it are skipped where it is not."""
+    default = Path(__file__).parents[2] / "shared" / "assets"
+    path = Path(os.environ.get("HF_FAE_ASSETS", default))
+    if not path.is_dir():
+        pytest.skip(f"needs the offline assets: set HF_FAE_ASSETS to their folder ({path} does not exist)")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test starts from the same random state, alone or among others."""
+    torch.manual_seed(0)

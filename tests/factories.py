@@ -1,0 +1,106 @@
+"""Tiny models with random weights, one factory a class: what tests, documentation and smoke runs build."""
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from hf_fae import AutoencoderFAE, FAEDiTPipeline, LightningDiTTransformer2DModel
+from hf_fae.encoders import VisionEncoder
+
+
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
+_MLP = {"intermediate_size": 64}
+
+TINY_VISION_CONFIGS = {
+    "dinov2": {**_SIZES, "mlp_ratio": 2, "image_size": 56},  # as in the real one, not the size that images have
+    "dinov2_with_registers": {**_SIZES, "mlp_ratio": 2, "num_register_tokens": 4},
+    "dinov3_vit": {**_SIZES, **_MLP, "num_register_tokens": 4},
+    "siglip": {**_SIZES, **_MLP, "model_type": "siglip_vision_model"},
+    "siglip2": {**_SIZES, **_MLP, "model_type": "siglip2_vision_model", "num_patches": 16},
+    "vit_mae": {**_SIZES, **_MLP},
+    "clip": {**_SIZES, **_MLP, "model_type": "clip_vision_model"},
+    "vit": {**_SIZES, **_MLP},
+    "timm_wrapper": {
+        "architecture": "vit_small_patch16_224",
+        "num_classes": 0,
+        "model_args": {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8, "img_size": 32, "reg_tokens": 2},
+    },
+}
+
+
+def tiny_encoder(model_type: str = "dinov2", **config) -> VisionEncoder:
+    """A frozen encoder for 32 px images: 4 x 4 tokens of width 32, 3 layers; `config` overrides the model's config."""
+    model = {"model_type": model_type, **TINY_VISION_CONFIGS[model_type], **config}
+    if model_type == "siglip2":
+        del model["image_size"]  # NaFlex has none
+    statistics = {"image_size": 32, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        encoder = VisionEncoder.from_config({"model": model, **statistics})
+        for parameter in encoder.parameters():  # so that no gain is 1, no bias and no token is 0
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return encoder
+
+
+def _build(make, seed: int):
+    """The model that `make` gives, its weights moved off their initial values: no gain is 1, no output layer is 0."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = make().eval()
+        for name, parameter in model.named_parameters():
+            if not name.startswith("image_encoder."):
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return model
+
+
+def tiny_fae(with_encoder: bool = True, **config) -> AutoencoderFAE:
+    """An FAE for 32 px images: latents (4, 4, 4), features of width 32, with statistics that are not the identity."""
+    config = {
+        "latent_channels": 4,
+        "sample_size": 32,
+        "patch_size": 8,
+        "encoder_attention_head_dim": 32,
+        "decoder_num_layers": 2,
+        "decoder_attention_head_dim": 16,
+        "pixel_hidden_size": 32,
+        "pixel_num_layers": 2,
+        "pixel_num_attention_heads": 2,
+        **config,
+    }
+    vae = _build(lambda: AutoencoderFAE.from_encoder(tiny_encoder(), **config), seed=1)
+    if not with_encoder:
+        vae.image_encoder = None
+    channels, width = vae.config.latent_channels, vae.config.feature_dim
+    vae.set_feature_statistics(torch.linspace(-1, 1, width), torch.linspace(0.5, 2, width))
+    vae.set_latent_statistics(
+        torch.linspace(-0.5, 0.5, channels)[:, None, None], torch.linspace(0.5, 1.5, channels)[:, None, None]
+    )
+    return vae
+
+
+def tiny_lightning_dit(**config) -> LightningDiTTransformer2DModel:
+    """A denoiser of latents (4, 4, 4) with 10 classes."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_classes": 10,
+        **config,
+    }
+    return _build(lambda: LightningDiTTransformer2DModel(**config), seed=2)
+
+
+def tiny_fae_dit_pipeline(with_encoder: bool = False, **kwargs) -> FAEDiTPipeline:
+    """A pipeline of the tiny models that draws 32 px images of "class 0" to "class 9" in 4 steps."""
+    kwargs = {
+        "vae": tiny_fae(with_encoder),
+        "transformer": tiny_lightning_dit(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "id2label": {index: f"class {index}" for index in range(10)},
+        "num_inference_steps": 4,
+        **kwargs,
+    }
+    pipe = FAEDiTPipeline(**kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

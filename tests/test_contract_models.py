@@ -1,0 +1,270 @@
+"""What diffusers' common tests check of a model, for every model class of the package. A new class is one more line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from diffusers import AutoModel
+from factories import tiny_encoder, tiny_fae, tiny_lightning_dit, tiny_sit
+from torch import nn
+
+from hf_fae.layers.positions import SinCosPositions
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A tiny model and inputs of its `forward` for a batch size; `lora` where it takes adapters."""
+
+    make: Callable[[], nn.Module]
+    inputs: Callable[[int], dict]
+    lora: bool = True
+
+
+def images(batch_size: int) -> dict:
+    return {"pixel_values": torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1}
+
+
+def noisy_latents(batch_size: int) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "hidden_states": torch.randn(batch_size, 4, 4, 4, generator=generator),
+        "timestep": torch.linspace(0, 1000, batch_size),
+        "class_labels": torch.arange(batch_size) % 6,
+    }
+
+
+CASES = {
+    "AutoencoderFAE": ModelCase(lambda: tiny_fae(tiny_encoder()), images, lora=False),
+    "LightningDiT": ModelCase(tiny_lightning_dit, noisy_latents),
+    "SiT": ModelCase(tiny_sit, noisy_latents),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request) -> ModelCase:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def model(case):
+    return case.make()
+
+
+def run(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).sample
+
+
+def cast(inputs: dict, dtype: torch.dtype) -> dict:
+    return {k: v.to(dtype) if k in ("pixel_values", "hidden_states") else v for k, v in inputs.items()}
+
+
+@pytest.mark.parametrize(
+    "save_kwargs", [{}, {"variant": "fp16"}, {"max_shard_size": "30KB"}, {"variant": "fp16", "max_shard_size": "30KB"}]
+)
+def test_save_and_load_are_equal_to_the_bit(case, model, tmp_path, save_kwargs):
+    model.save_pretrained(tmp_path, **save_kwargs)
+    loaded, info = type(model).from_pretrained(
+        tmp_path, variant=save_kwargs.get("variant"), output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert dict(loaded.config) == dict(model.config) | {"_name_or_path": str(tmp_path)}
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert torch.equal(run(loaded, case.inputs(2)), run(model, case.inputs(2)))
+    if "max_shard_size" in save_kwargs:
+        assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 1
+
+
+def test_auto_model_finds_the_class(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is type(model)
+
+
+def test_config_survives_json(model):
+    config = json.loads(model.to_json_string())
+    assert dict(type(model).from_config(config).config).items() >= {
+        key: value for key, value in model.config.items() if key[0] != "_"
+    }.items()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tables_and_buffers_survive_half_precision(case, model, tmp_path, dtype):
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=dtype)
+    cast_model = case.make().to(dtype)
+    assert loaded.dtype == cast_model.dtype == dtype
+    for other in (loaded, cast_model):
+        for reference, table in zip(tables(model), tables(other), strict=True):
+            assert torch.equal(reference, table)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("_mean", "_std")):
+            assert torch.equal(loaded.get_buffer(name), buffer)  # kept in fp32 on loading
+    sample = run(loaded, cast(case.inputs(2), dtype))
+    assert sample.dtype == dtype
+    torch.testing.assert_close(sample.float(), run(model, case.inputs(2)), atol=0.1, rtol=0.1)
+
+
+def tables(model):
+    return [module.table for module in model.modules() if isinstance(module, SinCosPositions)]
+
+
+def test_forward_is_deterministic_and_independent_of_the_batch(case, model):
+    whole = run(model, case.inputs(3))
+    assert torch.equal(whole, run(model, case.inputs(3)))
+    for i in range(3):
+        single = run(model, {key: value[i : i + 1] for key, value in case.inputs(3).items()})
+        torch.testing.assert_close(single, whole[i : i + 1], atol=1e-5, rtol=1e-4)
+
+
+def test_return_dict(case, model):
+    with torch.no_grad():
+        as_tuple = model(**case.inputs(2), return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 1
+    assert torch.equal(as_tuple[0], run(model, case.inputs(2)))
+
+
+def gradients(model, inputs):
+    model.train().zero_grad()
+    model(**inputs).sample.square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_changes_nothing(case, model):
+    plain = gradients(model, case.inputs(2))
+    model.enable_gradient_checkpointing()
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    calls = []
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            original = module._gradient_checkpointing_func
+            module._gradient_checkpointing_func = lambda *args, f=original: calls.append(1) or f(*args)
+    checkpointed = gradients(model, case.inputs(2))
+    assert calls, "no block was checkpointed"
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_one_step_moves_every_trainable_parameter_and_no_frozen_one(case, model):
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    gradients(model, case.inputs(3))
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        # Attention is invariant to a bias of the keys, whose gradient is zero up to rounding.
+        if not name.endswith("to_k.bias"):
+            assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("backend", ["native", "_native_math"])
+def test_attention_backends_agree(case, model, backend):
+    expected = run(model, case.inputs(2))
+    model.set_attention_backend(backend)
+    assert {processor._attention_backend.value for processor in model.attn_processors.values()} == {backend}
+    torch.testing.assert_close(run(model, case.inputs(2)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_fused_projections_agree(case, model):
+    expected = run(model, case.inputs(2))
+    model.fuse_qkv_projections()
+    torch.testing.assert_close(run(model, case.inputs(2)), expected, atol=1e-5, rtol=1e-4)
+    model.unfuse_qkv_projections()
+    assert torch.equal(run(model, case.inputs(2)), expected)
+
+
+def test_layerwise_casting(case, model):
+    expected = run(model, case.inputs(2))
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    stored = {p.dtype for p in model.parameters()}
+    assert torch.float8_e4m3fn in stored
+    sample = run(model, case.inputs(2))
+    assert sample.isfinite().all() and (sample - expected).norm() < 0.2 * expected.norm()
+
+
+def test_group_offload(case, model):
+    expected = run(model, case.inputs(2))
+    cpu = torch.device("cpu")
+    model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    assert torch.equal(run(model, case.inputs(2)), expected)
+
+
+def test_compiles_to_a_full_graph(case, model):
+    torch._dynamo.reset()
+    expected = run(model, case.inputs(2))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, case.inputs(2)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_repeated_blocks_compile_with_inductor(case, model):
+    torch._dynamo.reset()
+    expected = run(model, case.inputs(2))
+    model.compile_repeated_blocks(fullgraph=True)
+    torch.testing.assert_close(run(model, case.inputs(2)), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_lora_is_added_saved_and_loaded(case, model, tmp_path):
+    if not case.lora:
+        assert not hasattr(model, "add_adapter")
+        return
+    from peft import LoraConfig
+
+    expected = run(model, case.inputs(2))
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
+    assert all("lora" in name for name, p in model.named_parameters() if p.requires_grad)
+    adapted = run(model, case.inputs(2))
+    assert not torch.allclose(adapted, expected, atol=1e-3)
+    model.save_lora_adapter(tmp_path)
+
+    fresh = case.make()
+    fresh.load_lora_adapter(tmp_path, prefix=None)
+    assert torch.equal(run(fresh, case.inputs(2)), adapted)
+    fresh_scaled_to_zero = fresh(**case.inputs(2), attention_kwargs={"scale": 0.0}).sample
+    torch.testing.assert_close(fresh_scaled_to_zero, expected)
+    fresh.unload_lora()
+    assert torch.equal(run(fresh, case.inputs(2)), expected)
+
+
+def test_is_built_on_the_meta_device(case):
+    if case is CASES["AutoencoderFAE"]:
+        case = ModelCase(tiny_fae, images)
+    config = case.make().config
+    with torch.device("meta"):
+        model = type(case.make()).from_config(config)
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def test_checkpoint_that_does_not_fit_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    from safetensors.torch import load_file, save_file
+
+    weights = next(tmp_path.glob("*.safetensors"))
+    tensors, whole = load_file(weights), weights.read_bytes()
+    name = next(key for key in tensors if key.endswith("proj_out.weight"))
+
+    save_file({key: value for key, value in tensors.items() if key != name}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 missing keys, for example .*{name}"):
+        type(model).from_pretrained(tmp_path)
+
+    save_file(tensors | {"foreign.weight": torch.zeros(1)}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 unexpected keys, for example .*foreign.weight"):
+        type(model).from_pretrained(tmp_path)
+
+    save_file(tensors | {name: torch.zeros(3, 3)}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"expected shape .*\(3, 3\)|\[3, 3\]"):
+        type(model).from_pretrained(tmp_path)
+
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises((OSError, ValueError), match=weights.name):
+        type(model).from_pretrained(tmp_path)
+
+
+def test_config_with_unknown_keys_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_layer": 3}))
+    with pytest.raises(ValueError, match=r"unknown keys \['num_layer'\]"):
+        type(model).from_pretrained(tmp_path)

@@ -1,0 +1,231 @@
+"""What diffusers' common tests check of a pipeline, for every pipeline class. A new class is one more line."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from factories import tiny_fae_dit_pipeline
+
+import hf_fae
+
+
+def tiny_fae_dit_sde_pipeline():
+    return tiny_fae_dit_pipeline(scheduler=hf_fae.FlowMatchEulerMaruyamaScheduler(shift=2.5))
+
+
+# Factories of pipelines that take `class_labels` among "cat", "dog" and numbers below 5.
+CASES = {"FAEDiT": tiny_fae_dit_pipeline, "FAEDiT-SDE": tiny_fae_dit_sde_pipeline}
+
+
+@pytest.fixture(params=CASES)
+def pipe(request):
+    return CASES[request.param]()
+
+
+def draw(pipe, class_labels="cat", seed=0, **kwargs):
+    kwargs = {"generator": seeded(seed), "output_type": "pt"} | kwargs
+    return pipe(class_labels, **kwargs).images
+
+
+def seeded(*seeds):
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return generators[0] if len(seeds) == 1 else generators
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"variant": "fp16"}, {"max_shard_size": "30KB"}])
+def test_save_and_load_are_equal_to_the_bit(pipe, tmp_path, kwargs):
+    pipe.save_pretrained(tmp_path, **kwargs)
+    for cls in (type(pipe), DiffusionPipeline):
+        loaded = cls.from_pretrained(tmp_path, variant=kwargs.get("variant"))
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is type(pipe)
+        assert loaded.id2label == pipe.id2label
+        assert torch.equal(draw(loaded, ["dog", 3]), draw(pipe, ["dog", 3]))
+
+
+def test_components_are_recorded_by_public_name(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    index = type(pipe).load_config(tmp_path)
+    for name in ("vae", "transformer"):
+        assert index[name] == ["hf_fae", type(getattr(pipe, name)).__name__]
+    assert index["_class_name"] == type(pipe).__name__
+
+
+def test_loads_in_bf16(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.vae.dtype == loaded.transformer.dtype == torch.bfloat16
+    assert torch.equal(loaded.vae.latents_std, pipe.vae.latents_std)
+    torch.testing.assert_close(draw(loaded).float(), draw(pipe), atol=0.1, rtol=0.1)
+
+
+def test_seed_decides(pipe):
+    assert torch.equal(draw(pipe, seed=0), draw(pipe, seed=0))
+    assert not torch.equal(draw(pipe, seed=0), draw(pipe, seed=1))
+
+
+def test_images_do_not_depend_on_their_batch(pipe):
+    batch = draw(pipe, ["cat", 2, "crane"], generator=seeded(5, 6, 7))
+    for image, label, seed in zip(batch, ["cat", 2, "crane"], (5, 6, 7)):
+        torch.testing.assert_close(draw(pipe, label, seed=seed)[0], image, atol=1e-5, rtol=1e-4)
+
+
+def test_images_per_prompt(pipe):
+    many = draw(pipe, ["cat", "dog"], num_images_per_prompt=2, generator=seeded(1, 2, 3, 4))
+    each = draw(pipe, ["cat", "cat", "dog", "dog"], generator=seeded(1, 2, 3, 4))
+    assert torch.equal(many, each)
+
+
+def test_labels_by_name_synonym_and_number(pipe):
+    expected = draw(pipe, 0)
+    for label in ("tench, Tinca tinca", "tench", "Tinca tinca", ["tench"], torch.tensor([0])):
+        assert torch.equal(draw(pipe, label), expected)
+    assert not torch.equal(draw(pipe, 1), expected)
+
+
+def test_output_types(pipe):
+    tensor = draw(pipe)
+    assert tensor.shape == (1, 3, 32, 32) and 0 <= tensor.min() and tensor.max() <= 1
+    array = draw(pipe, output_type="np")
+    np.testing.assert_allclose(array, tensor.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+    picture = draw(pipe, output_type="pil")[0]
+    assert picture.size == (32, 32) and np.abs(np.asarray(picture) - array[0] * 255).max() <= 0.51
+    latents = draw(pipe, output_type="latent")
+    decoded = pipe.vae.decode(latents).sample.div(2).add(0.5).clamp(0, 1).detach()
+    torch.testing.assert_close(decoded, tensor)
+
+
+def test_return_dict(pipe):
+    images = pipe("cat", generator=seeded(0), output_type="pt", return_dict=False)
+    assert isinstance(images, tuple) and torch.equal(images[0], draw(pipe))
+
+
+def test_latents_replace_the_noise(pipe):
+    noise = torch.randn(1, 4, 4, 4, generator=seeded(0))
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(1, 4, 4, 4, generator=generator)  # what the pipeline would have drawn
+    assert torch.equal(draw(pipe, latents=noise, generator=generator), draw(pipe, seed=0))
+
+
+def test_other_sizes(pipe):
+    assert draw(pipe, height=48, width=16).shape == (1, 3, 48, 16)
+
+
+def test_callback_sees_and_changes_latents(pipe):
+    seen = []
+
+    def zero_at_the_end(pipe, step, timestep, tensors):
+        seen.append((step, float(timestep), tensors["latents"].shape))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == pipe.num_timesteps - 1 else {}
+
+    latents = draw(pipe, callback_on_step_end=zero_at_the_end, output_type="latent")
+    assert not latents.any()
+    assert [step for step, _, _ in seen] == list(range(4))
+    assert [t for _, t, _ in seen] == sorted((t for _, t, _ in seen), reverse=True) and seen[0][1] == 1000
+    assert not draw(pipe, callback_on_step_end=lambda *args: None).isnan().any()
+
+
+def test_interrupt_stops(pipe):
+    steps = []
+
+    def stop(pipe, step, timestep, tensors):
+        steps.append(step)
+        pipe._interrupt = step == 1
+        return tensors
+
+    draw(pipe, callback_on_step_end=stop)
+    assert steps == [0, 1]
+    assert torch.equal(draw(pipe), draw(pipe))  # the next call runs to its end
+
+
+def count_batches(pipe):
+    batches = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args: batches.append(len(args[0])), prepend=True
+    )
+    return batches
+
+
+def test_no_unconditional_pass_without_guidance(pipe):
+    batches = count_batches(pipe)
+    plain = draw(pipe, guidance_scale=1.0)
+    assert batches == [1] * 4 and not pipe.do_classifier_free_guidance
+    batches.clear()
+    guided = draw(pipe, guidance_scale=[(0.9, 1.0, 3.0)])
+    assert batches == [2, 2, 1, 1] or batches == [2, 1, 1, 1]
+    assert not torch.equal(plain, guided)
+
+
+def test_scales_below_one_guide_and_zero_is_unconditional(pipe):
+    null = torch.full((1,), pipe.transformer.config.num_classes)
+    assert not torch.equal(draw(pipe, guidance_scale=0.9), draw(pipe, guidance_scale=1.0))
+    original = pipe.transformer.forward
+    unguided = draw(pipe, guidance_scale=0.0)
+    pipe.transformer.forward = lambda x, t, labels, **kw: original(x, t, null.expand(len(x)), **kw)
+    torch.testing.assert_close(draw(pipe, guidance_scale=1.0), unguided, atol=1e-5, rtol=1e-4)
+
+
+def test_negative_labels_replace_the_null_class(pipe):
+    away = draw(pipe, "cat", negative_class_labels="dog", guidance_scale=3.0)
+    assert not torch.equal(away, draw(pipe, "cat", guidance_scale=3.0))
+    same = draw(pipe, "cat", negative_class_labels="cat", guidance_scale=3.0)
+    torch.testing.assert_close(same, draw(pipe, "cat", guidance_scale=1.0), atol=1e-5, rtol=1e-4)
+
+
+def test_defaults_come_from_the_checkpoint(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, guidance_scale=3.0, num_inference_steps=2)
+    batches = count_batches(loaded)
+    assert torch.equal(draw(loaded), draw(pipe, guidance_scale=3.0, num_inference_steps=2))
+    assert len(batches) == 2
+
+
+def test_own_sigmas(pipe):
+    uniform = np.linspace(1, 0.25, 4)
+    if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
+        assert torch.equal(draw(pipe, sigmas=uniform), draw(pipe))
+    batches = count_batches(pipe)
+    draw(pipe, sigmas=[1.0, 0.5], guidance_scale=1.0)
+    assert batches == [1, 1]
+
+
+def test_lora_weights_are_saved_loaded_and_unloaded(pipe, tmp_path):
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    plain = draw(pipe)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    adapted = draw(pipe)
+    pipe.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+
+    fresh = tiny_fae_dit_pipeline(scheduler=pipe.scheduler)
+    fresh.load_lora_weights(tmp_path, adapter_name="style")
+    assert fresh.get_list_adapters() == {"transformer": ["style"]}
+    assert torch.equal(draw(fresh), adapted) and not torch.equal(adapted, plain)
+    assert torch.equal(draw(fresh, attention_kwargs={"scale": 0.0}), plain)
+    fresh.unload_lora_weights()
+    assert torch.equal(draw(fresh), plain)
+
+
+def test_group_offload(pipe):
+    expected = draw(pipe)
+    cpu = torch.device("cpu")
+    pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    assert torch.equal(draw(pipe), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="model offload moves models to a GPU")
+def test_model_offload(pipe):
+    expected = draw(pipe)
+    pipe.enable_model_cpu_offload()
+    torch.testing.assert_close(draw(pipe), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_every_component_has_its_turn_in_model_offload(pipe):
+    models = {name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    assert set(pipe.model_cpu_offload_seq.split("->")) == models
+
+
+def test_progress_bar_counts_the_steps(pipe, capfd):
+    pipe.set_progress_bar_config(disable=False)
+    draw(pipe)
+    assert "4/4" in capfd.readouterr().err

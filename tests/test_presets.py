@@ -1,0 +1,118 @@
+"""The published sizes: the rows of section 1 of the FAE specification that are about parameters and shapes."""
+
+import pytest
+import torch
+
+from hf_fae import PRESETS, build_preset
+from hf_fae.inspection import count_parameters, inspect, inspect_model
+
+
+@pytest.fixture(scope="module")
+def fae():
+    return build_preset("fae-dinov2-g", device="meta")
+
+
+@pytest.fixture(scope="module")
+def report(fae):
+    return inspect_model("fae-dinov2-g", fae)
+
+
+@pytest.mark.parametrize(
+    ("part", "exact", "published"),
+    [
+        ("encoder", 38_166_592, 38.17),
+        ("feature_decoder", 170_428_416, 170.43),
+        ("pixel_decoder", 305_360_896, 305.36),
+        ("total", 38_166_592 + 170_428_416 + 305_360_896, 513.96),
+    ],
+)
+def test_fae_parameters(report, part, exact, published):
+    assert report["parameters"][part] == exact
+    assert round(exact / 1e6, 2) == published
+
+
+def test_frozen_encoder_stands_apart(report):
+    assert report["frozen"] == {"image_encoder": 1_136_480_768}  # DINOv2-g, as transformers counts it
+    assert "image_encoder" not in report["parameters"]
+
+
+def test_fae_shapes(report):
+    assert report["shapes"] == {
+        "features": [256, 1536],
+        "moments": [64, 16, 16],
+        "latents": [32, 16, 16],
+        "decoded_features": [256, 1536],
+        "image": [3, 256, 256],
+    }
+    assert inspect("fae-siglip2-g-opt")["shapes"] == report["shapes"]
+
+
+def test_384_shapes():
+    shapes = inspect("fae-siglip2-g-opt-384")["shapes"]
+    assert shapes["latents"] == [64, 24, 24]
+    assert shapes["image"] == [3, 384, 384]
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact", "published"), [("lightningdit", 675_256_736, 675.26), ("sit", None, 675.15)]
+)
+def test_xl_parameters(kind, exact, published):
+    model = build_preset(f"{kind}-xl-1", device="meta")
+    assert exact in (None, count_parameters(model))
+    assert round(count_parameters(model) / 1e6, 2) == published
+
+
+def test_swiglu_widths(fae):
+    width = {block.ff.net[2].in_features for block in fae.feature_decoder.blocks}
+    assert width == {4096}  # for 1536
+    assert {block.ff.net[2].in_features for block in fae.pixel_decoder.blocks} == {2736}  # for 1024
+    blocks = build_preset("lightningdit-xl-1", device="meta").blocks
+    assert {block.ff.net[2].in_features for block in blocks} == {3072}  # for 1152
+
+
+def test_attention_widths(fae):
+    """Appendix D: heads and their widths."""
+    parts = (fae.encoder, *fae.feature_decoder.blocks, *fae.pixel_decoder.blocks)
+    heads = [(part.attn.heads, part.attn.head_dim) for part in parts]
+    assert heads == [(24, 256), *[(24, 64)] * 6, *[(16, 64)] * 24]
+
+
+@pytest.mark.parametrize(
+    ("size", "num_layers", "width", "heads"),
+    [("s", 12, 384, 6), ("b", 12, 768, 12), ("l", 24, 1024, 16), ("xl", 28, 1152, 16)],
+)
+@pytest.mark.parametrize("kind", ["lightningdit", "sit"])
+def test_denoiser_sizes(kind, size, num_layers, width, heads):
+    model = build_preset(f"{kind}-{size}-1", device="meta")
+    assert len(model.blocks) == num_layers
+    assert model.proj_in.out_channels == width
+    assert model.blocks[0].attn.heads == heads
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "inner"),
+    [("fae-dinov2-b", 768, 3072), ("fae-dinov2-s", 384, 1536), ("fae-dinov2-g", 1536, 6144)],
+)
+def test_small_encoders_keep_the_ratio(name, width, inner):
+    """FAE spec, section 14: head width 256 and inner width 4 * C, decoder width C."""
+    encoder = build_preset(name, device="meta").encoder
+    assert encoder.attn.head_dim == 256
+    assert encoder.to_skip.weight.shape == (inner, width)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_described_without_memory(name):
+    report = inspect(name)
+    assert report["parameters"]["total"] == sum(n for part, n in report["parameters"].items() if part != "total")
+    assert report["class"] == PRESETS[name][0]
+
+
+def test_build_preset_on_a_real_device():
+    model = build_preset("lightningdit-s-1")
+    assert {parameter.device for parameter in model.parameters()} == {torch.device("cpu")}
+    assert not model.pos_embed.table.is_meta
+
+
+def test_unknown_preset_names_close_ones():
+    with pytest.raises(ValueError, match="'fae-dino2-g' is no preset; did you mean fae-dinov2-g"):
+        build_preset("fae-dino2-g")

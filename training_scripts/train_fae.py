@@ -1,0 +1,116 @@
+"""Stage Ia of FAE (arXiv 2512.07829, section 4.1): the single attention layer and the feature decoder, on features.
+
+    accelerate launch training_scripts/train_fae.py --config training_scripts/configs/fae_dinov2_base.yaml
+
+`output_dir` becomes an `AutoencoderFAE` with its frozen encoder; its pixel decoder is still untrained (see
+train_pixel_decoder.py).
+"""
+
+import itertools
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from hf_fae import AutoencoderFAE, VisionEncoder
+from hf_fae.evaluation.reconstruction import feature_cosine
+from hf_fae.training.arguments import LoopArguments, parse_arguments
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.loop import TrainingLoop
+from hf_fae.training.objectives import FeatureObjective
+from hf_fae.training.statistics import channel_statistics
+
+
+@dataclass
+class FAEArguments:
+    """The tokenizer and its loss."""
+
+    image_encoder: str = field(metadata={"help": "Frozen vision encoder: Hub id or local folder."})
+    latent_channels: int = field(default=32, metadata={"help": "Channels of the latents."})
+    patch_size: int = field(default=16, metadata={"help": "Image pixels per latent, along each axis."})
+    encoder_type: Literal["attention", "linear"] = field(
+        default="attention", metadata={"help": "The paper's single attention layer, or its linear ablation."}
+    )
+    decoder_num_layers: int = field(default=6, metadata={"help": "Layers of the feature decoder."})
+    pixel_hidden_size: int = field(default=1024, metadata={"help": "Width of the pixel decoder, trained later."})
+    pixel_num_layers: int = field(default=24, metadata={"help": "Layers of the pixel decoder."})
+    pixel_num_attention_heads: int = field(default=16, metadata={"help": "Heads of the pixel decoder."})
+    kl_weight: float = field(default=1e-3, metadata={"help": "Weight of the KL term, both terms being means."})
+    feature_statistics_images: int = field(
+        default=2048, metadata={"help": "Images for the features' mean and std; 0: leave the features as they are."}
+    )
+    latent_statistics_images: int = field(
+        default=10_000, metadata={"help": "Images for the latents' mean and std, at the end."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, data_args, loop_args, config = parse_arguments(
+        FAEArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = ImageData(data_args, loop_args.seed)
+        encoder = VisionEncoder.from_pretrained(args.image_encoder, dtype=torch.float32)
+    model = AutoencoderFAE.from_encoder(
+        encoder,
+        image_encoder_id=None if os.path.isdir(args.image_encoder) else args.image_encoder,
+        latent_channels=args.latent_channels,
+        sample_size=data_args.resolution,
+        patch_size=args.patch_size,
+        encoder_type=args.encoder_type,
+        decoder_num_layers=args.decoder_num_layers,
+        pixel_hidden_size=args.pixel_hidden_size,
+        pixel_num_layers=args.pixel_num_layers,
+        pixel_num_attention_heads=args.pixel_num_attention_heads,
+    ).to(loop.device)
+    objective = FeatureObjective(model, args.kl_weight)
+    batch_size = loop_args.train_batch_size
+    validation_batches = list(data.validation_batches(batch_size))
+
+    def training_images(count):
+        """About `count` training images, in whole batches."""
+        batches = data.batches(batch_size, num_workers=loop_args.dataloader_num_workers)
+        for batch in itertools.islice(batches, -(-count // batch_size)):
+            yield batch["pixel_values"].to(loop.device)
+
+    if args.feature_statistics_images and loop.resume_from is None:
+        with loop.accelerator.autocast():
+            features = (model.extract_features(images)[0] for images in training_images(args.feature_statistics_images))
+            model.set_feature_statistics(*channel_statistics(features))
+        loop.print(f"raw features: rms of the channel stds {model.features_std.square().mean().sqrt():.3f}")
+
+    def validate(step):
+        cosines, errors, sizes = [], [], []
+        for batch in validation_batches:
+            features, grid = model.extract_features(batch["pixel_values"].to(loop.device))
+            reconstruction = model.decode_features(model.encode_features(features, grid).latent_dist.mode())
+            cosines.append(feature_cosine(reconstruction, features))
+            errors.append(F.mse_loss(*map(model.standardize_features, (reconstruction, features))))
+            sizes.append(len(features))
+        weights = torch.tensor(sizes, device=loop.device) / sum(sizes)
+        return {
+            "feature_cosine": (torch.stack(cosines) * weights).sum().item(),
+            "feature_mse": (torch.stack(errors) * weights).sum().item(),
+        }
+
+    @torch.no_grad()
+    def save():
+        model.eval()
+        with loop.accelerator.autocast():
+            latents = (
+                model.encode(images).latent_dist.sample().movedim(1, -1)
+                for images in training_images(args.latent_statistics_images)
+            )
+            mean, std = channel_statistics(latents)
+        model.set_latent_statistics(mean.view_as(model.latents_mean), std.view_as(model.latents_std))
+        model.save_pretrained(loop_args.output_dir)
+
+    results = loop.run(objective, data, validate, save)
+    loop.print(f"validation feature cosine {results['feature_cosine']:.4f}; saved to {loop_args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

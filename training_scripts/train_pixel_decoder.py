@@ -1,0 +1,87 @@
+"""Stages Ib and II of FAE (arXiv 2512.07829, section 4.2): the pixel decoder, first on noisy features, then on decoded.
+
+    accelerate launch training_scripts/train_pixel_decoder.py --fae FOLDER --stage Ib --dataset_name ... --output_dir ...
+    accelerate launch training_scripts/train_pixel_decoder.py --fae OUTPUT_OF_IB --stage II ...
+
+`output_dir` becomes the whole `AutoencoderFAE`, with its frozen encoder.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from hf_fae import AutoencoderFAE
+from hf_fae.evaluation.reconstruction import psnr
+from hf_fae.images import make_grid, to_pil
+from hf_fae.training.arguments import LoopArguments, parse_arguments
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.loop import TrainingLoop
+from hf_fae.training.objectives import PixelObjective
+from hf_fae.training.perceptual import FeatureDistance
+
+
+@dataclass
+class PixelDecoderArguments:
+    """The tokenizer whose pixel decoder is trained, and the loss."""
+
+    fae: str = field(metadata={"help": "AutoencoderFAE after stage Ia (or Ib): Hub id or local folder."})
+    image_encoder: str | None = field(
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the FAE comes without it."}
+    )
+    stage: Literal["Ib", "II"] = field(default="Ib", metadata={"help": "Ib: noisy features; II: decoded features."})
+    noise_sigma: float = field(default=0.4, metadata={"help": "Stage Ib: noise on standardised features."})
+    reconstruction_loss: Literal["l2", "l1"] = field(default="l2", metadata={"help": "Distance of pixels."})
+    perceptual_model: str | None = field(
+        default=None, metadata={"help": "timm or transformers model (Hub id or folder) of the perceptual loss."}
+    )
+    perceptual_weight: float = field(default=1.1, metadata={"help": "Weight of the perceptual loss."})
+    grid_images: int = field(default=8, metadata={"help": "Validation images in the picture of reconstructions."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, data_args, loop_args, config = parse_arguments(
+        PixelDecoderArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = ImageData(data_args, loop_args.seed)
+        model = AutoencoderFAE.from_pretrained(args.fae, dtype=torch.float32)
+        if model.image_encoder is None:
+            model.load_encoder(args.image_encoder)
+        perceptual = FeatureDistance.from_pretrained(args.perceptual_model) if args.perceptual_model else None
+    if model.config.sample_size != data_args.resolution:
+        raise ValueError(f"resolution must be the FAE's {model.config.sample_size}, got {data_args.resolution}")
+    objective = PixelObjective(
+        model.to(loop.device),
+        args.stage,
+        args.noise_sigma,
+        args.reconstruction_loss,
+        perceptual,
+        args.perceptual_weight,
+    )
+    validation_batches = list(data.validation_batches(loop_args.train_batch_size))
+
+    def validate(step):
+        """PSNR of the whole tokenizer, and of the pixel decoder on the frozen encoder's own features."""
+        sums, count, originals, reconstructions = torch.zeros(2, device=loop.device), 0, [], []
+        for batch in validation_batches:
+            images = batch["pixel_values"].to(loop.device)
+            features, grid = model.extract_features(images)
+            whole = model.decode(model.encode_features(features, grid).latent_dist.mode()).sample
+            alone = model.decode_pixels(features, grid).sample
+            sums += torch.stack([psnr(whole, images), psnr(alone, images)]) * len(images)
+            count += len(images)
+            missing = args.grid_images - len(originals)
+            originals += to_pil(images[:missing]) if missing > 0 else []
+            reconstructions += to_pil(whole[:missing]) if missing > 0 else []
+        whole, alone = (sums / count).tolist()
+        picture = make_grid(originals + reconstructions, columns=len(originals))
+        return {"psnr": whole, "psnr_of_encoder_features": alone, "reconstructions": picture}
+
+    results = loop.run(objective, data, validate, lambda: model.save_pretrained(loop_args.output_dir))
+    loop.print(f"validation PSNR {results['psnr']:.2f} dB; saved to {loop_args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
