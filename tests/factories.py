@@ -91,6 +91,11 @@ def tiny_lightning_dit(**config) -> LightningDiTTransformer2DModel:
     return _build(lambda: LightningDiTTransformer2DModel(**config), seed=2)
 
 
+def tiny_sit(**config) -> LightningDiTTransformer2DModel:
+    """The same denoiser with the switches of SiT."""
+    return tiny_lightning_dit(norm_type="layer_norm", ff_type="gelu", use_rope=False, **config)
+
+
 def tiny_fae_dit_pipeline(with_encoder: bool = False, **kwargs) -> FAEDiTPipeline:
     """A pipeline of the tiny models that draws 32 px images of "class 0" to "class 9" in 4 steps."""
     kwargs = {

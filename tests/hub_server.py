@@ -359,9 +359,6 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.hub.describe(repo_id, repo_type, revision)
             if action == "tree":
                 return self.hub.list_tree(repo_id, repo_type, revision, unquote(rest or ""), recursive)
-            if action == "paths-info":
-                entries = self.hub.list_tree(repo_id, repo_type, revision, "", recursive=True)
-                return [entry for entry in entries if entry["path"] in json.loads(body)["paths"]]
             if action == "refs":
                 head = {"name": "main", "ref": "refs/heads/main", "targetCommit": self.hub.head(repo_id, repo_type)}
                 return {"branches": [head], "converts": [], "tags": [], "pullRequests": []}

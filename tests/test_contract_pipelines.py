@@ -6,15 +6,18 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from factories import tiny_fae_dit_pipeline
 
-import hf_fae
+from hf_fae import FlowMatchEulerMaruyamaScheduler
 
 
-def tiny_fae_dit_sde_pipeline():
-    return tiny_fae_dit_pipeline(scheduler=hf_fae.FlowMatchEulerMaruyamaScheduler(shift=2.5))
-
-
-# Factories of pipelines that take `class_labels` among "cat", "dog" and numbers below 5.
-CASES = {"FAEDiT": tiny_fae_dit_pipeline, "FAEDiT-SDE": tiny_fae_dit_sde_pipeline}
+# Every pipeline knows these names, and draws 32x32 pictures in 4 guided steps.
+SETTINGS = {
+    "id2label": {0: "tench, Tinca tinca", 1: "cat", 2: "dog", 3: "golden retriever", 4: "crane"},
+    "guidance_scale": 2.0,
+}
+CASES = {
+    "FAEDiT": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.5)),
+    "FAEDiT-SDE": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerMaruyamaScheduler(shift=2.5)),
+}
 
 
 @pytest.fixture(params=CASES)
@@ -195,9 +198,13 @@ def test_lora_weights_are_saved_loaded_and_unloaded(pipe, tmp_path):
     plain = draw(pipe)
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     adapted = draw(pipe)
-    pipe.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+    pipe.save_lora_weights(
+        tmp_path,
+        transformer_lora_layers=get_peft_model_state_dict(pipe.transformer),
+        transformer_lora_adapter_metadata=pipe.transformer.peft_config["default"].to_dict(),
+    )
 
-    fresh = tiny_fae_dit_pipeline(scheduler=pipe.scheduler)
+    fresh = tiny_fae_dit_pipeline(**SETTINGS, scheduler=pipe.scheduler)
     fresh.load_lora_weights(tmp_path, adapter_name="style")
     assert fresh.get_list_adapters() == {"transformer": ["style"]}
     assert torch.equal(draw(fresh), adapted) and not torch.equal(adapted, plain)

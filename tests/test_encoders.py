@@ -43,7 +43,11 @@ def final_norm(encoder):
 def normalized(encoder, pixel_values, height, width):
     """fp32 preprocessing, written out."""
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (encoder.image_mean, encoder.image_std))
-    pixels = F.interpolate(pixel_values, (height, width), mode="bicubic") if pixel_values.shape[2] != height else pixel_values
+    pixels = (
+        F.interpolate(pixel_values, (height, width), mode="bicubic")
+        if pixel_values.shape[2] != height
+        else pixel_values
+    )
     return ((pixels + 1) / 2 - mean) / std
 
 
@@ -202,7 +206,10 @@ def test_save_and_load_variant_in_shards(family, tmp_path):
     loaded = VisionEncoder.from_pretrained(tmp_path, subfolder="image_encoder", variant="fp16")
     assert loaded.dtype == torch.float16
     assert_same_encoder(encoder, loaded)
-    assert VisionEncoder.from_pretrained(tmp_path / "image_encoder", variant="fp16", dtype=torch.float32).dtype == torch.float32
+    assert (
+        VisionEncoder.from_pretrained(tmp_path / "image_encoder", variant="fp16", dtype=torch.float32).dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("family", ["dinov2", "siglip2", "clip"])
@@ -236,18 +243,24 @@ def test_config_builds_the_same_architecture(family):
 @pytest.mark.parametrize("model_class", [CLIPModel, SiglipModel, Siglip2Model])
 def test_image_text_checkpoint_gives_its_vision_tower(model_class, tmp_path):
     family = model_class.config_class.model_type
-    text = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     text |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     tower = tiny_encoder(family)
     model = model_class(model_class.config_class(text_config=text, vision_config=tower.model.config.to_dict()))
     model.vision_model.load_state_dict(tower.model.state_dict())
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    encoder = VisionEncoder.from_pretrained(tmp_path)
-    assert type(encoder.model) is type(tower.model)
-    assert encoder.state_dict().keys() == tower.state_dict().keys()
-    assert all(torch.equal(x, tower.state_dict()[name]) for name, x in encoder.state_dict().items())
-    assert encoder.image_mean == [0.5, 0.5, 0.5]
+    for encoder in (VisionEncoder.from_pretrained(tmp_path), VisionEncoder(model, 32, [0.5] * 3, [0.5] * 3)):
+        assert type(encoder.model) is type(tower.model)
+        assert encoder.state_dict().keys() == tower.state_dict().keys()
+        assert all(torch.equal(x, tower.state_dict()[name]) for name, x in encoder.state_dict().items())
+        assert encoder.image_mean == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +326,10 @@ def test_input_size_of_naflex_is_the_largest_square(tmp_path):
         (lambda x: {"pixel_values": x[0]}, r"pixel_values must have the shape .* got \(3, 40, 48\)"),
         (lambda x: {"pixel_values": x[:, :1]}, r"pixel_values must have the shape .* got \(2, 1, 40, 48\)"),
         (lambda x: {"pixel_values": (x * 127).to(torch.uint8)}, "pixel_values must be floating.*torch.uint8"),
-        (lambda x: {"pixel_values": x.where(x < 0.9, torch.nan)}, r"pixel_values must be finite, got \d+ NaN"),
+        (
+            lambda x: {"pixel_values": x.where(x < 0.9, torch.nan)},
+            r"pixel_values must be finite, got \d+ that are not",
+        ),
         (lambda x: {"pixel_values": x / 0}, "pixel_values must be finite"),
         (lambda x: {"grid": (4, 0)}, r"grid must be two positive integers \(h, w\), got \(4, 0\)"),
         (lambda x: {"grid": (-1, 4)}, r"grid must be two positive integers \(h, w\), got \(-1, 4\)"),
@@ -330,7 +346,7 @@ def test_bad_input(change, message):
 @pytest.mark.parametrize("model_type", ["resnet", "bert", "nonsense"])
 def test_unsupported_model_type(model_type):
     config = {**tiny_encoder().config, "model": {"model_type": model_type}}
-    with pytest.raises(ValueError, match=f"model_type '{model_type}' is not a supported encoder: use one of .*dinov2"):
+    with pytest.raises(ValueError, match=f"model_type '{model_type}' is not a supported encoder: use one of dinov2"):
         VisionEncoder.from_config(config)
 
 
@@ -357,7 +373,7 @@ def test_timm_model_of_fixed_size():
 def test_missing_preprocessor_config(tmp_path):
     tiny_encoder().save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(OSError, match="no preprocessor_config.json that gives the encoder's image mean and std"):
+    with pytest.raises(OSError, match="no preprocessor_config.json, which gives the encoder's image mean and std"):
         VisionEncoder.from_pretrained(tmp_path)
 
 
@@ -365,7 +381,7 @@ def test_missing_preprocessor_config(tmp_path):
 def test_incomplete_preprocessor_config(key, tmp_path):
     tiny_encoder().save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({k: v for k, v in PROCESSOR.items() if k != key}))
-    with pytest.raises(ValueError, match="preprocessor_config.json must give size, mean and std, got .*None"):
+    with pytest.raises(ValueError, match="preprocessor_config.json of .* must give size, mean and std, got .*None"):
         VisionEncoder.from_pretrained(tmp_path)
 
 
@@ -374,7 +390,7 @@ def test_timm_without_pretrained_cfg(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["pretrained_cfg"] = {}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="pretrained_cfg in config.json must give size, mean and std"):
+    with pytest.raises(ValueError, match="pretrained_cfg in config.json of .* must give size, mean and std"):
         VisionEncoder.from_pretrained(tmp_path)
 
 
@@ -383,7 +399,7 @@ def test_missing_weights(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights of Dinov2Model: \['layernorm.weight'\]"):
+    with pytest.raises(ValueError, match=r"lacks 1 weights of Dinov2Model, such as layernorm.weight"):
         VisionEncoder.from_pretrained(tmp_path)
 
 
@@ -406,7 +422,9 @@ def test_dinov2_small(assets):
     processor = AutoImageProcessor.from_pretrained(assets / "dinov2-small", backend="pil")
     model = AutoModel.from_pretrained(assets / "dinov2-small", dtype=torch.float32)
     with torch.no_grad():
-        expected = model(**processor(picture[0].permute(1, 2, 0).numpy(), return_tensors="pt")).last_hidden_state[:, 1:]
+        expected = model(**processor(picture[0].permute(1, 2, 0).numpy(), return_tensors="pt")).last_hidden_state[
+            :, 1:
+        ]
     torch.testing.assert_close(outputs.last_hidden_state, expected, rtol=1e-4, atol=1e-4)
 
 

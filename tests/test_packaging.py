@@ -20,7 +20,9 @@ HIDE = f"""
 import sys
 from importlib.machinery import PathFinder
 find_spec = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *args: None if name.split(".")[0] in {OPTIONAL} else find_spec(name, *args)
+PathFinder.find_spec = staticmethod(
+    lambda name, *args: None if name.split(".")[0] in {OPTIONAL} else find_spec(name, *args)
+)
 """
 
 

@@ -33,7 +33,9 @@ class FAEArguments:
     encoder_type: Literal["attention", "linear"] = field(
         default="attention", metadata={"help": "The paper's single attention layer, or its linear ablation."}
     )
+    encoder_attention_head_dim: int = field(default=256, metadata={"help": "Head width of the attention layer."})
     decoder_num_layers: int = field(default=6, metadata={"help": "Layers of the feature decoder."})
+    decoder_attention_head_dim: int = field(default=64, metadata={"help": "Head width of the feature decoder."})
     pixel_hidden_size: int = field(default=1024, metadata={"help": "Width of the pixel decoder, trained later."})
     pixel_num_layers: int = field(default=24, metadata={"help": "Layers of the pixel decoder."})
     pixel_num_attention_heads: int = field(default=16, metadata={"help": "Heads of the pixel decoder."})
@@ -61,7 +63,9 @@ def main(argv: list[str] | None = None) -> None:
         sample_size=data_args.resolution,
         patch_size=args.patch_size,
         encoder_type=args.encoder_type,
+        encoder_attention_head_dim=args.encoder_attention_head_dim,
         decoder_num_layers=args.decoder_num_layers,
+        decoder_attention_head_dim=args.decoder_attention_head_dim,
         pixel_hidden_size=args.pixel_hidden_size,
         pixel_num_layers=args.pixel_num_layers,
         pixel_num_attention_heads=args.pixel_num_attention_heads,
@@ -78,8 +82,9 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.feature_statistics_images and loop.resume_from is None:
         with loop.accelerator.autocast():
-            features = (model.extract_features(images)[0] for images in training_images(args.feature_statistics_images))
-            model.set_feature_statistics(*channel_statistics(features))
+            images = training_images(args.feature_statistics_images)
+            statistics = channel_statistics(model.extract_features(batch)[0] for batch in images)
+        model.set_feature_statistics(*statistics)
         loop.print(f"raw features: rms of the channel stds {model.features_std.square().mean().sqrt():.3f}")
 
     def validate(step):
@@ -100,16 +105,12 @@ def main(argv: list[str] | None = None) -> None:
     def save():
         model.eval()
         with loop.accelerator.autocast():
-            latents = (
-                model.encode(images).latent_dist.sample().movedim(1, -1)
-                for images in training_images(args.latent_statistics_images)
-            )
-            mean, std = channel_statistics(latents)
+            images = training_images(args.latent_statistics_images)
+            mean, std = channel_statistics(model.encode(b).latent_dist.sample().movedim(1, -1) for b in images)
         model.set_latent_statistics(mean.view_as(model.latents_mean), std.view_as(model.latents_std))
         model.save_pretrained(loop_args.output_dir)
 
-    results = loop.run(objective, data, validate, save)
-    loop.print(f"validation feature cosine {results['feature_cosine']:.4f}; saved to {loop_args.output_dir}")
+    loop.run(objective, data, validate, save)
 
 
 if __name__ == "__main__":

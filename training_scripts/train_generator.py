@@ -1,4 +1,4 @@
-"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching with a LightningDiT on an FAE's latents.
+"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a LightningDiT on an FAE's latents.
 
     accelerate launch training_scripts/train_generator.py --config training_scripts/configs/lightningdit_xl.yaml
 
@@ -102,8 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         vae.image_encoder = None
         pipeline.save_pretrained(loop_args.output_dir)
 
-    results = loop.run(objective, data, validate, save)
-    loop.print(f"validation loss {results['loss']:.4f}; saved to {loop_args.output_dir}")
+    loop.run(objective, data, validate, save)
 
 
 if __name__ == "__main__":

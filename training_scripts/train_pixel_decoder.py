@@ -1,7 +1,7 @@
-"""Stages Ib and II of FAE (arXiv 2512.07829, section 4.2): the pixel decoder, first on noisy features, then on decoded.
+"""Stages Ib and II of FAE (arXiv 2512.07829, section 4.2): the pixel decoder, on noisy and then on decoded features.
 
-    accelerate launch training_scripts/train_pixel_decoder.py --fae FOLDER --stage Ib --dataset_name ... --output_dir ...
-    accelerate launch training_scripts/train_pixel_decoder.py --fae OUTPUT_OF_IB --stage II ...
+    accelerate launch training_scripts/train_pixel_decoder.py --config .../pixel_decoder_dinov2_base_ib.yaml
+    accelerate launch training_scripts/train_pixel_decoder.py --config .../pixel_decoder_dinov2_base_ii.yaml
 
 `output_dir` becomes the whole `AutoencoderFAE`, with its frozen encoder.
 """
@@ -79,8 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         picture = make_grid(originals + reconstructions, columns=len(originals))
         return {"psnr": whole, "psnr_of_encoder_features": alone, "reconstructions": picture}
 
-    results = loop.run(objective, data, validate, lambda: model.save_pretrained(loop_args.output_dir))
-    loop.print(f"validation PSNR {results['psnr']:.2f} dB; saved to {loop_args.output_dir}")
+    loop.run(objective, data, validate, save=lambda: model.save_pretrained(loop_args.output_dir))
 
 
 if __name__ == "__main__":

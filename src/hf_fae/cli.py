@@ -1,9 +1,10 @@
 """`hf-fae generate | reconstruct | inspect`: pictures and numbers from the command line."""
 
 import argparse
+import contextlib
 import json
 import os
-import sys
+import re
 from pathlib import Path
 
 import torch
@@ -14,28 +15,30 @@ __all__ = ["main"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 after one sentence on standard error about bad input."""
+def main(argv: list[str] | None = None) -> None:
+    """Run a command. On bad input exits with code 2 after one sentence on standard error; nothing is written then."""
     from diffusers.utils import logging as diffusers_logging
-    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     try:
         args.run(args)
-    except (ValueError, OSError, SafetensorError) as error:
-        sentence = " ".join(str(error).split())
-        print(f"hf-fae {args.command}: error: {sentence}", file=sys.stderr)
-        return 2
-    return 0
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, which would print the usage before each error."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hf-fae", description="Generate, reconstruct and inspect with hf_fae models."
-    )
+    parser = _Parser(prog="hf-fae", description="Generate, reconstruct and inspect with hf_fae models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     generate = commands.add_parser("generate", help="draw samples of classes into one labelled picture")
@@ -104,7 +107,8 @@ def _generate(args: argparse.Namespace) -> None:
 
     from .images import make_grid
 
-    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(args.device)
+    with _loading("--model", args.model):
+        pipe = DiffusionPipeline.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(args.device)
     if not hasattr(pipe, "label_ids"):
         raise ValueError(f"--model {args.model!r} is a {type(pipe).__name__}, which draws no classes")
     names = [int(name) if name.isdecimal() and name not in pipe.label2id else name for name in args.class_labels]
@@ -163,7 +167,20 @@ def _read_picture(path: Path):
     try:
         return decode_image(path)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"IMAGE {str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"IMAGE {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextlib.contextmanager
+def _loading(argument: str, value: str):
+    """The libraries' errors about checkpoints, in the first sentence of theirs and with the argument's name."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ValueError, OSError, SafetensorError) as error:
+        sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
+        absent = "" if os.path.isdir(value) else " is no folder here and"
+        raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {sentence}") from error
 
 
 def _load_tokenizer(args: argparse.Namespace):
@@ -173,21 +190,26 @@ def _load_tokenizer(args: argparse.Namespace):
 
     from .autoencoders.frozen_encoder import FrozenEncoderMixin
 
-    if os.path.isdir(args.model):
-        is_pipeline = os.path.isfile(os.path.join(args.model, "model_index.json"))
-    else:
-        try:
-            is_pipeline = bool(hf_hub_download(args.model, "model_index.json"))
-        except EntryNotFoundError:
-            is_pipeline = False
-    location = {"subfolder": "vae"} if is_pipeline else {}
-    keep_encoder = {"image_encoder": None} if args.encoder else {}
-    vae = AutoModel.from_pretrained(args.model, dtype=DTYPES[args.dtype], **location, **keep_encoder)
+    with _loading("--model", args.model):
+        if os.path.isdir(args.model):
+            is_pipeline = os.path.isfile(os.path.join(args.model, "model_index.json"))
+        else:
+            try:
+                is_pipeline = bool(hf_hub_download(args.model, "model_index.json"))
+            except EntryNotFoundError:
+                is_pipeline = False
+        location = {"subfolder": "vae"} if is_pipeline else {}
+        keep_encoder = {"image_encoder": None} if args.encoder else {}
+        vae = AutoModel.from_pretrained(args.model, dtype=DTYPES[args.dtype], **location, **keep_encoder)
     if not isinstance(vae, FrozenEncoderMixin):
         raise ValueError(f"--model {args.model!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
     vae.to(args.device)
     if vae.image_encoder is None:
-        vae.load_encoder(args.encoder)
+        encoder = args.encoder or vae.config.image_encoder_id
+        if encoder is None:
+            raise ValueError(f"--model {args.model!r} comes without its frozen encoder and names none: pass --encoder")
+        with _loading("--encoder", encoder):
+            vae.load_encoder(args.encoder)
     return vae
 
 
@@ -203,9 +225,9 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _print_report(report: dict, indent: str = "") -> None:
     print(f"{indent}{report['name']}: {report['class']}")
-    rows = [(part, count, "") for part, count in report["parameters"].items()]
+    rows = [(part, count, "") for part, count in report["parameters"].items() if report["parameters"]["total"]]
     rows += [(part, count, "  frozen, not in the total") for part, count in report.get("frozen", {}).items()]
-    width = max(len(part) for part, _, _ in rows)
+    width = max((len(part) for part, _, _ in rows), default=0)
     for part, count, remark in rows:
         print(f"{indent}  {part:{width}}  {count:>13,}  {count / 1e6:9.2f} M{remark}")
     for name, shape in report.get("shapes", {}).items():

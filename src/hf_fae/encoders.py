@@ -1,6 +1,6 @@
 """The frozen vision encoder: images in [-1, 1] go in, patch tokens (B, N, C) and their grid (h, w) come out.
 
-Everything that differs between the libraries' models stands in the table `FAMILIES`; the rest of the file is shared.
+What differs between the libraries' models stands in the table `FAMILIES`; everything else is shared.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput
 
@@ -22,13 +22,12 @@ __all__ = ["VisionEncoder", "VisionEncoderOutput"]
 
 @dataclass
 class VisionEncoderOutput(ModelOutput):
-    """What `VisionEncoder` returns: patch tokens without class and register tokens, in the encoder's dtype.
+    """Patch tokens without class and register tokens, in the encoder's dtype, row by row.
 
     Attributes:
         last_hidden_state: (B, N, C), after the final norm.
-        hidden_states: `num_hidden_layers + 1` tensors (B, N, C), the embeddings first, all before the final norm;
-            None unless asked for.
-        grid: (h, w) with h * w = N; tokens run row by row.
+        hidden_states: `num_hidden_layers + 1` tensors (B, N, C), the embeddings first, all before the final norm.
+        grid: (h, w) with h * w = N.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -36,77 +35,76 @@ class VisionEncoderOutput(ModelOutput):
     grid: tuple[int, int] | None = None
 
 
-# How each family is called: run(model, pixels (B, 3, H, W), grid, output_hidden_states) -> tokens, prefix included
+# How a family is called: (model, pixels (B, 3, H, W), grid, output_hidden_states) -> tokens with their prefix.
 
 
 def _run(model, pixels, grid, output_hidden_states, **kwargs) -> BaseModelOutput:
     return model(pixels, output_hidden_states=output_hidden_states, **kwargs)
 
 
-def _run_interpolated(*inputs) -> BaseModelOutput:
-    return _run(*inputs, interpolate_pos_encoding=True)
+def _run_interpolated(*args, **kwargs) -> BaseModelOutput:
+    return _run(*args, interpolate_pos_encoding=True, **kwargs)
 
 
-def _run_clip(model, *inputs) -> BaseModelOutput:
-    outputs = _run_interpolated(model, *inputs)
-    # CLIP applies its final norm to the class token alone
+def _run_clip(model, *args) -> BaseModelOutput:
+    outputs = _run_interpolated(model, *args)
+    # CLIP itself gives its final norm to the class token alone
     outputs.last_hidden_state = model.post_layernorm(outputs.last_hidden_state)
     return outputs
 
 
 def _run_mae(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
-    # MAE sorts its tokens by this noise before masking: increasing noise keeps their order
+    # MAE sorts its tokens by this noise, even where it masks none: increasing noise keeps their order
     noise = torch.arange(grid[0] * grid[1], device=pixels.device).expand(len(pixels), -1)
-    return _run(model, pixels, grid, output_hidden_states, noise=noise, interpolate_pos_encoding=True)
+    return _run_interpolated(model, pixels, grid, output_hidden_states, noise=noise)
 
 
 def _run_naflex(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
-    (height, width), patch = grid, model.config.patch_size
-    patches = (
-        pixels[..., : height * patch, : width * patch].unflatten(-1, (width, patch)).unflatten(2, (height, patch))
-    )
-    return model(
-        patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),  # (B, N, patch * patch * 3), channels last
-        pixel_attention_mask=None,  # one size for all images: nothing is padded
-        spatial_shapes=torch.tensor([grid] * len(pixels)),
-        output_hidden_states=output_hidden_states,
-    )
+    (h, w), p = grid, model.config.patch_size
+    patches = pixels[..., : h * p, : w * p].unflatten(3, (w, p)).unflatten(2, (h, p))  # (B, 3, h, p, w, p)
+    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h * w, p * p * 3)
+    shapes = torch.tensor([grid] * len(pixels))
+    # all images have one size, so nothing is padded and no mask is needed
+    return _run(model, patches, grid, output_hidden_states, pixel_attention_mask=None, spatial_shapes=shapes)
 
 
 def _run_timm(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
-    # timm's own intermediates leave out the embeddings, so all states are read where they pass
+    # timm's own intermediates leave out the embeddings, so the states are taken where they pass
     vit, states, hooks = model.timm_model, [], []
     if output_hidden_states:
         hooks.append(vit.blocks[0].register_forward_pre_hook(lambda block, args: states.append(args[0])))
-        for block in vit.blocks:
-            hooks.append(block.register_forward_hook(lambda block, args, output: states.append(output)))
+        hooks.extend(block.register_forward_hook(lambda block, args, out: states.append(out)) for block in vit.blocks)
     try:
         tokens = model(pixels, do_pooling=False).last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()
-    if isinstance(vit.norm, nn.Identity):  # models that pool first keep their final norm behind the pooling
-        tokens = vit.fc_norm(tokens)
+    tokens = tokens if _timm_norm(vit) is vit.norm else vit.fc_norm(tokens)
     return BaseModelOutput(last_hidden_state=tokens, hidden_states=tuple(states))
+
+
+def _timm_norm(vit: nn.Module) -> nn.Module:
+    """The final norm, which models that average their tokens keep behind the average."""
+    return vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
 
 
 def _timm_settings(config: PreTrainedConfig) -> dict[str, Any]:
     from timm.models import is_model_in_modules
 
     if not is_model_in_modules(config.architecture, ("vision_transformer", "deit", "eva")):
-        raise ValueError(f"The timm architecture {config.architecture!r} is not a plain vision transformer.")
-    model_args = (config.model_args or {}) | {"dynamic_img_size": True}
-    return {"model_args": model_args, "num_labels": 0}  # no classifier is built: no label names in the config
+        raise ValueError(f"the timm architecture {config.architecture!r} is not a plain vision transformer")
+    # no classifier is built, so its thousand label names need not be kept
+    return {"model_args": {**(config.model_args or {}), "dynamic_img_size": True}, "num_labels": 0}
 
 
 @dataclass(frozen=True)
 class Family:
     """What the models of one `model_type` need and others do not."""
 
-    class_tokens: int = 0  # without registers: those are counted by the model's config
+    class_tokens: int = 0  # without registers: the model's config counts those
     run: Callable[..., BaseModelOutput] = _run
-    settings: Callable[[PreTrainedConfig], dict[str, Any]] = lambda config: {}  # values to set in the model's config
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    settings: Callable[[PreTrainedConfig], dict[str, Any]] = lambda config: {}  # what to change in the model's config
+    model_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the model's constructor
 
 
 FAMILIES = {
@@ -122,12 +120,17 @@ FAMILIES = {
 }
 
 
+def _family(model_type: str | None) -> Family:
+    name = str(model_type).removesuffix("_vision_model")
+    if name not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not a supported encoder: use one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
 def _configure(config: PreTrainedConfig) -> tuple[PreTrainedConfig, Family]:
-    """The vision tower's config (image-text models nest it) with its family's settings, and the family."""
+    """The vision tower's config (an image-text model nests it) with its family's settings, and that family."""
     config = getattr(config, "vision_config", config)
-    family = FAMILIES.get(config.model_type.removesuffix("_vision_model"))
-    if family is None:
-        raise ValueError(f"model_type {config.model_type!r} is not a supported encoder: use one of {list(FAMILIES)}.")
+    family = _family(config.model_type)
     config.update(family.settings(config))
     return config, family
 
@@ -141,22 +144,24 @@ def _pair(size: int | list[int] | tuple[int, int] | dict[str, int]) -> tuple[int
 
 
 def _read_statistics(path: str, config: PreTrainedConfig, **hub_kwargs) -> dict[str, Any]:
-    """Input size, mean and std as the checkpoint itself states them: there is no default to fall back on."""
+    """Input size, mean and std as the checkpoint states them: there is no default that would suit every encoder."""
+    from transformers import ImageProcessingMixin  # imports torchvision
+
     if config.model_type == "timm_wrapper":
-        source, name = getattr(config, "pretrained_cfg", {}), "pretrained_cfg in config.json"
+        file, source = "pretrained_cfg in config.json", getattr(config, "pretrained_cfg", {})
         size, mean, std = source.get("input_size", [])[1:], source.get("mean"), source.get("std")
     else:
-        name = IMAGE_PROCESSOR_NAME
+        file = IMAGE_PROCESSOR_NAME
         try:
             source, _ = ImageProcessingMixin.get_image_processor_dict(path, **hub_kwargs)
         except OSError as error:
-            raise OSError(f"{path!r} has no {name} that gives the encoder's image mean and std.") from error
+            raise OSError(f"{path!r} has no {file}, which gives the encoder's image mean and std") from error
         size = source.get("crop_size") if source.get("do_center_crop", True) else None
         size, mean, std = size or source.get("size"), source.get("image_mean"), source.get("image_std")
         if size is None and "max_num_patches" in source:  # NaFlex: the largest square
             size = int(source["max_num_patches"] ** 0.5) * config.patch_size
     if not (size and mean and std):
-        raise ValueError(f"{path!r}: {name} must give size, mean and std, got {size}, {mean} and {std}.")
+        raise ValueError(f"{file} of {path!r} must give size, mean and std, got {size}, {mean} and {std}")
     return {"image_size": _pair(size), "image_mean": mean, "image_std": std}
 
 
@@ -164,11 +169,10 @@ class VisionEncoder(nn.Module):
     """A frozen vision model of transformers or timm that turns images into patch tokens.
 
     It resizes (bicubic, antialias off), normalises with the encoder's own statistics, runs the model in the model's
-    dtype and removes class and register tokens. It is always in eval mode, has no trainable parameter and builds no
-    autograd graph.
+    dtype and removes class and register tokens. It stays in eval mode and never builds an autograd graph.
 
     Args:
-        model: a vision model of one of the `FAMILIES` (a vision tower, not a whole image-text model).
+        model: one of the `FAMILIES`; of an image-text model the vision tower is taken.
         image_size: default input size in pixels, a side or (height, width).
         image_mean, image_std: three values each, for images in [0, 1].
 
@@ -176,7 +180,7 @@ class VisionEncoder(nn.Module):
         hidden_size (C), num_hidden_layers, patch_size, num_prefix_tokens (class and register tokens).
 
     Raises:
-        ValueError: for an unsupported model type, a patch that is not square, or a timm model of a fixed input size.
+        ValueError: unsupported model type, patches that are not square, or a timm model of fixed input size.
     """
 
     def __init__(
@@ -187,33 +191,31 @@ class VisionEncoder(nn.Module):
         image_std: list[float],
     ):
         super().__init__()
+        model = getattr(model, "vision_model", model)
         config, family = _configure(model.config)
         self.model = model.requires_grad_(False)
         self.image_size = _pair(image_size)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self._run = family.run
-
         if config.model_type == "timm_wrapper":
             vit = model.timm_model
-            norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
+            norm, patch_size = _timm_norm(vit), vit.patch_embed.patch_size
             if not (vit.dynamic_img_size and isinstance(norm, nn.LayerNorm)):
                 raise ValueError(
-                    "A timm model must be built with dynamic_img_size=True and end in a LayerNorm, got "
-                    f"dynamic_img_size={vit.dynamic_img_size} and {type(norm).__name__} ({config.architecture})."
+                    f"the timm model {config.architecture!r} must have dynamic_img_size=True and end in a LayerNorm, "
+                    f"got {vit.dynamic_img_size} and {type(norm).__name__}"
                 )
             self.hidden_size, self.num_hidden_layers = vit.num_features, len(vit.blocks)
             self.num_prefix_tokens, self.layer_norm_eps = vit.num_prefix_tokens, norm.eps
-            patch_size = vit.patch_embed.patch_size
-            data_config = {"input_size": [3, *self.image_size], "mean": self.image_mean, "std": self.image_std}
-            config.update({"pretrained_cfg": getattr(config, "pretrained_cfg", {}) | data_config})
+            statistics = {"input_size": [3, *self.image_size], "mean": self.image_mean, "std": self.image_std}
+            config.update({"pretrained_cfg": {**getattr(config, "pretrained_cfg", {}), **statistics}})
         else:
             self.hidden_size, self.num_hidden_layers = config.hidden_size, config.num_hidden_layers
             self.num_prefix_tokens = family.class_tokens + getattr(config, "num_register_tokens", 0)
-            self.layer_norm_eps = config.layer_norm_eps
-            patch_size = config.patch_size
+            self.layer_norm_eps, patch_size = config.layer_norm_eps, config.patch_size
         self.patch_size, patch_width = _pair(patch_size)
         if self.patch_size != patch_width:
-            raise ValueError(f"patch_size must be square, got {patch_size}.")
+            raise ValueError(f"patch_size of the model must be square, got {patch_size}")
         self.eval()
 
     @classmethod
@@ -229,27 +231,26 @@ class VisionEncoder(nn.Module):
 
         Args:
             dtype: None keeps the checkpoint's own.
-            hub_kwargs: revision, subfolder, cache_dir, token, local_files_only, force_download and proxies of
-                `AutoModel.from_pretrained`.
+            hub_kwargs: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, `force_download`, `proxies`.
 
         Raises:
-            ValueError: for an unsupported model type, or statistics or weights that the checkpoint lacks.
-            OSError: for files that are not there, the preprocessor config included.
+            ValueError: unsupported model type, or statistics or weights that the checkpoint lacks.
+            OSError: files that are not there, the preprocessor config included.
         """
         path = str(pretrained_model_name_or_path)
         config, family = _configure(AutoConfig.from_pretrained(path, **hub_kwargs))
         statistics = _read_statistics(path, config, **hub_kwargs)
         load_kwargs = {"dtype": dtype or "auto", "variant": variant, **family.model_kwargs, **hub_kwargs}
         model, info = AutoModel.from_pretrained(path, config=config, output_loading_info=True, **load_kwargs)
-        # transformers fills these with random values and only warns: a frozen encoder would never recover
+        # transformers only warns and leaves these random, which nothing would ever train
         if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}: {missing[:3]}.")
+            raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
         return cls(model, **statistics)
 
     def save_pretrained(
-        self, save_directory: str | Path, *, variant: str | None = None, max_shard_size: str | int = "10GB"
+        self, save_directory: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"
     ) -> None:
-        """Writes the model in transformers' own format and a preprocessor config beside it."""
+        """Writes a folder in transformers' own format, the preprocessor config included."""
         self.model.save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
         height, width = self.image_size
         processor = {
@@ -263,7 +264,7 @@ class VisionEncoder(nn.Module):
             "image_mean": self.image_mean,
             "image_std": self.image_std,
         }
-        if self.model.config.model_type == "siglip2_vision_model":
+        if self._run is _run_naflex:
             num_patches = (height // self.patch_size) * (width // self.patch_size)
             processor |= {"image_processor_type": "Siglip2ImageProcessor"}
             processor |= {"patch_size": self.patch_size, "max_num_patches": num_patches}
@@ -271,23 +272,20 @@ class VisionEncoder(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "VisionEncoder":
-        """An encoder with random weights, also under `torch.device("meta")`.
+        """An encoder with random weights from what the property `config` gives, also under `torch.device("meta")`.
 
         Args:
-            config: `{"model": config of a transformers vision model, "image_size", "image_mean", "image_std"}`,
-                as the property `config` gives it.
+            config: `{"model": config of a transformers vision model, "image_size", "image_mean", "image_std"}`.
         """
         statistics = dict(config)
-        model_config = statistics.pop("model")
-        model_type = model_config.get("model_type")
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(f"model_type {model_type!r} is not a supported encoder: use one of {list(FAMILIES)}.")
-        model_config, family = _configure(CONFIG_MAPPING[model_type].from_dict(model_config))
+        model_dict = statistics.pop("model")
+        _family(model_dict.get("model_type"))  # a better error than that of the mapping
+        model_config, family = _configure(CONFIG_MAPPING[model_dict["model_type"]].from_dict(model_dict))
         return cls(AutoModel.from_config(model_config, **family.model_kwargs), **statistics)
 
     @property
     def config(self) -> dict[str, Any]:
-        """A JSON-able dict from which `from_config` builds the same architecture."""
+        """JSON-able; `from_config` builds the same architecture from it."""
         return {
             "model": json.loads(self.model.config.to_json_string()),
             "image_size": list(self.image_size),
@@ -304,19 +302,15 @@ class VisionEncoder(nn.Module):
         return self.model.device
 
     def train(self, mode: bool = True) -> "VisionEncoder":
-        """Stays in eval mode whatever `mode` says, so that a parent's `train()` passes it by."""
+        """Stays in eval mode, also when a parent module goes into training mode."""
         return super().train(False)
 
     def preprocess(self, pixel_values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Resizes (B, 3, H, W) images in [-1, 1] to `size` in pixels and normalises them, in fp32.
-
-        Returns:
-            (B, 3, *size) in the encoder's dtype.
-        """
+        """(B, 3, *size) in the encoder's dtype: images in [-1, 1], resized and normalised in fp32."""
         pixels = pixel_values.float()
-        if pixels.shape[-2:] != size:
+        if pixels.shape[2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False, antialias=False)
-        mean, std = torch.tensor([self.image_mean, self.image_std], device=pixels.device).view(2, 3, 1, 1)
+        mean, std = pixels.new_tensor([self.image_mean, self.image_std]).view(2, 3, 1, 1)
         return ((pixels / 2 + 0.5 - mean) / std).to(self.dtype)
 
     @torch.no_grad()
@@ -330,35 +324,33 @@ class VisionEncoder(nn.Module):
         """Patch tokens of images of any size.
 
         Args:
-            pixel_values: (B, 3, H, W) in [-1, 1], floating.
-            grid: (h, w) tokens wanted: the image is resized to (h * patch_size, w * patch_size) and the positions are
+            pixel_values: (B, 3, H, W) in [-1, 1], any floating dtype.
+            grid: (h, w) tokens wanted: the images are resized to (h * patch_size, w * patch_size) and the positions
                 interpolated. None: the encoder's own input size.
-            output_hidden_states: also return the tokens between all layers.
-            final_norm: "affine" for the model's own final norm (FAE), "plain" for the same norm without gain and bias
+            output_hidden_states: whether to return the tokens between the layers, too.
+            final_norm: "affine" for the model's own final norm (FAE), "plain" for that norm without gain and bias
                 (RAE, DRoRAE).
 
         Raises:
-            ValueError: for pixel values of another shape, not floating or not finite, a grid that is not two positive
+            ValueError: pixel values of another shape, not floating or not finite, a grid that is not two positive
                 integers, or an unknown `final_norm`.
         """
-        if final_norm not in ("affine", "plain"):
-            raise ValueError(f"final_norm must be 'affine' or 'plain', got {final_norm!r}.")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"pixel_values must have the shape (B, 3, H, W), got {tuple(pixel_values.shape)}.")
+            raise ValueError(f"pixel_values must have the shape (B, 3, H, W), got {tuple(pixel_values.shape)}")
         if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values must be floating, in [-1, 1], got {pixel_values.dtype}.")
-        # a compiled graph must not branch on data
+            raise ValueError(f"pixel_values must be floating and in [-1, 1], got {pixel_values.dtype}")
+        # a compiled graph cannot branch on data
         if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
-            raise ValueError(f"pixel_values must be finite, got {(~pixel_values.isfinite()).sum()} NaN or infinite.")
+            raise ValueError(f"pixel_values must be finite, got {(~pixel_values.isfinite()).sum()} that are not")
         if grid is not None and (len(grid) != 2 or min(grid) < 1):
-            raise ValueError(f"grid must be two positive integers (h, w), got {grid}.")
+            raise ValueError(f"grid must be two positive integers (h, w), got {grid}")
+        if final_norm not in ("affine", "plain"):
+            raise ValueError(f"final_norm must be 'affine' or 'plain', got {final_norm!r}")
 
-        height, width = self.image_size if grid is None else (side * self.patch_size for side in grid)
-        grid = (height // self.patch_size, width // self.patch_size)
-        plain = final_norm == "plain"
-        outputs = self._run(
-            self.model, self.preprocess(pixel_values, (height, width)), grid, output_hidden_states or plain
-        )
+        p, plain = self.patch_size, final_norm == "plain"
+        size = self.image_size if grid is None else (grid[0] * p, grid[1] * p)
+        grid = (size[0] // p, size[1] // p)
+        outputs = self._run(self.model, self.preprocess(pixel_values, size), grid, output_hidden_states or plain)
 
         tokens, states = outputs.last_hidden_state, outputs.hidden_states
         if plain:

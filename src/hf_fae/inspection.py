@@ -84,7 +84,8 @@ def inspect(name_or_path: str | Path) -> dict:
     """Describe a preset, or a folder with a saved model or pipeline.
 
     Returns:
-        For a model what `inspect_model` returns, for a folder also `weights`: for each variant its dtypes and bytes.
+        For a model what `inspect_model` returns; for a folder also `weights`, for each variant the number of tensors
+        and the elements of each dtype, and under `components` a tokenizer's frozen encoder where the folder has it.
         For a pipeline `name`, `class`, `parameters` (by component, and `total`), `config` and `components`, a
         description of each.
 
@@ -130,7 +131,7 @@ def _inspect_pipeline(path: Path) -> dict:
 def _inspect_component(path: Path) -> dict:
     config = _read_json(path / "config.json")
     tensors = _read_headers(path)
-    weights = {variant: _summary(found) for variant, found in tensors.items()}
+    weights = {variant: _summary(tensors[variant]) for variant in sorted(tensors)}
     class_name = config.get("_class_name")
     if class_name is None:
         if "model_type" not in config:
@@ -149,7 +150,10 @@ def _inspect_component(path: Path) -> dict:
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     for variant, found in tensors.items():
         _check_fit(path, variant, expected, {name: shape for name, (_, shape) in found.items()})
-    return {**inspect_model(str(path), model), "weights": weights}
+    report = {**inspect_model(str(path), model), "weights": weights}
+    if (path / "image_encoder" / "config.json").is_file():
+        report["components"] = {"image_encoder": _inspect_component(path / "image_encoder")}
+    return report
 
 
 def _read_json(path: Path) -> dict:

@@ -1,6 +1,6 @@
 """LoRA weights of a pipeline's transformer."""
 
-from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 
 
 __all__ = ["TransformerLoraMixin"]
@@ -24,6 +24,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         Raises:
             ValueError: the file has no LoRA layers for this transformer.
         """
+        kwargs.setdefault("weight_name", LORA_WEIGHT_NAME_SAFE)
         self.transformer.load_lora_adapter(
             pretrained_model_name_or_path_or_dict,
             prefix="transformer",
@@ -37,11 +38,30 @@ class TransformerLoraMixin(LoraBaseMixin):
             )
 
     @classmethod
-    def save_lora_weights(cls, save_directory, transformer_lora_layers: dict, **kwargs) -> None:
-        """Save LoRA layers (`peft.get_peft_model_state_dict(pipe.transformer)`) as safetensors."""
+    def save_lora_weights(
+        cls,
+        save_directory,
+        transformer_lora_layers: dict,
+        transformer_lora_adapter_metadata: dict | None = None,
+        weight_name: str | None = None,
+        is_main_process: bool = True,
+    ) -> None:
+        """Save LoRA layers as safetensors.
+
+        Args:
+            save_directory: folder, made if need be.
+            transformer_lora_layers: `peft.get_peft_model_state_dict(pipe.transformer)`.
+            transformer_lora_adapter_metadata: `pipe.transformer.peft_config["default"].to_dict()`; without it the
+                loader has to assume that `lora_alpha` is the rank.
+            weight_name: file name, by default `pytorch_lora_weights.safetensors`.
+            is_main_process: other processes write nothing.
+        """
         cls._save_lora_weights(
             save_directory=save_directory,
             lora_layers={"transformer": transformer_lora_layers},
-            lora_metadata={"transformer": None},
-            **{"is_main_process": True, "weight_name": None, "save_function": None, "safe_serialization": True} | kwargs,
+            lora_metadata={"transformer": transformer_lora_adapter_metadata},
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+            save_function=None,
+            safe_serialization=True,
         )

@@ -153,6 +153,7 @@ class TrainingLoop:
             with self.ema_weights():
                 if self.is_main:
                     save()
+            self.print(f"saved to {self.output_dir}")
             accelerator.wait_for_everyone()
         accelerator.end_training()
         return results
@@ -181,7 +182,9 @@ class TrainingLoop:
             self.parameters, args.learning_rate, betas, weight_decay=args.weight_decay, fused=True
         )
         name = {"constant": "constant_with_warmup"}.get(args.lr_scheduler, args.lr_scheduler)
-        scheduler = get_scheduler(name, optimizer, args.lr_warmup_steps, args.max_train_steps)
+        scheduler = get_scheduler(
+            name, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+        )
         if args.compile:
             objective.compile()
         self.objective, self.optimizer, self.scheduler = accelerator.prepare(objective, optimizer, scheduler)

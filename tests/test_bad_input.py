@@ -1,0 +1,158 @@
+"""Bad input gets one clear sentence that names the argument and its value. (Checkpoints that do not fit: see
+test_contract_models.py; guidance and schedulers: in their own files.)"""
+
+import json
+
+import pytest
+import torch
+from factories import tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
+
+from hf_fae import AutoencoderFAE, FAEDiTPipeline
+
+
+NAN = float("nan")
+LABELS = {0: "tench, Tinca tinca", 1: "cat", 2: "dog", 3: "golden retriever"}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_fae_dit_pipeline(id2label=LABELS)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return tiny_fae()
+
+
+PIPELINE = {
+    "unknown label": ({"class_labels": "golden retreiver"}, "class_labels .*'golden retreiver'; did you mean 'golden"),
+    "unrelated label": ({"class_labels": "zzzz"}, "class_labels has the unknown name 'zzzz'; see `pipe.id2label`"),
+    "label too large": ({"class_labels": 10}, "class_labels must be from 0 to 9, got 10"),
+    "negative label": ({"class_labels": [1, -1]}, "class_labels must be from 0 to 9, got -1"),
+    "fractional label": ({"class_labels": 1.5}, "class_labels must be numbers or names of classes, got 1.5"),
+    "truth value": ({"class_labels": True}, "class_labels must be numbers or names of classes, got True"),
+    "no label": ({"class_labels": []}, r"class_labels must name at least one class, got \[\]"),
+    "unknown negative": ({"negative_class_labels": "zzzz"}, "negative_class_labels has the unknown name 'zzzz'"),
+    "negative count": ({"negative_class_labels": [1, 2, 3]}, "negative_class_labels must be one class or 1 .* got 3"),
+    "odd height": ({"height": 30}, "height must be a positive multiple of 8, got 30"),
+    "no width": ({"width": 0}, "width must be a positive multiple of 8, got 0"),
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps must be a positive whole number, got 0"),
+    "half steps": ({"num_inference_steps": 2.5}, "num_inference_steps must be a positive whole number, got 2.5"),
+    "no images": ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a positive whole number, got 0"),
+    "output type": ({"output_type": "jpeg"}, "output_type must be .* got 'jpeg'"),
+    "latents shape": ({"latents": torch.zeros(1, 4, 5, 4)}, r"latents must have shape \(1, 4, 4, 4\), got \(1, 4, 5, 4"),
+    "latents NaN": ({"latents": torch.full((1, 4, 4, 4), NAN)}, "latents must be finite, got 64 NaN"),
+    "generators": ({"generator": [torch.Generator()] * 2}, "generator must be a list of 1, one for each image, got 2"),
+    "guidance": ({"guidance_scale": "strong"}, "guidance"),
+    "guidance bounds": ({"guidance_scale": [(0.7, 0.2, 2.0)]}, r"got \(0.7, 0.2, 2.0\)"),
+    "tensor inputs": (
+        {"callback_on_step_end_tensor_inputs": ["noise"]},
+        r"callback_on_step_end_tensor_inputs must be among \['latents'\], got \['noise'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, message", PIPELINE.values(), ids=PIPELINE)
+def test_pipeline_call(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"class_labels": 1} | arguments)
+
+
+def test_names_without_id2label():
+    with pytest.raises(ValueError, match="class_labels must be numbers, as this pipeline has no id2label; got 'cat'"):
+        tiny_fae_dit_pipeline(id2label=None)("cat")
+
+
+def test_id2label_beyond_the_classes():
+    with pytest.raises(ValueError, match="id2label must have keys below 10, got 10"):
+        tiny_fae_dit_pipeline(id2label={10: "cat"})
+
+
+TOKENIZER = {
+    "image side": (lambda vae: vae.encode(torch.zeros(1, 3, 30, 32)), "multiples of 8, got height 30, width 32"),
+    "no image": (lambda vae: vae.encode(torch.zeros(1, 3, 0, 32)), "multiples of 8, got height 0"),
+    "grey image": (lambda vae: vae.encode(torch.zeros(1, 1, 32, 32)), r"pixel_values must .* got \(1, 1, 32, 32\)"),
+    "single image": (lambda vae: vae.encode(torch.zeros(3, 32, 32)), r"pixel_values must .* got \(3, 32, 32\)"),
+    "bytes": (lambda vae: vae.encode(torch.zeros(1, 3, 32, 32).byte()), "pixel_values must .* got torch.uint8"),
+    "NaN image": (lambda vae: vae.encode(torch.full((1, 3, 32, 32), NAN)), "pixel_values must be finite, got 3072"),
+    "infinite": (lambda vae: vae(torch.full((1, 3, 32, 32), float("inf"))), "pixel_values must be finite"),
+    "channels": (lambda vae: vae.decode(torch.zeros(1, 5, 4, 4)), r"latents must have .*\(batch, 4,.* got \(1, 5, 4, 4"),
+    "flat latents": (lambda vae: vae.decode_features(torch.zeros(1, 16, 4)), r"latents must have .* got \(1, 16, 4\)"),
+    "feature width": (lambda vae: vae.encode_features(torch.zeros(1, 16, 31)), r"features must .* got \(1, 16, 31\)"),
+    "feature count": (lambda vae: vae.encode_features(torch.zeros(1, 15, 32)), r"grid must have 15 cells .* got \(3, 3"),
+    "feature grid": (lambda vae: vae.decode_pixels(torch.zeros(1, 16, 32), (3, 4)), r"16 cells .* got \(3, 4\)"),
+    "mean shape": (lambda vae: vae.set_latent_statistics(torch.zeros(4), torch.ones(4)), r"mean must .* got \(4,\)"),
+    "zero std": (
+        lambda vae: vae.set_latent_statistics(torch.zeros(4, 1, 1), torch.zeros(4, 1, 1)),
+        "std must be positive, got 0.0",
+    ),
+    "NaN mean": (
+        lambda vae: vae.set_latent_statistics(torch.full((4, 1, 1), NAN), torch.ones(4, 1, 1)),
+        "mean must be finite",
+    ),
+    "feature statistics": (lambda vae: vae.set_feature_statistics(torch.zeros(3), torch.ones(32)), r"mean .* got \(3,"),
+    "zero feature std": (
+        lambda vae: vae.set_feature_statistics(torch.zeros(32), torch.zeros(32)),
+        "std positive, got a std of 0.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, message", TOKENIZER.values(), ids=TOKENIZER)
+def test_tokenizer(vae, call, message):
+    before = {key: value.clone() for key, value in vae.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        call(vae)
+    assert all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
+
+
+def test_encode_without_encoder_names_the_remedy():
+    vae = tiny_fae(with_encoder=False, image_encoder_id="facebook/dinov2-small")
+    with pytest.raises(ValueError, match=r"call load_encoder\(\) to fetch 'facebook/dinov2-small'"):
+        vae.encode(torch.zeros(1, 3, 32, 32))
+
+
+def test_encoder_of_another_width():
+    other = AutoencoderFAE(feature_dim=64, decoder_num_layers=1, pixel_num_layers=1, pixel_hidden_size=64)
+    with pytest.raises(ValueError, match="image_encoder has hidden_size 32, .* feature_dim 64"):
+        other.attach_encoder(tiny_fae().image_encoder)
+
+
+def test_unknown_encoder_type():
+    with pytest.raises(ValueError, match="encoder_type must be 'attention' or 'linear', got 'cubic'"):
+        AutoencoderFAE(encoder_type="cubic")
+
+
+DENOISER = {
+    "channels": ((1, 5, 4, 4), r"hidden_states must have shape \(batch, 4, .* got \(1, 5, 4, 4\)"),
+    "flat": ((1, 16, 4), r"hidden_states must .* got \(1, 16, 4\)"),
+    "odd side": ((1, 4, 5, 4), "multiples of 2, got 5x4"),
+}
+
+
+@pytest.mark.parametrize("shape, message", DENOISER.values(), ids=DENOISER)
+def test_denoiser(shape, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_lightning_dit(patch_size=2)(torch.zeros(shape), torch.tensor(1.0), torch.tensor([0]))
+
+
+def test_missing_checkpoint(tmp_path):
+    for cls in (AutoencoderFAE, FAEDiTPipeline):
+        with pytest.raises(OSError, match=str(tmp_path / "nowhere")):
+            cls.from_pretrained(str(tmp_path / "nowhere"), local_files_only=True)
+
+
+def test_lora_for_another_model(pipe, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"unet.to_q.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="has no LoRA layers named 'transformer"):
+        pipe.load_lora_weights(str(tmp_path))
+
+
+def test_pipeline_of_unknown_settings(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "transformer" / "config.json").read_text())
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config | {"depth": 2}))
+    with pytest.raises(ValueError, match=r"unknown keys \['depth'\]"):
+        FAEDiTPipeline.from_pretrained(tmp_path)
