@@ -225,12 +225,14 @@ class VisionEncoder(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         variant: str | None = None,
+        config: dict[str, Any] | None = None,
         **hub_kwargs,
     ) -> "VisionEncoder":
         """Loads a Hub id or a folder in transformers' or timm's own format; of an image-text model the vision tower.
 
         Args:
             dtype: None keeps the checkpoint's own.
+            config: as the property `config` gives it, for a folder that holds nothing but weights.
             hub_kwargs: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, `force_download`, `proxies`.
 
         Raises:
@@ -238,8 +240,12 @@ class VisionEncoder(nn.Module):
             OSError: files that are not there, the preprocessor config included.
         """
         path = str(pretrained_model_name_or_path)
-        config, family = _configure(AutoConfig.from_pretrained(path, **hub_kwargs))
-        statistics = _read_statistics(path, config, **hub_kwargs)
+        if config is None:
+            config, family = _configure(AutoConfig.from_pretrained(path, **hub_kwargs))
+            statistics = _read_statistics(path, config, **hub_kwargs)
+        else:
+            statistics = {key: value for key, value in config.items() if key != "model"}
+            config, family = _configure(CONFIG_MAPPING[config["model"]["model_type"]].from_dict(config["model"]))
         load_kwargs = {"dtype": dtype or "auto", "variant": variant, **family.model_kwargs, **hub_kwargs}
         model, info = AutoModel.from_pretrained(path, config=config, output_loading_info=True, **load_kwargs)
         # transformers only warns and leaves these random, which nothing would ever train

@@ -27,7 +27,12 @@ class Guidance:
     channels: int | None = None
 
     def __post_init__(self):
-        intervals = tuple(tuple(float(number) for number in interval) for interval in self.intervals)
+        try:
+            intervals = tuple(tuple(float(number) for number in interval) for interval in self.intervals)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"guidance_scale must be a number or a list of (t_low, t_high, scale), got {self.intervals!r}"
+            ) from None
         object.__setattr__(self, "intervals", intervals)
         for interval in intervals:
             if len(interval) != 3 or not 0 <= interval[0] < interval[1] <= 1:
@@ -52,12 +57,7 @@ class Guidance:
             return value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return cls() if value == 1 else cls(((0.0, 1.0, value),))
-        try:
-            return cls(**value) if isinstance(value, dict) else cls(tuple(value))
-        except TypeError:
-            raise ValueError(
-                f"guidance_scale must be a number or a list of (t_low, t_high, scale), got {value!r}"
-            ) from None
+        return cls(**value) if isinstance(value, dict) else cls(value)
 
     @property
     def is_active(self) -> bool:

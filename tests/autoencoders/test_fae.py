@@ -160,7 +160,7 @@ def test_frozen_encoder_never_trains(vae, images):
 
 def test_encoder_goes_into_its_own_folder(vae, images, tmp_path):
     vae.save_pretrained(tmp_path)
-    assert (tmp_path / "image_encoder" / "model.safetensors").is_file()
+    assert (tmp_path / "image_encoder.d" / "model.safetensors").is_file()
     from safetensors import safe_open
 
     with safe_open(tmp_path / "diffusion_pytorch_model.safetensors", "pt") as file:
@@ -178,12 +178,12 @@ def test_encoder_may_be_absent(vae, images, tmp_path):
         light.encode(images)
 
     light.save_pretrained(tmp_path / "light")
-    assert not (tmp_path / "light" / "image_encoder").exists()
+    assert not (tmp_path / "light" / "image_encoder.d").exists()
     lighter = AutoencoderFAE.from_pretrained(tmp_path / "light")
     assert lighter.image_encoder is None
     with pytest.raises(ValueError, match="config.image_encoder_id is None"):
         lighter.load_encoder()
-    lighter.load_encoder(tmp_path / "whole" / "image_encoder")
+    lighter.load_encoder(tmp_path / "whole" / "image_encoder.d")
     assert torch.equal(lighter.encode(images).latent_dist.mode(), latents)
 
 

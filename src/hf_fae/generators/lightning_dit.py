@@ -159,7 +159,8 @@ class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapt
         condition = self.time_embedding(time_features.to(hidden_states.dtype)) + self.class_embedding(class_labels)
         condition = F.silu(condition)
 
-        hidden_states = self.proj_in(hidden_states).flatten(2).transpose(1, 2)
+        # Element-wise results inherit the layout: without this copy every layer would work on channel-major tokens.
+        hidden_states = self.proj_in(hidden_states).flatten(2).transpose(1, 2).contiguous()
         hidden_states = hidden_states + self.pos_embed(grid, hidden_states.device).to(hidden_states.dtype)
         rotary_emb = (
             rotary_angles(self.config.attention_head_dim, grid, hidden_states.device) if self.config.use_rope else None

@@ -1,0 +1,88 @@
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_fae.training.arguments import LoopArguments, parse_arguments
+from hf_fae.training.data import DataArguments
+
+
+@dataclass
+class Model:
+    """Of a script."""
+
+    name: str = field(metadata={"help": "Which."})
+    sizes: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Of the layers."})
+    rope: bool = field(default=True, metadata={"help": "Whether."})
+    limit: int | None = field(default=None, metadata={"help": "At most."})
+
+
+def parse(tmp_path, values, *flags):
+    path = tmp_path / "config.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return parse_arguments(Model, LoopArguments, argv=["--config", str(path), *flags])
+
+
+def test_file_then_flags(tmp_path):
+    values = {"name": "a", "sizes": [3, 4, 5], "rope": False, "output_dir": "o", "learning_rate": 0.5, "seed": 3}
+    model, loop, config = parse(tmp_path, values, "--seed", "4", "--name=b")
+    assert (model.name, model.sizes, model.rope, model.limit) == ("b", [3, 4, 5], False, None)
+    assert (loop.output_dir, loop.learning_rate, loop.seed) == ("o", 0.5, 4)
+    assert config["seed"] == 4 and config["sizes"] == [3, 4, 5] and config["max_grad_norm"] == 1.0
+    assert yaml.safe_load(yaml.safe_dump(config)) == config
+
+
+def test_flags_alone():
+    model, loop, _ = parse_arguments(Model, LoopArguments, argv=["--name", "a", "--output_dir", "o", "--no_rope"])
+    assert (model.rope, loop.output_dir) == (False, "o")
+
+
+def test_null_is_the_default_and_numbers_without_a_dot_are_numbers(tmp_path):
+    _, loop, _ = parse(tmp_path, "name: a\noutput_dir: o\nlearning_rate: 1e-4\nlimit: null\n")
+    assert loop.learning_rate == 1e-4  # YAML itself takes 1e-4 for text
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "message"),
+    [
+        ({"name": "a", "output_dir": "o", "colour": "red"}, [], "unknown arguments: --colour red"),
+        ({"name": "a", "output_dir": "o", "seed": "many"}, [], "--seed: invalid int value: 'many'"),
+        ({"name": "a", "output_dir": "o", "lr_scheduler": "linear"}, [], "lr-scheduler: invalid choice: 'linear'"),
+        ({"name": "a"}, [], "the following arguments are required: --output_dir"),
+        ({"name": "a"}, ["--output_dir", "o", "--depth", "3"], "unknown arguments: --depth 3"),
+        ("- name\n- a\n", [], "the file must hold a mapping of arguments, not list"),
+    ],
+)
+def test_mistakes(tmp_path, capsys, values, flags, message):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, values, *flags)
+    assert message in capsys.readouterr().err
+
+
+def test_all_loop_arguments_have_help():
+    assert all(option.metadata.get("help") for option in LoopArguments.__dataclass_fields__.values())
+
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("training_scripts/configs/*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_parse(path, monkeypatch):
+    """Every key of every config is an argument of its script, with a value of the right type."""
+    monkeypatch.syspath_prepend(path.parents[1])
+    if "pixel_decoder" in path.stem:
+        from train_pixel_decoder import PixelDecoderArguments as Arguments
+    elif "generator" in path.stem or "dit" in path.stem:
+        from train_generator import GeneratorArguments as Arguments
+    else:
+        from train_fae import FAEArguments as Arguments
+    values = yaml.safe_load(path.read_text())
+    required = [field.name for group in (Arguments, DataArguments, LoopArguments) for field in required_fields(group)]
+    flags = [f"--{name}=x" for name in required if name not in values]  # what a smoke config leaves open
+    *_, config = parse_arguments(Arguments, DataArguments, LoopArguments, argv=["--config", str(path), *flags])
+    assert {name: config[name] for name in values} == values
+
+
+def required_fields(group):
+    return [f for f in fields(group) if f.default is MISSING and f.default_factory is MISSING]

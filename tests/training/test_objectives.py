@@ -1,0 +1,216 @@
+import pytest
+import torch
+from factories import tiny_fae, tiny_lightning_dit
+from torch import nn
+from torch.nn import functional as F
+
+from hf_fae.evaluation.reconstruction import feature_cosine
+from hf_fae.training.objectives import (
+    FeatureObjective,
+    FlowMatchingObjective,
+    PixelObjective,
+    kl_divergence,
+    shift_time,
+)
+
+
+def batch(size=4):
+    return {"pixel_values": torch.rand(size, 3, 32, 32) * 2 - 1, "class_labels": torch.arange(size)}
+
+
+def trained(objective):
+    """The parts of the model that are trained, and whether exactly these got gradients."""
+    objective.train()(batch())["loss"].backward()
+    parameters = dict(objective.named_parameters())
+    assert all((p.grad is not None) == p.requires_grad for p in parameters.values())
+    return {".".join(name.split(".")[:2]) for name, p in parameters.items() if p.requires_grad}
+
+
+class TestClosedForms:
+    @pytest.mark.parametrize(
+        ("mean", "variance", "kl"), [(0.0, 1.0, 0.0), (1.0, 1.0, 0.5), (0.0, 0.25, 0.3181), (2.0, 1.0, 2.0)]
+    )
+    def test_kl(self, mean, variance, kl):  # fae spec, section 1
+        shape = (2, 4, 3, 3)
+        value = kl_divergence(torch.full(shape, mean), torch.full(shape, variance).log())
+        assert value.item() == pytest.approx(kl, abs=1e-4)
+
+    def test_kl_of_half_precision_is_computed_in_fp32(self):
+        value = kl_divergence(torch.full((1000,), 0.1, dtype=torch.bfloat16), torch.zeros(1000, dtype=torch.bfloat16))
+        assert value.dtype == torch.float32 and value.item() == pytest.approx(0.005, rel=2e-3)
+
+    @pytest.mark.parametrize(
+        ("t", "shift", "expected"),
+        [(0.1, 0.4, 0.2174), (0.25, 0.4, 0.4545), (0.5, 0.4, 0.7143), (0.7, 0.4, 0.8537), (0.9, 0.4, 0.9574)]
+        + [(0.5, 0.7, 0.5882), (0.5, 0.5, 0.6667), (0.5, 0.3, 0.7692), (0.5, 0.2, 0.8333), (0.3, 1.0, 0.3)],
+    )
+    def test_shift(self, t, shift, expected):  # fae spec, section 1
+        assert shift_time(torch.tensor(t), shift).item() == pytest.approx(expected, abs=5e-5)
+
+    def test_shift_moves_towards_noise(self):
+        t = (torch.arange(100_000) + 0.5) / 100_000
+        assert shift_time(t, 0.4).mean().item() == pytest.approx(0.6486, abs=1e-4)
+
+    def test_shift_is_that_of_the_scheduler(self):
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        sigmas = torch.linspace(1, 0.1, 10)
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / 0.4)
+        scheduler.set_timesteps(sigmas=sigmas.tolist())
+        torch.testing.assert_close(scheduler.sigmas[:-1], shift_time(sigmas, 0.4))
+
+
+class TestFeatureObjective:
+    def test_trains_encoder_and_feature_decoder(self):
+        assert trained(FeatureObjective(tiny_fae())) == {"model.encoder", "model.feature_decoder"}
+
+    def test_terms(self):
+        model, inputs = tiny_fae(), batch()
+        objective = FeatureObjective(model, kl_weight=0.25).eval()
+        assert not model.latents_mean.any() and (model.latents_std == 1).all()  # this stage defines the latents
+        torch.manual_seed(3)
+        losses = objective(inputs)
+
+        torch.manual_seed(3)
+        features, grid = model.extract_features(inputs["pixel_values"])
+        posterior = model.encode_features(features, grid).latent_dist
+        decoded = model.decode_features(posterior.sample())
+        mse = F.mse_loss(model.standardize_features(decoded), model.standardize_features(features))
+        torch.testing.assert_close(losses["feature_mse"], mse)
+        torch.testing.assert_close(losses["kl"], posterior.kl().mean() / posterior.mean[0].numel())
+        torch.testing.assert_close(losses["loss"], mse + 0.25 * losses["kl"])
+        torch.testing.assert_close(losses["feature_cosine"], feature_cosine(decoded, features))
+
+    def test_frozen_parts_stay_in_eval_mode(self):
+        objective = FeatureObjective(tiny_fae()).train()
+        assert objective.model.encoder.training and objective.model.feature_decoder.training
+        assert not objective.model.pixel_decoder.training and not objective.model.image_encoder.training
+
+
+class TestPixelObjective:
+    @pytest.mark.parametrize("stage", ["Ib", "II"])
+    def test_trains_the_pixel_decoder(self, stage):
+        assert trained(PixelObjective(tiny_fae(), stage)) == {"model.pixel_decoder"}
+
+    def test_stage_ib_adds_noise_of_fixed_strength_to_the_original_features(self):
+        model = tiny_fae()
+        features, grid = model.extract_features(batch(64)["pixel_values"])
+        noise = PixelObjective(model, "Ib", noise_sigma=0.4).decoder_input(features, grid)
+        noise = noise - model.standardize_features(features)
+        assert noise.std().item() == pytest.approx(0.4, rel=0.01) and abs(noise.mean()) < 0.01
+
+    def test_stage_ii_decodes_a_sample_of_the_posterior(self):
+        model = tiny_fae()
+        features, grid = model.extract_features(batch()["pixel_values"])
+        torch.manual_seed(5)
+        found = PixelObjective(model, "II").decoder_input(features, grid)
+        torch.manual_seed(5)
+        wanted = model.decode_features(model.encode_features(features, grid).latent_dist.sample())
+        torch.testing.assert_close(found, model.standardize_features(wanted), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(("name", "expected"), [("l2", 0.25**2), ("l1", 0.25)])
+    def test_reconstruction_is_on_the_scale_of_pixels_from_0_to_1(self, name, expected):
+        model = tiny_fae()
+        model.pixel_decoder = Constant(0.5)
+        inputs = {"pixel_values": torch.zeros(2, 3, 32, 32)}
+        losses = PixelObjective(model, reconstruction_loss=name)(inputs)
+        assert losses["loss"].item() == losses["reconstruction"].item() == pytest.approx(expected)
+
+    def test_perceptual_term(self):
+        class Distance(nn.Module):
+            def forward(self, images, targets):
+                return (images - targets).mean()
+
+        model = tiny_fae()
+        model.pixel_decoder = Constant(0.5)
+        objective = PixelObjective(model, perceptual=Distance(), perceptual_weight=2.0)
+        losses = objective({"pixel_values": torch.zeros(2, 3, 32, 32)})
+        assert losses["perceptual"].item() == 0.5 and losses["loss"].item() == pytest.approx(0.0625 + 1)
+
+    @pytest.mark.parametrize(("argument", "value"), [("stage", "III"), ("reconstruction_loss", "l3")])
+    def test_unknown_choices(self, argument, value):
+        with pytest.raises(ValueError, match=f"{argument} must be .* got '{value}'"):
+            PixelObjective(tiny_fae(), **{argument: value})
+
+
+class Constant(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, features, grid):
+        return self.value.expand(len(features), 3, 8 * grid[0], 8 * grid[1])
+
+
+class Denoiser(nn.Module):
+    """Records what it is called with; the answer is what a perfect model for `latents` would give."""
+
+    def __init__(self, latents=None):
+        super().__init__()
+        self.config = type("Config", (), {"num_classes": 10})
+        self.latents = latents
+
+    def forward(self, hidden_states, timestep, class_labels):
+        self.called_with = hidden_states, timestep, class_labels
+        t = timestep.view(-1, 1, 1, 1) / 1000
+        velocity = torch.zeros_like(hidden_states) if self.latents is None else (hidden_states - self.latents) / t
+        return type("Output", (), {"sample": velocity})
+
+
+class TestFlowMatchingObjective:
+    def test_trains_the_denoiser(self):
+        assert trained(FlowMatchingObjective(tiny_lightning_dit(), tiny_fae())) >= {"model.blocks", "model.proj_in"}
+
+    def test_tokenizer_is_frozen(self):
+        objective = FlowMatchingObjective(tiny_lightning_dit(), tiny_fae()).train()
+        assert not any(p.requires_grad for p in objective.vae.parameters()) and not objective.vae.encoder.training
+
+    def test_perfect_denoiser_has_no_loss(self):
+        objective = FlowMatchingObjective(Denoiser(), tiny_fae())
+        torch.manual_seed(1)
+        objective.model.latents = objective.latents(batch()["pixel_values"])
+        objective.latents = lambda pixel_values: objective.model.latents
+        assert objective(batch())["loss"].item() < 1e-6
+
+    def test_zero_denoiser_has_the_variance_of_the_target(self):
+        objective = FlowMatchingObjective(Denoiser(), tiny_fae())
+        latents = 3 * torch.ones(512, 4, 4, 4)
+        objective.latents = lambda pixel_values: latents
+        loss = objective({"pixel_values": None, "class_labels": torch.zeros(512, dtype=torch.long)})["loss"]
+        assert loss.item() == pytest.approx(9 + 1, rel=0.05)
+
+    def test_path_and_times(self):
+        objective = FlowMatchingObjective(Denoiser(), tiny_fae(), shift=0.4)
+        latents = 100 * torch.ones(4000, 4, 1, 1)
+        objective.latents = lambda pixel_values: latents
+        objective({"pixel_values": None, "class_labels": torch.zeros(4000, dtype=torch.long)})
+        hidden_states, timestep, _ = objective.model.called_with
+        t = timestep / 1000
+        assert t.mean().item() == pytest.approx(0.6486, abs=0.02)
+        # 100 (1 - t) + t eps
+        assert ((hidden_states.mean((1, 2, 3)) / 100 - (1 - t)).abs() < 0.03).all()
+
+    def test_latents_are_normalised_samples(self):
+        vae, images = tiny_fae(), batch()["pixel_values"]
+        objective = FlowMatchingObjective(tiny_lightning_dit(), vae)
+        torch.manual_seed(2)
+        latents = objective.latents(images)
+        torch.manual_seed(2)
+        torch.testing.assert_close(latents, vae.encode(images).latent_dist.sample())
+        assert not torch.equal(latents, objective.latents(images))
+
+    def test_label_dropout_while_training_only(self):
+        objective = FlowMatchingObjective(Denoiser(), tiny_fae(), label_dropout=0.25)
+        objective.latents = lambda pixel_values: torch.zeros(8000, 4, 1, 1)
+        inputs = {"pixel_values": None, "class_labels": torch.full((8000,), 3)}
+        for training, share in ((True, 0.25), (False, 0.0)):
+            objective.training = training
+            objective(inputs)
+            labels = objective.model.called_with[2]
+            assert set(labels.tolist()) == ({3, 10} if training else {3})
+            assert (labels == 10).float().mean().item() == pytest.approx(share, abs=0.02)
+
+    @pytest.mark.parametrize("shift", [0.0, 2.5])
+    def test_shift_of_the_wrong_kind(self, shift):
+        with pytest.raises(ValueError, match=f"shift must be in .*, got {shift}"):
+            FlowMatchingObjective(tiny_lightning_dit(), tiny_fae(), shift=shift)

@@ -1,0 +1,119 @@
+"""The training scripts as users run them: each in a process of its own, on the smoke configs, one after the other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from factories import tiny_encoder
+from PIL import Image
+from safetensors.torch import load_file
+
+from hf_fae import AutoencoderFAE, FAEDiTPipeline
+
+
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+
+
+def train(script, config, folder, cache, *flags):
+    command = [sys.executable, str(SCRIPTS / script), "--config", str(SCRIPTS / "configs" / config)]
+    env = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([*command, "--output_dir", str(folder), *flags], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def last(folder, name):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [entry[name] for entry in entries if name in entry][-1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny_encoder().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fae(tmp_path_factory, encoder, parquet_folder, cache):
+    folder = tmp_path_factory.mktemp("fae")
+    flags = ["--image_encoder", str(encoder), "--dataset_name", str(parquet_folder)]
+    train("train_fae.py", "smoke_fae.yaml", folder, cache, *flags)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory, fae, image_folder, cache):
+    folder = tmp_path_factory.mktemp("pixel-decoder")
+    flags = ["--fae", str(fae), "--stage", "II", "--dataset_name", str(image_folder)]
+    train("train_pixel_decoder.py", "smoke_pixel_decoder.yaml", folder, cache, *flags)
+    return folder
+
+
+def test_train_fae(fae):
+    model, info = AutoencoderFAE.from_pretrained(fae, output_loading_info=True)
+    assert not any(info.values())
+    assert model.config.image_encoder_id is None and model.image_encoder is not None
+    assert model.features_mean.abs().sum() > 0 and (model.features_std != 1).all()
+    assert (model.latents_std != 1).all()
+    latents = model.encode(torch.rand(2, 3, 32, 32) * 2 - 1).latent_dist.sample()
+    assert latents.shape == (2, 4, 4, 4)
+    # What is saved are the averaged weights.
+    name = "encoder.proj_out.weight"
+    averaged = load_file(fae / "checkpoint-4" / "ema.safetensors")[f"model.{name}"]
+    assert torch.equal(model.state_dict()[name], averaged)
+    assert [path.name for path in fae.glob("checkpoint-*")] == ["checkpoint-4"]  # checkpoints_total_limit: 1
+    assert -1 <= last(fae, "validation/feature_cosine") <= 1
+    assert last(fae, "images") == 32
+    assert "learning_rate: 0.001" in (fae / "config.yaml").read_text()
+
+
+def test_train_pixel_decoder(fae, decoded):
+    before, after = (AutoencoderFAE.from_pretrained(folder) for folder in (fae, decoded))
+    changed = {
+        name.split(".")[0]
+        for name, value in before.state_dict().items()
+        if not torch.equal(value, after.state_dict()[name])
+    }
+    assert changed == {"pixel_decoder"}
+    assert last(decoded, "validation/psnr") > 0 and last(decoded, "validation/psnr_of_encoder_features") > 0
+    with Image.open(decoded / "validation" / "reconstructions-0000004.png") as grid:
+        assert grid.size == (4 * 36, 2 * 36)  # 4 originals above 4 reconstructions
+
+
+def test_train_generator_killed_and_resumed(tmp_path, decoded, image_folder, cache):
+    flags = ["--fae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
+    flags += ["--streaming", "true", "--checkpointing_steps", "2"]
+    train("train_generator.py", "smoke_generator.yaml", tmp_path / "whole", cache, *flags)
+    first = tmp_path / "parts"
+    train("train_generator.py", "smoke_generator.yaml", first, cache, *flags, "--max_train_steps", "2")
+    train("train_generator.py", "smoke_generator.yaml", first, cache, *flags, "--resume_from_checkpoint", "latest")
+    for name in ("model.safetensors", "ema.safetensors"):
+        whole, parts = (load_file(tmp_path / run / "checkpoint-4" / name) for run in ("whole", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+    pipeline = FAEDiTPipeline.from_pretrained(first)
+    assert pipeline.vae.image_encoder is None and not (first / "vae" / "image_encoder").exists()
+    assert pipeline.id2label == {0: "circle", 1: "cross", 2: "dot", 3: "ring"}
+    assert pipeline.scheduler.config.shift == pytest.approx(2.5)
+    assert pipeline.transformer.config.num_classes == 4
+    images = pipeline(["ring", 0], generator=torch.Generator().manual_seed(0)).images
+    assert [image.size for image in images] == [(32, 32)] * 2
+    assert last(first, "validation/loss") > 0
+    assert (first / "validation" / "samples-0000004.png").is_file()
+
+
+def test_dry_run_writes_nothing(tmp_path, fae, parquet_folder, cache):
+    flags = ["--fae", str(fae), "--dataset_name", str(parquet_folder), "--label_column", "kind", "--dry_run"]
+    output = train("train_generator.py", "smoke_generator.yaml", tmp_path / "run", cache, *flags)
+    assert '"loss"' in output and "validation/loss" in output
+    assert not (tmp_path / "run").exists()

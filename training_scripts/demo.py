@@ -1,0 +1,134 @@
+"""The whole of FAE in minutes: train a small tokenizer and generator on Fluent Emoji, then draw.
+
+    make demo
+
+DINOv2-small is the frozen encoder. Four trainings follow each other, each by the repository's own script and a config
+`configs/demo_*.yaml`: encoder and feature decoder (stage Ia), pixel decoder on noisy features (Ib) and on decoded ones
+(II), LightningDiT on the latents. New processes then reload what was saved and draw two pictures.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "training_scripts"
+
+CLASSES = [
+    "face-smiling",
+    "cat-face",
+    "heart",
+    "animal-mammal",
+    "animal-bird",
+    "plant-flower",
+    "food-fruit",
+    "food-sweet",
+    "sky & weather",
+    "transport-ground",
+    "clothing",
+    "person-role",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of all results")
+    parser.add_argument("--encoder", help="DINOv2-small: a folder or a Hub id (default: the assets, else the Hub)")
+    parser.add_argument("--data", help="Fluent Emoji: a folder or a Hub id (default: the assets)")
+    args = parser.parse_args()
+
+    assets = Path(os.environ.get("HF_FAE_ASSETS", ROOT.parent / "shared" / "assets"))
+    encoder = args.encoder or find(assets / "dinov2-small") or "facebook/dinov2-small"
+    data = args.data or find(assets / "fluent-emoji")
+    if data is None or not is_reachable(encoder):
+        sys.exit(
+            "make demo needs DINOv2-small and Fluent Emoji: set HF_FAE_ASSETS to the folder that holds dinov2-small/ and "
+            "fluent-emoji/, or pass ARGS='--encoder PATH_OR_ID --data PATH_OR_ID'."
+        )
+    perceptual = find(assets / "efficientnet-lite0") or "timm/tf_efficientnet_lite0.in1k"
+    precision = "bf16" if has_fast_bf16() else "no"
+
+    start = time.monotonic()
+    common = ["--dataset_name", data, "--mixed_precision", precision]
+    fae, decoder_ib, decoder_ii, generator = (args.output / name for name in ("1-fae", "2-pixels", "3-pixels", "4-dit"))
+    train("train_fae.py", "demo_fae.yaml", fae, "--image_encoder", encoder, *common)
+    pixels = ["--perceptual_model", perceptual, *common]
+    train("train_pixel_decoder.py", "demo_pixel_decoder_ib.yaml", decoder_ib, "--fae", str(fae), *pixels)
+    train("train_pixel_decoder.py", "demo_pixel_decoder_ii.yaml", decoder_ii, "--fae", str(decoder_ib), *pixels)
+    train("train_generator.py", "demo_generator.yaml", generator, "--fae", str(decoder_ii), *common)
+
+    print("\n== Drawing, each picture in a new process", flush=True)
+    originals = save_originals(data, args.output / "originals")
+    reconstructions, samples = args.output / "reconstructions.png", args.output / "samples.png"
+    run_cli("reconstruct", "--model", decoder_ii, "--output", reconstructions, *originals)
+    run_cli("generate", "--model", generator, "--output", samples, "--seed", 1, "--class", *CLASSES)
+
+    print(f"\nfeature cosine  {last(fae, 'validation/feature_cosine'):.3f}  (validation split, reconstructed features)")
+    print(f"PSNR            {last(decoder_ii, 'validation/psnr'):.2f} dB  (validation split)")
+    print(f"seconds         {time.monotonic() - start:.0f}")
+    print(f"pictures        {reconstructions}  {samples}")
+    print(f"pipeline        {generator}  (hf-fae generate --model {generator} --class cat-face --output cat.png)")
+
+
+def find(path: Path) -> str | None:
+    return str(path) if path.is_dir() else None
+
+
+def is_reachable(encoder: str) -> bool:
+    """Whether the encoder is a folder, in the cache, or on a Hub that answers."""
+    from huggingface_hub import hf_hub_download
+
+    if os.path.isdir(encoder):
+        return True
+    try:
+        return bool(hf_hub_download(encoder, "config.json"))
+    except Exception:  # whatever keeps the Hub from answering, the remedy is the same
+        return False
+
+
+def has_fast_bf16() -> bool:
+    """On a CPU without bf16 instructions autocast would only slow the training down."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def train(script: str, config: str, output: Path, *arguments: str) -> None:
+    print(f"\n== {script} with {config}", flush=True)
+    command = [sys.executable, str(SCRIPTS / script), "--config", str(SCRIPTS / "configs" / config)]
+    subprocess.run([*command, "--output_dir", str(output), *arguments], check=True)
+
+
+def run_cli(*arguments) -> None:
+    subprocess.run([sys.executable, "-m", "hf_fae.cli", *map(str, arguments)], check=True)
+
+
+def save_originals(data: str, folder: Path) -> list[Path]:
+    """Eight pictures of the validation split as PNG, named by their captions."""
+    from datasets import load_dataset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = load_dataset(data, split="validation")
+    rows = rows.select(range(0, len(rows), len(rows) // 8)).select(range(8))
+    paths = [folder / f"{row['caption'].replace('/', '-')}.png" for row in rows]
+    for row, path in zip(rows, paths, strict=True):
+        row["image"].save(path)
+    return paths
+
+
+def last(run: Path, name: str) -> float:
+    """The last value of a name in a run's log."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [entry[name] for entry in entries if name in entry][-1]
+
+
+if __name__ == "__main__":
+    main()
