@@ -38,7 +38,7 @@ $(PY):
 	exit 1
 
 $(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS) | $(PY)
-	@echo "Installing hf_fae and its dependencies into $(VENV)"
+	@echo "Installing hf_fae and its dependencies into $(VENV): about 6 GB, a few minutes"
 	$(PY) -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[dev,tensorboard]"
 	@touch $@
 

@@ -40,11 +40,17 @@ PIPELINE = {
     "half steps": ({"num_inference_steps": 2.5}, "num_inference_steps must be a positive whole number, got 2.5"),
     "no images": ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a positive whole number, got 0"),
     "output type": ({"output_type": "jpeg"}, "output_type must be .* got 'jpeg'"),
-    "latents shape": ({"latents": torch.zeros(1, 4, 5, 4)}, r"latents must have shape \(1, 4, 4, 4\), got \(1, 4, 5, 4"),
+    "latents shape": (
+        {"latents": torch.zeros(1, 4, 5, 4)},
+        r"latents must have shape \(1, 4, 4, 4\), got \(1, 4, 5, 4",
+    ),
     "latents NaN": ({"latents": torch.full((1, 4, 4, 4), NAN)}, "latents must be finite, got 64 NaN"),
     "generators": ({"generator": [torch.Generator()] * 2}, "generator must be a list of 1, one for each image, got 2"),
     "guidance": ({"guidance_scale": "strong"}, "guidance_scale must be a number or a list .* got 'strong'"),
     "guidance bounds": ({"guidance_scale": [(0.7, 0.2, 2.0)]}, r"got \(0.7, 0.2, 2.0\)"),
+    "rising sigmas": ({"sigmas": [0.5, 1.0]}, r"sigmas must fall strictly within \(0, 1\], got \[0.5, 1.0\]"),
+    "no sigmas": ({"sigmas": []}, r"sigmas must fall strictly .* got \[\]"),
+    "NaN sigma": ({"sigmas": [1.0, NAN]}, "sigmas must fall strictly"),
     "tensor inputs": (
         {"callback_on_step_end_tensor_inputs": ["noise"]},
         r"callback_on_step_end_tensor_inputs must be among \['latents'\], got \['noise'\]",
@@ -76,10 +82,16 @@ TOKENIZER = {
     "bytes": (lambda vae: vae.encode(torch.zeros(1, 3, 32, 32).byte()), "pixel_values must .* got torch.uint8"),
     "NaN image": (lambda vae: vae.encode(torch.full((1, 3, 32, 32), NAN)), "pixel_values must be finite, got 3072"),
     "infinite": (lambda vae: vae(torch.full((1, 3, 32, 32), float("inf"))), "pixel_values must be finite"),
-    "channels": (lambda vae: vae.decode(torch.zeros(1, 5, 4, 4)), r"latents must have .*\(batch, 4,.* got \(1, 5, 4, 4"),
+    "channels": (
+        lambda vae: vae.decode(torch.zeros(1, 5, 4, 4)),
+        r"latents must have .*\(batch, 4,.* got \(1, 5, 4, 4",
+    ),
     "flat latents": (lambda vae: vae.decode_features(torch.zeros(1, 16, 4)), r"latents must have .* got \(1, 16, 4\)"),
     "feature width": (lambda vae: vae.encode_features(torch.zeros(1, 16, 31)), r"features must .* got \(1, 16, 31\)"),
-    "feature count": (lambda vae: vae.encode_features(torch.zeros(1, 15, 32)), r"grid must have 15 cells .* got \(3, 3"),
+    "feature count": (
+        lambda vae: vae.encode_features(torch.zeros(1, 15, 32)),
+        r"grid must have 15 cells .* got \(3, 3",
+    ),
     "feature grid": (lambda vae: vae.decode_pixels(torch.zeros(1, 16, 32), (3, 4)), r"16 cells .* got \(3, 4\)"),
     "mean shape": (lambda vae: vae.set_latent_statistics(torch.zeros(4), torch.ones(4)), r"mean must .* got \(4,\)"),
     "zero std": (
@@ -90,7 +102,10 @@ TOKENIZER = {
         lambda vae: vae.set_latent_statistics(torch.full((4, 1, 1), NAN), torch.ones(4, 1, 1)),
         "mean must be finite",
     ),
-    "feature statistics": (lambda vae: vae.set_feature_statistics(torch.zeros(3), torch.ones(32)), r"mean .* got \(3,"),
+    "feature statistics": (
+        lambda vae: vae.set_feature_statistics(torch.zeros(3), torch.ones(32)),
+        r"mean .* got \(3,",
+    ),
     "zero feature std": (
         lambda vae: vae.set_feature_statistics(torch.zeros(32), torch.zeros(32)),
         "std positive, got a std of 0.0",

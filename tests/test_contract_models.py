@@ -1,4 +1,4 @@
-"""What diffusers' common tests check of a model, for every model class of the package. A new class is one more line."""
+"""What diffusers' common tests check of a model, for every model class of the package. A new class is one line."""
 
 import json
 from collections.abc import Callable
@@ -70,9 +70,7 @@ def public(config) -> dict:
 )
 def test_save_and_load_are_equal_to_the_bit(case, model, tmp_path, save_kwargs):
     model.save_pretrained(tmp_path, **save_kwargs)
-    loaded, info = type(model).from_pretrained(
-        tmp_path, variant=save_kwargs.get("variant"), output_loading_info=True
-    )
+    loaded, info = type(model).from_pretrained(tmp_path, variant=save_kwargs.get("variant"), output_loading_info=True)
     assert not any(info.values()), info
     assert public(loaded.config) == public(model.config)
     assert loaded.state_dict().keys() == model.state_dict().keys()

@@ -143,9 +143,7 @@ def test_interrupt_stops(pipe):
 
 def count_batches(pipe):
     batches = []
-    pipe.transformer.register_forward_pre_hook(
-        lambda module, args: batches.append(len(args[0])), prepend=True
-    )
+    pipe.transformer.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])), prepend=True)
     return batches
 
 

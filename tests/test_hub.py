@@ -269,6 +269,10 @@ def first_load(fae):
     mark("end")
     return reconstruction(fae)
 
+def source(encoder):
+    config = hf_fae.AutoencoderFAE.from_encoder(encoder, encoder_attention_head_dim=32, pixel_num_layers=1).config
+    return [config.image_encoder_id, config.image_encoder_revision]
+
 half = {"variant": "fp16", "dtype": torch.float16}
 keep("published", picture, DiffusionPipeline, "tester/fae-pipeline")
 keep("pipeline", picture, hf_fae.FAEDiTPipeline, "tester/fae-pipeline")
@@ -285,6 +289,7 @@ keep("fae-in-pipeline", reconstruction, hf_fae.AutoencoderFAE, "tester/fae-pipel
 keep("decoder", decoded, hf_fae.AutoencoderFAE, "tester/decoder")
 keep("decoder-encode", reconstruction, hf_fae.AutoencoderFAE, "tester/decoder")
 keep("decoder-load-encoder", first_load, hf_fae.AutoencoderFAE, "tester/decoder")
+keep("fresh", source, hf_fae.VisionEncoder, "tester/encoder")
 keep("missing", decoded, hf_fae.AutoencoderFAE, "tester/missing")
 print(json.dumps(seen))
 """,
@@ -348,6 +353,10 @@ def test_load_encoder_fetches_the_recorded_revision(hub, pushed, loaded):
         "model.safetensors",
         "preprocessor_config.json",
     }
+
+
+def test_fresh_tokenizer_records_where_its_encoder_comes_from(hub, loaded):
+    assert loaded["fresh"] == ["tester/encoder", hub.head("tester/encoder")]
 
 
 def test_missing_repository_is_named(loaded):

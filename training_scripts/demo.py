@@ -49,15 +49,17 @@ def main() -> None:
     data = args.data or find(assets / "fluent-emoji")
     if data is None or not is_reachable(encoder):
         sys.exit(
-            "make demo needs DINOv2-small and Fluent Emoji: set HF_FAE_ASSETS to the folder that holds dinov2-small/ and "
-            "fluent-emoji/, or pass ARGS='--encoder PATH_OR_ID --data PATH_OR_ID'."
+            "make demo needs DINOv2-small and Fluent Emoji: set HF_FAE_ASSETS to the folder that holds dinov2-small/ "
+            "and fluent-emoji/, or pass ARGS='--encoder PATH_OR_ID --data PATH_OR_ID'."
         )
     perceptual = find(assets / "efficientnet-lite0") or "timm/tf_efficientnet_lite0.in1k"
     precision = "bf16" if has_fast_bf16() else "no"
 
     start = time.monotonic()
     common = ["--dataset_name", data, "--mixed_precision", precision]
-    fae, decoder_ib, decoder_ii, generator = (args.output / name for name in ("1-fae", "2-pixels", "3-pixels", "4-dit"))
+    fae, decoder_ib, decoder_ii, generator = (
+        args.output / name for name in ("1-fae", "2-pixels", "3-pixels", "4-dit")
+    )
     train("train_fae.py", "demo_fae.yaml", fae, "--image_encoder", encoder, *common)
     pixels = ["--perceptual_model", perceptual, *common]
     train("train_pixel_decoder.py", "demo_pixel_decoder_ib.yaml", decoder_ib, "--fae", str(fae), *pixels)
@@ -70,7 +72,9 @@ def main() -> None:
     run_cli("reconstruct", "--model", decoder_ii, "--output", reconstructions, *originals)
     run_cli("generate", "--model", generator, "--output", samples, "--seed", 1, "--class", *CLASSES)
 
-    print(f"\nfeature cosine  {last(fae, 'validation/feature_cosine'):.3f}  (validation split, reconstructed features)")
+    print(
+        f"\nfeature cosine  {last(fae, 'validation/feature_cosine'):.3f}  (validation split, reconstructed features)"
+    )
     print(f"PSNR            {last(decoder_ii, 'validation/psnr'):.2f} dB  (validation split)")
     print(f"seconds         {time.monotonic() - start:.0f}")
     print(f"pictures        {reconstructions}  {samples}")

@@ -7,7 +7,6 @@ train_pixel_decoder.py).
 """
 
 import itertools
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,7 +57,6 @@ def main(argv: list[str] | None = None) -> None:
         encoder = VisionEncoder.from_pretrained(args.image_encoder, dtype=torch.float32)
     model = AutoencoderFAE.from_encoder(
         encoder,
-        image_encoder_id=None if os.path.isdir(args.image_encoder) else args.image_encoder,
         latent_channels=args.latent_channels,
         sample_size=data_args.resolution,
         patch_size=args.patch_size,

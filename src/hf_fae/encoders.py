@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, ModelOutput, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 
 __all__ = ["VisionEncoder", "VisionEncoderOutput"]
@@ -178,6 +179,7 @@ class VisionEncoder(nn.Module):
 
     Attributes:
         hidden_size (C), num_hidden_layers, patch_size, num_prefix_tokens (class and register tokens).
+        repo_id, revision: Hub id and commit that it was loaded from; None for folders and random weights.
 
     Raises:
         ValueError: unsupported model type, patches that are not square, or a timm model of fixed input size.
@@ -216,6 +218,7 @@ class VisionEncoder(nn.Module):
         self.patch_size, patch_width = _pair(patch_size)
         if self.patch_size != patch_width:
             raise ValueError(f"patch_size of the model must be square, got {patch_size}")
+        self.repo_id = self.revision = None
         self.eval()
 
     @classmethod
@@ -251,7 +254,11 @@ class VisionEncoder(nn.Module):
         # transformers only warns and leaves these random, which nothing would ever train
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
-        return cls(model, **statistics)
+        encoder = cls(model, **statistics)
+        if not Path(path).is_dir():
+            encoder.repo_id = path
+            encoder.revision = extract_commit_hash(cached_file(path, CONFIG_NAME, **hub_kwargs), None)
+        return encoder
 
     def save_pretrained(
         self, save_directory: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"

@@ -48,7 +48,7 @@ class Guidance:
 
     @classmethod
     def of(cls, value: "float | list[tuple[float, float, float]] | dict | Guidance") -> "Guidance":
-        """From what a user writes: one scale for all times, a list of intervals, the fields as a dict, or a `Guidance`.
+        """From what a user writes: a scale for all times, a list of intervals, the fields as a dict, or a `Guidance`.
 
         Raises:
             ValueError: neither of these.

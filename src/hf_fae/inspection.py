@@ -17,6 +17,7 @@ from torch import nn
 
 import hf_fae
 
+from .autoencoders.frozen_encoder import SUBFOLDER as ENCODER_FOLDER
 from .encoders import VisionEncoder
 from .latents import LatentAutoencoderMixin
 from .layers.positions import SinCosPositions, grid_size
@@ -151,8 +152,8 @@ def _inspect_component(path: Path) -> dict:
     for variant, found in tensors.items():
         _check_fit(path, variant, expected, {name: shape for name, (_, shape) in found.items()})
     report = {**inspect_model(str(path), model), "weights": weights}
-    if (path / "image_encoder" / "config.json").is_file():
-        report["components"] = {"image_encoder": _inspect_component(path / "image_encoder")}
+    if (path / ENCODER_FOLDER / "config.json").is_file():
+        report["components"] = {"image_encoder": _inspect_component(path / ENCODER_FOLDER)}
     return report
 
 

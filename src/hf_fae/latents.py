@@ -9,9 +9,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DiagonalGaussian
 __all__ = ["LatentAutoencoderMixin", "blend_tiles", "check_finite", "normalized_posterior"]
 
 
-def normalized_posterior(
-    moments: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
-) -> DiagonalGaussianDistribution:
+def normalized_posterior(moments: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> DiagonalGaussianDistribution:
     """The Gaussian of (z - mean) / std, given the moments (B, 2C, H, W) of the Gaussian of z: mean, then log-variance.
 
     The log-variance of z is clamped to [-30, 20], as everywhere in latent diffusion.
@@ -135,7 +133,9 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         if not pixel_values.is_floating_point():
             raise ValueError(f"pixel_values must be floating point in [-1, 1], got {pixel_values.dtype}")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"pixel_values must have shape (batch, 3, height, width), got {tuple(pixel_values.shape)}")
+            raise ValueError(
+                f"pixel_values must have shape (batch, 3, height, width), got {tuple(pixel_values.shape)}"
+            )
         height, width = pixel_values.shape[2:]
         if height % multiple_of or width % multiple_of or height * width == 0:
             raise ValueError(

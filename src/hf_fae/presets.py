@@ -83,7 +83,7 @@ def _dit(kind: str, size: str) -> tuple[str, dict]:
 PRESETS: dict[str, tuple[str, dict]] = {
     # FAE appendix D: the main tokenizer, 38.17 + 170.43 + 305.36 M.
     "fae-dinov2-g": _fae("facebook/dinov2-giant", _dinov2(1536, 40, swiglu=True)),
-    # Ours, for smaller budgets: the same recipe on smaller encoders (fae spec, section 14).
+    # Ours, for smaller budgets: the same recipe on smaller encoders.
     "fae-dinov2-b": _fae("facebook/dinov2-base", _dinov2(768, 12)),
     "fae-dinov2-s": _fae("facebook/dinov2-small", _dinov2(384, 12)),
     # FAE section 5.2: the tokenizer of text-to-image and retrieval.

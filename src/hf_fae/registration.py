@@ -1,6 +1,6 @@
 """Makes diffusers find our classes: one table entry and a few attributes.
 
-diffusers resolves a pipeline's components through the table `LOADABLE_CLASSES` and its pipeline classes through its own
+diffusers resolves a pipeline's components through the table `LOADABLE_CLASSES`, and pipeline classes through its own
 namespace. With both filled in, components are recorded as `["hf_fae", "AutoencoderFAE"]` (files are free to move) and
 folders, Hub ids, `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` all work after `import hf_fae`.
 """
@@ -38,7 +38,7 @@ def register() -> None:
         from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
     except ImportError as error:
         raise ImportError(
-            f"hf_fae needs diffusers >= 0.40 and < 0.43, whose loader it extends; found diffusers {diffusers.__version__}"
+            f"hf_fae extends the loader of diffusers >= 0.40 and < 0.43; found diffusers {diffusers.__version__}"
         ) from error
 
     LOADABLE_CLASSES.setdefault("hf_fae", {base: ["save_pretrained", "from_pretrained"] for base in BASE_CLASSES})

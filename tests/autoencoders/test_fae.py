@@ -191,9 +191,7 @@ def test_encoder_is_found_by_the_id_in_the_config(images, tmp_path):
     tiny_encoder().save_pretrained(tmp_path / "encoder")
     vae = tiny_fae(with_encoder=False, image_encoder_id=str(tmp_path / "encoder"))
     vae.load_encoder()
-    assert torch.equal(
-        vae.image_encoder(images).last_hidden_state, tiny_encoder()(images).last_hidden_state
-    )
+    assert torch.equal(vae.image_encoder(images).last_hidden_state, tiny_encoder()(images).last_hidden_state)
 
 
 def test_loading_in_half_precision_casts_the_encoder_too(vae, tmp_path):
@@ -208,7 +206,11 @@ def test_real_encoder(assets):
 
     encoder = VisionEncoder.from_pretrained(assets / "dinov2-small", dtype=torch.float32)
     vae = AutoencoderFAE.from_encoder(
-        encoder, latent_channels=16, decoder_num_layers=1, pixel_hidden_size=64, pixel_num_layers=1,
+        encoder,
+        latent_channels=16,
+        decoder_num_layers=1,
+        pixel_hidden_size=64,
+        pixel_num_layers=1,
         pixel_num_attention_heads=1,
     )
     images = torch.rand(1, 3, 256, 256) * 2 - 1

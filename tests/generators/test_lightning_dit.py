@@ -44,7 +44,8 @@ def test_sit_equals_plain_formulas():
     shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(condition)[:, None].chunk(6, -1)
     normed = F.layer_norm(tokens, (32,), eps=1e-6) * (1 + scale1) + shift1
     q, k, v = (
-        layer(normed).view(2, 16, 2, 16).transpose(1, 2) for layer in (block.attn.to_q, block.attn.to_k, block.attn.to_v)
+        layer(normed).view(2, 16, 2, 16).transpose(1, 2)
+        for layer in (block.attn.to_q, block.attn.to_k, block.attn.to_v)
     )
     attended = ((q @ k.transpose(-1, -2) / 4).softmax(-1) @ v).transpose(1, 2).flatten(2)
     tokens = tokens + gate1 * block.attn.to_out[0](attended)

@@ -41,9 +41,7 @@ def test_swiglu_hidden_sizes_of_lightning_dit(width, hidden):
 
 def test_attention_equals_plain_formulas():
     attention, x = SelfAttention(12, heads=3, head_dim=8), torch.randn(2, 5, 12)
-    q, k, v = (
-        layer(x).view(2, 5, 3, 8).transpose(1, 2) for layer in (attention.to_q, attention.to_k, attention.to_v)
-    )
+    q, k, v = (layer(x).view(2, 5, 3, 8).transpose(1, 2) for layer in (attention.to_q, attention.to_k, attention.to_v))
     weights = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)
     expected = attention.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(attention(x), expected)

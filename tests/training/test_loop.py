@@ -82,9 +82,9 @@ def run(folder, data=None, objective=None, validate=None, save=None, **kwargs):
 
 
 def read_log(folder):
-    """The log without the speed, which no two runs share."""
+    """The log without the speeds, which no two runs share."""
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "input_wait")} for line in lines]
 
 
 def checkpoints(folder):
@@ -148,8 +148,10 @@ class TestResume:
         assert called == ["save"]
         assert (tmp_path / "log.jsonl").read_text() == log
 
-    def test_latest_without_checkpoints_starts(self, tmp_path):
+    def test_latest_without_checkpoints_starts_a_new_log(self, tmp_path):
+        (tmp_path / "log.jsonl").write_text('{"step": 3, "loss": 1.0}\n{"step": 6, "lo')  # killed before checkpoint 1
         assert run(tmp_path, resume_from_checkpoint="latest")[0].step == 12
+        assert [line["step"] for line in read_log(tmp_path)] == [3, 4, 6, 8, 9, 12]
 
     def test_run_that_would_overwrite_another_is_refused(self, tmp_path):
         run(tmp_path)

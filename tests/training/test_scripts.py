@@ -1,5 +1,6 @@
 """The training scripts as users run them: each in a process of its own, on the smoke configs, one after the other."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -24,6 +25,18 @@ def train(script, config, folder, cache, *flags):
     result = subprocess.run([*command, "--output_dir", str(folder), *flags], env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
+
+
+@pytest.fixture
+def train_here(monkeypatch):
+    """The same without a new process."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+    def train(script, config, folder, *flags):
+        config = str(SCRIPTS / "configs" / config)
+        importlib.import_module(script).main(["--config", config, "--output_dir", str(folder), *flags])
+
+    return train
 
 
 def last(folder, name):
@@ -90,12 +103,12 @@ def test_train_pixel_decoder(fae, decoded):
         assert grid.size == (4 * 36, 2 * 36)  # 4 originals above 4 reconstructions
 
 
-def test_train_generator_killed_and_resumed(tmp_path, decoded, image_folder, cache):
+def test_train_generator_resumed(tmp_path, decoded, image_folder, cache, train_here):
     flags = ["--fae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
     flags += ["--streaming", "true", "--checkpointing_steps", "2"]
-    train("train_generator.py", "smoke_generator.yaml", tmp_path / "whole", cache, *flags)
+    train_here("train_generator", "smoke_generator.yaml", tmp_path / "whole", *flags)
     first = tmp_path / "parts"
-    train("train_generator.py", "smoke_generator.yaml", first, cache, *flags, "--max_train_steps", "2")
+    train_here("train_generator", "smoke_generator.yaml", first, *flags, "--max_train_steps", "2")
     train("train_generator.py", "smoke_generator.yaml", first, cache, *flags, "--resume_from_checkpoint", "latest")
     for name in ("model.safetensors", "ema.safetensors"):
         whole, parts = (load_file(tmp_path / run / "checkpoint-4" / name) for run in ("whole", "parts"))
@@ -112,8 +125,9 @@ def test_train_generator_killed_and_resumed(tmp_path, decoded, image_folder, cac
     assert (first / "validation" / "samples-0000004.png").is_file()
 
 
-def test_dry_run_writes_nothing(tmp_path, fae, parquet_folder, cache):
+def test_dry_run_writes_nothing(tmp_path, fae, parquet_folder, train_here, capsys):
     flags = ["--fae", str(fae), "--dataset_name", str(parquet_folder), "--label_column", "kind", "--dry_run"]
-    output = train("train_generator.py", "smoke_generator.yaml", tmp_path / "run", cache, *flags)
+    train_here("train_generator", "smoke_generator.yaml", tmp_path / "run", *flags)
+    output = capsys.readouterr().out
     assert '"loss"' in output and "validation/loss" in output
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """FAE, the Feature Auto-Encoder (arXiv 2512.07829): one attention layer between a frozen encoder and the generator.
 
-image -> frozen encoder -> features -> `encoder` -> latents -> `feature_decoder` -> features -> `pixel_decoder` -> image
+image -> frozen encoder -> features -> `encoder` -> latents
+latents -> `feature_decoder` -> features -> `pixel_decoder` -> image
 """
 
 import math
@@ -140,8 +141,13 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
 
     @classmethod
     def from_encoder(cls, image_encoder: VisionEncoder, **config) -> "AutoencoderFAE":
-        """A fresh FAE sized for `image_encoder`, with it attached; `config` are further arguments of `__init__`."""
+        """A fresh FAE sized for `image_encoder`, with it attached; `config` are further arguments of `__init__`.
+
+        An encoder from the Hub is recorded with its id and commit, so that `load_encoder` finds the same one again.
+        """
         config = {"feature_dim": image_encoder.hidden_size, "image_encoder_config": image_encoder.config, **config}
+        if "image_encoder_id" not in config:
+            config |= {"image_encoder_id": image_encoder.repo_id, "image_encoder_revision": image_encoder.revision}
         model = cls(**config)
         model.attach_encoder(image_encoder)
         return model
@@ -159,9 +165,7 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
         """
         for name, value in (("mean", mean), ("std", std)):
             if value.shape != self.features_mean.shape:
-                raise ValueError(
-                    f"{name} must have shape {tuple(self.features_mean.shape)}, got {tuple(value.shape)}"
-                )
+                raise ValueError(f"{name} must have shape {tuple(self.features_mean.shape)}, got {tuple(value.shape)}")
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
             raise ValueError(f"mean and std must be finite and std positive, got a std of {std.min().item()}")
         self.features_mean = mean.detach().to(self.features_mean.device, torch.float32).clone()

@@ -16,7 +16,16 @@ __all__ = ["FrozenEncoderMixin"]
 # The dot is needed: to find variants, diffusers splits every name in a component's folder at its dots.
 SUBFOLDER = "image_encoder.d"
 # What `from_pretrained` hands on to find the encoder's files in the same place as the tokenizer's.
-LOCATION_KWARGS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies", "variant", "dtype")
+LOCATION_KWARGS = (
+    "revision",
+    "cache_dir",
+    "token",
+    "local_files_only",
+    "force_download",
+    "proxies",
+    "variant",
+    "dtype",
+)
 
 
 class FrozenEncoderMixin(StrictModelMixin):

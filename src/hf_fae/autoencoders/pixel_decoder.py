@@ -1,4 +1,4 @@
-"""The ViT that paints an image from the features of a vision encoder (fae spec, section 6)."""
+"""The ViT that paints an image from the features of a vision encoder (FAE, section 4.2)."""
 
 import torch
 from torch import nn

@@ -8,7 +8,6 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
-from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
@@ -49,10 +48,10 @@ class LightningDiTBlock(nn.Module):
         return torch.addcmul(hidden_states, gate_ff[:, None], mixed)
 
 
-class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
     """Class-conditional denoiser of latents (B, in_channels, H, W).
 
-    The defaults are LightningDiT-XL/1 on 32 channels, the paper's 675.26 M (fae spec, section 7). SiT is
+    The defaults are LightningDiT-XL/1 on 32 channels, the 675.26 M of FAE's appendix D. SiT is
     `norm_type="layer_norm", ff_type="gelu", use_rope=False`.
 
     Args:

@@ -1,6 +1,5 @@
 """Self-attention over image tokens, through diffusers' attention dispatch (backends, LoRA, QKV fusion)."""
 
-import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn

@@ -14,7 +14,7 @@ def feed_forward(ff_type: str, dim: int, multiple_of: int = 1) -> FeedForward:
     """diffusers' feed-forward with the MLP ratio 4 of all papers.
 
     `"gelu"` is 4 * dim wide. `"swiglu"` has three matrices, so 2/3 of that keeps the parameters equal, rounded down as
-    in LightningDiT, or up to a multiple (fae spec, section 6: 2736 for 1024).
+    in LightningDiT, or up to a multiple: 2736 for 1024 is what FAE's published pixel decoder counts.
 
     Raises:
         ValueError: another `ff_type`.

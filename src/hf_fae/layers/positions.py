@@ -14,7 +14,7 @@ def grid_size(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 def sincos_table(dim: int, grid: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
-    """2-D sin-cos embeddings (1, height * width, dim) in fp32; the first half of `dim` encodes the column, as in MAE."""
+    """2-D sin-cos embeddings (1, height * width, dim) in fp32; as in MAE, the first half of `dim` is the column."""
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], device=device), torch.arange(grid[1], device=device), indexing="ij"
     )
@@ -24,7 +24,7 @@ def sincos_table(dim: int, grid: tuple[int, int], device: torch.device | None = 
 class SinCosPositions(nn.Module):
     """Fixed 2-D sin-cos positions for a grid; other grids are computed when they come.
 
-    The papers count this table among the parameters (specs: 256 x width), see `hf_fae.inspection`.
+    The papers count this table among the parameters, see `hf_fae.inspection`.
     """
 
     def __init__(self, dim: int, grid: tuple[int, int]):

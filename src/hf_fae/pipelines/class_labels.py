@@ -12,7 +12,7 @@ class ClassLabelsMixin:
     """Adds `id2label` to a pipeline with a `transformer` that has `config.num_classes` classes."""
 
     def register_labels(self, id2label: dict[int, str] | None) -> None:
-        """Save `id2label` with the pipeline. A name may list synonyms, "tench, Tinca tinca": each is a name of its own.
+        """Save `id2label` with the pipeline. In "tench, Tinca tinca" each synonym is a name of its own.
 
         Raises:
             ValueError: a key that is no class of the transformer.
@@ -26,7 +26,7 @@ class ClassLabelsMixin:
         self.id2label = id2label or {}
         self.label2id = {}
         for key, names in self.id2label.items():
-            # ImageNet has names twice ("crane", "maillot"): the first class keeps the name, the number tells them apart.
+            # ImageNet has some names twice ("crane", "maillot"): the first class keeps the name.
             for name in {names, *(part.strip() for part in names.split(","))}:
                 self.label2id.setdefault(name, key)
 

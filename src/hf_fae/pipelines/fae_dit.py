@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..guidance import Guidance
 from ..latents import check_finite
 from ..layers.positions import grid_size
+from ..schedulers.euler_maruyama import check_sigmas
 from .class_labels import ClassLabelsMixin
 from .lora import TransformerLoraMixin
 
@@ -112,6 +113,7 @@ class FAEDiTPipeline(DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
         if sigmas is None:
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         else:
+            check_sigmas(sigmas)
             self.scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
         return self.scheduler.timesteps
 
@@ -186,7 +188,8 @@ class FAEDiTPipeline(DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
         Raises:
             ValueError: an argument that does not fit; the message names it and its value.
         """
-        num_inference_steps = num_inference_steps if num_inference_steps is not None else self.config.num_inference_steps
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
         self.check_inputs(
             height, width, num_inference_steps, num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs
         )

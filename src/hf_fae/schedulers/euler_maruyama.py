@@ -1,5 +1,6 @@
 """The stochastic sampler of SiT and REPA for flow models, which diffusers lacks."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,18 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
-__all__ = ["FlowMatchEulerMaruyamaScheduler"]
+__all__ = ["FlowMatchEulerMaruyamaScheduler", "check_sigmas"]
+
+
+def check_sigmas(sigmas: list[float]) -> None:
+    """Refuse what is no way from noise to data.
+
+    Raises:
+        ValueError: the sigmas do not fall strictly, or leave (0, 1].
+    """
+    path = [*map(float, sigmas), 0.0]
+    if len(path) == 1 or path[0] > 1 or not all(high > low for high, low in itertools.pairwise(path)):
+        raise ValueError(f"sigmas must fall strictly within (0, 1], got {list(sigmas)}")
 
 
 @dataclass
@@ -20,7 +32,7 @@ class FlowMatchEulerMaruyamaSchedulerOutput(BaseOutput):
 
 
 class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
-    """Euler-Maruyama on the reverse SDE of the linear path, with diffusion coefficient g^2 = 2 t (fae spec, section 7).
+    """Euler-Maruyama on the reverse SDE of the linear path, with g^2 = 2 t (FAE, appendix D; SiT; REPA).
 
     With v the velocity eps - x, the noise is eps = x_t + (1 - t) v, the score -eps / t, and the drift
     v - g^2 / 2 * score = v + eps. Every step adds sqrt(g^2 h) * noise but the last, which runs from `last_sigma` to 0.
@@ -58,9 +70,8 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         """
         shift = self.config.shift
         if sigmas is not None:
+            check_sigmas(sigmas)
             grid = torch.as_tensor(sigmas, dtype=torch.float64)
-            if grid.numel() == 0 or grid[0] > 1 or grid[-1] <= 0 or (grid.diff() >= 0).any():
-                raise ValueError(f"sigmas must fall strictly within (0, 1], got {list(sigmas)}")
         elif num_inference_steps is not None and num_inference_steps > 0:
             last = self.config.last_sigma
             last = last / (shift + (1 - shift) * last)  # the shift maps it back onto `last_sigma`
@@ -97,7 +108,9 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
             ValueError: `set_timesteps` was not called, or there are no steps left.
         """
         if self._step_index is None or self._step_index >= len(self.timesteps):
-            raise ValueError(f"step must be called once for each timestep after set_timesteps, got timestep {timestep}")
+            raise ValueError(
+                f"step must be called once for each timestep after set_timesteps, got timestep {timestep}"
+            )
         t, t_next = self.sigmas[self._step_index : self._step_index + 2]
         self._step_index += 1
         velocity, x = model_output.float(), sample.float()

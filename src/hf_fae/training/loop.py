@@ -89,7 +89,7 @@ class TrainingLoop:
         data,
         validate: Callable[[int], dict] | None = None,
         save: Callable[[], None] | None = None,
-    ) -> dict:
+    ) -> dict | None:
         """Train until `max_train_steps`.
 
         Args:
@@ -112,27 +112,29 @@ class TrainingLoop:
         self._prepare(objective)
         max_steps = self.step + 1 if args.dry_run else args.max_train_steps
         batch_size, accumulation = args.train_batch_size, args.gradient_accumulation_steps
-        if self.step < max_steps:
-            batches = data.batches(
-                batch_size,
-                images_seen=self.images_seen,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-                num_workers=args.dataloader_num_workers,
-            )
+        batches = data.batches(
+            batch_size,
+            images_seen=self.images_seen,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_workers=args.dataloader_num_workers,
+        )
 
-        validated, results = None, {}
+        results = None
         progress = tqdm(initial=self.step, total=max_steps, disable=not self.is_main, desc="training", unit="step")
         self._start_interval()
         while self.step < max_steps:
             seed = np.random.SeedSequence((args.seed, accelerator.process_index, self.step))
             torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             for _ in range(accumulation):
+                waiting = time.perf_counter()
                 batch = {k: v.to(self.device, non_blocking=True) for k, v in next(batches).items()}
+                self.input_seconds += time.perf_counter() - waiting
                 with accelerator.accumulate(self.objective):
                     losses = self.objective(batch)
                     accelerator.backward(losses["loss"])
-                self._record(losses)
+                for name, value in losses.items():
+                    self._add(name, value.detach().float())
             self._update()
             self.step += 1
             self.images_seen += batch_size * accumulation * accelerator.num_processes
@@ -142,12 +144,12 @@ class TrainingLoop:
             if self.step % args.logging_steps == 0 or checkpoint:  # no interval reaches over a checkpoint
                 progress.set_postfix(self._log_interval())
             if validate and (self.step % args.validation_steps == 0 or self.step == max_steps):
-                results, validated = self._validate(validate), self.step
+                results = self._validate(validate)
             if checkpoint and not args.dry_run:  # after the validation: what a checkpoint follows is in the log
                 self._save_checkpoint()
         progress.close()
 
-        if validate and validated is None:
+        if validate and results is None:  # a finished run, resumed
             results = self._validate(validate)
         if save and not args.dry_run:
             with self.ema_weights():
@@ -188,8 +190,7 @@ class TrainingLoop:
         if args.compile:
             objective.compile()
         self.objective, self.optimizer, self.scheduler = accelerator.prepare(objective, optimizer, scheduler)
-        self.nonfinite_row = torch.zeros((), device=self.device)
-        self.nonfinite_total = torch.zeros((), device=self.device)
+        self.nonfinite_row, self.nonfinite_total = torch.zeros(2, device=self.device).unbind()
 
         accelerator.register_save_state_pre_hook(self._write_weights)
         accelerator.register_load_state_pre_hook(self._read_weights)
@@ -199,8 +200,8 @@ class TrainingLoop:
             self.step, self.images_seen = state["step"], state["images_seen"]
             self.nonfinite_row += state["nonfinite_row"]
             self.nonfinite_total += state["nonfinite_total"]
-            self._truncate_log()
             self.print(f"resumed from {self.resume_from} after {self.images_seen:,} images")
+        self._truncate_log()
         self.ema = EMAModel(self.parameters, decay=args.ema_decay, foreach=True) if args.ema_decay else None
         if self.ema is not None:
             self.ema.to(dtype=torch.float32)
@@ -228,10 +229,6 @@ class TrainingLoop:
         self.nonfinite_total = self.nonfinite_total + bad
         self._add("grad_norm", grad_norm)
 
-    def _record(self, losses):
-        for name, value in losses.items():
-            self._add(name, value.detach().float())
-
     def _add(self, name, value):
         """Add to the interval's sum; a value that is not finite leaves sum and count as they are."""
         finite = torch.isfinite(value)
@@ -240,6 +237,7 @@ class TrainingLoop:
 
     def _start_interval(self):
         self.sums, self.interval_start, self.interval_images = {}, time.perf_counter(), self.images_seen
+        self.input_seconds = 0.0
 
     def _log_interval(self):
         """The only place where the host waits for the device: means since the last log, to log and progress bar."""
@@ -254,6 +252,7 @@ class TrainingLoop:
             "learning_rate": self.scheduler.get_last_lr()[0],
             "skipped_steps": int(self.nonfinite_total.item()),
             "images_per_second": round(rate, 2),
+            "input_wait": round(self.input_seconds / seconds, 4),  # share of the time spent on waiting for data
         }
         if self.device.type == "cuda":
             entry["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
@@ -277,12 +276,13 @@ class TrainingLoop:
             self.accelerator.log({k: v for k, v in entry.items() if v is not None}, step=self.step)
 
     def _truncate_log(self):
-        """Drop the lines that the interrupted run wrote after its checkpoint: they will be written again."""
+        """Drop the lines that an interrupted run wrote after its checkpoint: they will be written again."""
         path = self.output_dir / "log.jsonl"
         if self.is_main and path.exists() and not self.args.dry_run:
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            path.write_text("".join(line + "\n" for line in kept))
+            kept = [line + "\n" for line in lines if json.loads(line)["step"] <= self.step]
+            path.with_suffix(".part").write_text("".join(kept))
+            path.with_suffix(".part").replace(path)
 
     def _validate(self, validate):
         start = time.perf_counter()
