@@ -36,17 +36,18 @@ PATCH_SIZE = 16
 def parse_args() -> argparse.Namespace:
     bf16 = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default=str(ASSETS / "dinov2-small"), help="frozen encoder: Hub id or folder")
-    parser.add_argument("--data", default=str(ASSETS / "fluent-emoji"), help="data set: Hub id or folder")
+    for name, folder in (("encoder", "dinov2-small"), ("data", "fluent-emoji")):
+        where = f"Hub id or folder; by default {folder}/ of the offline assets (HF_FAE_ASSETS)"
+        parser.add_argument(f"--{name}", default=str(ASSETS / folder), required=not ASSETS.is_dir(), help=where)
     parser.add_argument("--resolution", type=int, default=128, help="image side: 128 is a grid of 8x8, 256 of 16x16")
     parser.add_argument("--latent-channels", type=int, default=16)
-    parser.add_argument("--decoder-layers", type=int, default=6)
+    parser.add_argument("--decoder-layers", type=int, default=2, help="the paper has 6, which is slower")
     parser.add_argument("--kl-weight", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3, help="number of pairs of runs")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--evaluations", type=int, default=4, help="number of equally spaced evaluations")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3], help="several: one table each")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, nargs="+", default=[2e-3, 4e-3], help="one table each")
     parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="bf16" if bf16 else "no")
     parser.add_argument("--output", type=Path, default=Path("outputs/encoder-ablation"), help="folder of the results")
     return parser.parse_args()
@@ -158,11 +159,13 @@ def table(runs: dict[str, list[dict]], parameters: dict[str, int]) -> str:
         return f"| {name} | " + " | ".join(cells) + " |"
 
     def spread(values, sign=""):
-        return f"{statistics.mean(values):{sign}.4f} ± {statistics.stdev(values) if values[1:] else 0:.4f}"
+        deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):{sign}.4f}{deviation}"
 
     steps = list(runs["linear"][0]["curve"])
     cosines = {k: [[run["curve"][s]["cosine"] for run in runs[k]] for s in steps] for k in ENCODER_TYPES}
-    header = ["encoder", *(f"step {step}" for step in steps), "MSE", "KL", "encoder parameters", "s / step"]
+    header = ["encoder", *(f"step {step}" for step in steps), "MSE", "KL", "encoder parameters"]
+    header.append("s / step" if torch.cuda.is_available() else "CPU s / step")
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for kind in ENCODER_TYPES:
         last = [run["curve"][steps[-1]] for run in runs[kind]]

@@ -133,6 +133,13 @@ def test_encoder_of_another_width():
         other.attach_encoder(tiny_fae().image_encoder)
 
 
+def test_heads_that_do_not_divide_the_width():
+    with pytest.raises(ValueError, match="decoder_attention_head_dim must divide the width 32, got 64"):
+        AutoencoderFAE(feature_dim=32, encoder_attention_head_dim=32)
+    with pytest.raises(ValueError, match="encoder_attention_head_dim must divide the width 160, got 256"):
+        AutoencoderFAE(feature_dim=40, decoder_attention_head_dim=20)
+
+
 def test_unknown_encoder_type():
     with pytest.raises(ValueError, match="encoder_type must be 'attention' or 'linear', got 'cubic'"):
         AutoencoderFAE(encoder_type="cubic")

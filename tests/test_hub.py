@@ -270,7 +270,8 @@ def first_load(fae):
     return reconstruction(fae)
 
 def source(encoder):
-    config = hf_fae.AutoencoderFAE.from_encoder(encoder, encoder_attention_head_dim=32, pixel_num_layers=1).config
+    heads = {"encoder_attention_head_dim": 32, "decoder_attention_head_dim": 16}
+    config = hf_fae.AutoencoderFAE.from_encoder(encoder, **heads).config
     return [config.image_encoder_id, config.image_encoder_revision]
 
 half = {"variant": "fp16", "dtype": torch.float16}

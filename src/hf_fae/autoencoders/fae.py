@@ -121,6 +121,12 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
         image_encoder_config: dict | None = None,
     ):
         super().__init__()
+        for name, width, head_dim in (
+            ("encoder_attention_head_dim", 4 * feature_dim, encoder_attention_head_dim),
+            ("decoder_attention_head_dim", feature_dim, decoder_attention_head_dim),
+        ):
+            if width % head_dim:
+                raise ValueError(f"{name} must divide the width {width}, got {head_dim}")
         grid = tuple(side // patch_size for side in grid_size(sample_size))
         if encoder_type == "attention":
             self.encoder = SingleAttentionEncoder(feature_dim, latent_channels, encoder_attention_head_dim)

@@ -1,0 +1,52 @@
+"""What the README shows runs: its Python, and its `hf-fae` commands, on tiny models in the places that it names."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from factories import tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
+
+from hf_fae.cli import main
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A working directory that looks as after `make demo`."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    labels = {index: f"class {index}" for index in range(97)} | {0: "heart", 1: "cat-face"}
+    pipe = tiny_fae_dit_pipeline(id2label=labels, transformer=tiny_lightning_dit(num_classes=97))
+    pipe.save_pretrained("outputs/demo/4-dit")
+    tiny_fae().save_pretrained("outputs/demo/3-pixels")
+    Image.new("RGB", (50, 40), "red").save("picture.jpg")
+
+
+def test_python(demo):
+    (code,) = blocks("python")
+    namespace = {}
+    exec(code, namespace)
+    assert len(namespace["images"]) == 2 and namespace["x"].shape == namespace["pixel_values"].shape
+
+
+def test_commands(demo, capsys):
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hf-fae ")]
+    assert len(commands) >= 3
+    for command in commands:
+        main(shlex.split(command, comments=True)[1:])
+    assert Path("samples.png").is_file() and Path("pairs.png").is_file()
+    assert "305,360,896" in capsys.readouterr().out
+
+
+def test_files_that_it_names_exist():
+    root = Path(__file__).parents[1]
+    for path in re.findall(r"\]\((docs/[^)#]+)\)|((?:training_scripts|src)/[\w/.]+)", README):
+        assert (root / (path[0] or path[1])).exists(), path
