@@ -74,9 +74,23 @@ def test_id2label_beyond_the_classes():
         tiny_fae_dit_pipeline(id2label={10: "cat"})
 
 
+def test_id2label_of_other_kinds():
+    for labels in (["cat", "dog"], {0: 5}):
+        with pytest.raises(ValueError, match="id2label must be a dict of class ids and names"):
+            tiny_fae_dit_pipeline(id2label=labels)
+
+
+def test_transformer_of_other_channels():
+    with pytest.raises(ValueError, match="transformer must have in_channels 4, .* got 6"):
+        tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(in_channels=6))
+
+
 TOKENIZER = {
-    "image side": (lambda vae: vae.encode(torch.zeros(1, 3, 30, 32)), "multiples of 8, got height 30, width 32"),
-    "no image": (lambda vae: vae.encode(torch.zeros(1, 3, 0, 32)), "multiples of 8, got height 0"),
+    "image side": (lambda vae: vae.encode(torch.zeros(1, 3, 30, 32)), "multiples of 8, got 1 of height 30, width 32"),
+    "no pixels": (lambda vae: vae.encode(torch.zeros(1, 3, 0, 32)), "multiples of 8, got 1 of height 0"),
+    "no image": (lambda vae: vae.encode(torch.zeros(0, 3, 32, 32)), "multiples of 8, got 0 of height 32"),
+    "no latents": (lambda vae: vae.decode(torch.zeros(0, 4, 4, 4)), r"latents must have .* got \(0, 4, 4, 4\)"),
+    "negative grid": (lambda vae: vae.encode_features(torch.zeros(1, 16, 32), (-4, -4)), r"got \(-4, -4\)"),
     "grey image": (lambda vae: vae.encode(torch.zeros(1, 1, 32, 32)), r"pixel_values must .* got \(1, 1, 32, 32\)"),
     "single image": (lambda vae: vae.encode(torch.zeros(3, 32, 32)), r"pixel_values must .* got \(3, 32, 32\)"),
     "bytes": (lambda vae: vae.encode(torch.zeros(1, 3, 32, 32).byte()), "pixel_values must .* got torch.uint8"),
@@ -133,6 +147,17 @@ def test_encoder_of_another_width():
         other.attach_encoder(tiny_fae().image_encoder)
 
 
+def test_sizes_that_do_not_divide():
+    with pytest.raises(ValueError, match="sample_size must be a multiple of patch_size 8, got 36"):
+        tiny_fae(sample_size=36)
+    with pytest.raises(ValueError, match="sample_size must be a multiple of patch_size 2, got 5"):
+        tiny_lightning_dit(sample_size=5, patch_size=2)
+    with pytest.raises(ValueError, match="pixel_num_attention_heads must divide the width 32, got 3"):
+        tiny_fae(pixel_num_attention_heads=3)
+    with pytest.raises(ValueError, match="attention_head_dim must be a multiple of 4 for use_rope, got 6"):
+        tiny_lightning_dit(attention_head_dim=6)
+
+
 def test_heads_that_do_not_divide_the_width():
     with pytest.raises(ValueError, match="decoder_attention_head_dim must divide the width 32, got 64"):
         AutoencoderFAE(feature_dim=32, encoder_attention_head_dim=32)
@@ -164,12 +189,17 @@ def test_missing_checkpoint(tmp_path):
             cls.from_pretrained(str(tmp_path / "nowhere"), local_files_only=True)
 
 
-def test_lora_for_another_model(pipe, tmp_path):
+def test_lora_for_another_model(tmp_path):
+    from peft import LoraConfig
     from safetensors.torch import save_file
 
     save_file({"unet.to_q.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_lora_weights.safetensors")
-    with pytest.raises(ValueError, match="has no LoRA layers named 'transformer"):
-        pipe.load_lora_weights(str(tmp_path))
+    pipe = tiny_fae_dit_pipeline()
+    for adapter in ("first", "second"):
+        with pytest.raises(ValueError, match="has no LoRA layers named 'transformer"):
+            pipe.load_lora_weights(str(tmp_path))
+        # That another adapter is there is no excuse.
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name=adapter)
 
 
 def test_pipeline_of_unknown_settings(pipe, tmp_path):

@@ -99,9 +99,11 @@ def test_tables_and_buffers_survive_half_precision(case, model, tmp_path, dtype)
     for other in (loaded, cast_model):
         for reference, table in zip(tables(model), tables(other), strict=True):
             assert torch.equal(reference, table)
-    for name, buffer in model.named_buffers():
-        if name.endswith(("_mean", "_std")):
-            assert torch.equal(loaded.get_buffer(name), buffer)  # kept in fp32 on loading
+    cast_model.save_pretrained(tmp_path / "cast")
+    resaved = type(model).from_pretrained(tmp_path / "cast")
+    for name, buffer in model.named_buffers(recurse=False):
+        for other in (loaded, cast_model, resaved):
+            assert torch.equal(other.get_buffer(name), buffer)
     sample = run(loaded, cast(case.inputs(2), dtype))
     assert sample.dtype == dtype
     torch.testing.assert_close(sample.float(), run(model, case.inputs(2)), atol=0.1, rtol=0.1)
@@ -233,6 +235,16 @@ def test_is_built_on_the_meta_device(case):
     with torch.device("meta"):
         model = type(example).from_config(example.config)
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def test_leaves_the_meta_device_whole(case):
+    model = case.make()
+    with torch.device("meta"):
+        other = type(model).from_config(model.config)
+    other = other.to_empty(device="cpu")
+    other.load_state_dict({key: value for key, value in model.state_dict().items() if "image_encoder" not in key})
+    for reference, table in zip(tables(model), tables(other), strict=True):
+        assert torch.equal(reference, table)
 
 
 def test_checkpoint_that_does_not_fit_is_refused(model, tmp_path):

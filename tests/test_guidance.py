@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +27,10 @@ def test_forms_are_equivalent():
         assert Guidance.of(form) == THREE_PART
 
 
+def test_numbers_of_numpy():
+    assert Guidance.of(np.float32(2.5)) == Guidance.of(2.5)
+
+
 def test_combination():
     conditional, unconditional = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     guidance = Guidance.of(2.5)
@@ -51,6 +56,8 @@ def test_first_three_channels_only():
         (float("nan"), "must be finite, got nan"),
         ([(0.0, 1.0)], "t_low, t_high, scale"),
         (None, "must be a number or a list .* got None"),
+        ({"scale": 2.0}, "must be a number or a list .* got {'scale': 2.0}"),
+        ({"intervals": [(0, 1, 2.0)], "channels": 0}, "channels must be positive or None, got 0"),
         (True, "must be a number or a list .* got True"),
     ],
 )

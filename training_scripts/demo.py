@@ -42,17 +42,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of all results")
     parser.add_argument("--encoder", help="DINOv2-small: a folder or a Hub id (default: the assets, else the Hub)")
     parser.add_argument("--data", help="Fluent Emoji: a folder or a Hub id (default: the assets)")
+    parser.add_argument("--perceptual", help="a timm model: a folder or a Hub id (default: the assets, else the Hub)")
     args = parser.parse_args()
 
     assets = Path(os.environ.get("HF_FAE_ASSETS", ROOT.parent / "shared" / "assets"))
     encoder = args.encoder or find(assets / "dinov2-small") or "facebook/dinov2-small"
     data = args.data or find(assets / "fluent-emoji")
-    if data is None or not is_reachable(encoder):
+    perceptual = args.perceptual or find(assets / "efficientnet-lite0") or "timm/tf_efficientnet_lite0.in1k"
+    if data is None or not all(map(is_reachable, (encoder, perceptual))):
         sys.exit(
-            "make demo needs DINOv2-small and Fluent Emoji: set HF_FAE_ASSETS to the folder that holds dinov2-small/ "
-            "and fluent-emoji/, or pass ARGS='--encoder PATH_OR_ID --data PATH_OR_ID'."
+            "make demo needs DINOv2-small, EfficientNet-Lite0 and Fluent Emoji: set HF_FAE_ASSETS to the folder that "
+            "holds dinov2-small/, efficientnet-lite0/ and fluent-emoji/, or pass "
+            "ARGS='--encoder PATH_OR_ID --perceptual PATH_OR_ID --data PATH_OR_ID'."
         )
-    perceptual = find(assets / "efficientnet-lite0") or "timm/tf_efficientnet_lite0.in1k"
     precision = "bf16" if has_fast_bf16() else "no"
 
     start = time.monotonic()
@@ -85,14 +87,14 @@ def find(path: Path) -> str | None:
     return str(path) if path.is_dir() else None
 
 
-def is_reachable(encoder: str) -> bool:
-    """Whether the encoder is a folder, in the cache, or on a Hub that answers."""
+def is_reachable(model: str) -> bool:
+    """Whether a model is a folder, in the cache, or on a Hub that answers."""
     from huggingface_hub import hf_hub_download
 
-    if os.path.isdir(encoder):
+    if os.path.isdir(model):
         return True
     try:
-        return bool(hf_hub_download(encoder, "config.json"))
+        return bool(hf_hub_download(model, "config.json"))
     except Exception:  # whatever keeps the Hub from answering, the remedy is the same
         return False
 

@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     validation_batches = list(data.validation_batches(batch_size))
 
     def training_images(count):
-        """About `count` training images, in whole batches."""
+        """About `count` training images in whole batches, at most an epoch of them."""
+        count = count if data_args.streaming else min(count, len(data))
         batches = data.batches(batch_size, num_workers=loop_args.dataloader_num_workers)
         for batch in itertools.islice(batches, -(-count // batch_size)):
             yield batch["pixel_values"].to(loop.device)

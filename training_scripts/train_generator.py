@@ -12,12 +12,13 @@ from typing import Literal
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from hf_fae import AutoencoderFAE, FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler, LightningDiTTransformer2DModel
+from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler, LightningDiTTransformer2DModel
 from hf_fae.images import make_grid
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import FlowMatchingObjective
+from hf_fae.training.tokenizer import load_trained_fae
 
 
 @dataclass
@@ -54,9 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     loop = TrainingLoop(loop_args, config)
     with loop.accelerator.main_process_first():
         data = ImageData(data_args, loop_args.seed)
-        vae = AutoencoderFAE.from_pretrained(args.fae, dtype=torch.float32)
-        if vae.image_encoder is None:
-            vae.load_encoder(args.image_encoder)
+        vae = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
     vae.to(loop.device)
     transformer = LightningDiTTransformer2DModel(
         sample_size=data_args.resolution // vae.spatial_compression_ratio,

@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 
-from hf_fae import AutoencoderFAE
 from hf_fae.evaluation.reconstruction import psnr
 from hf_fae.images import make_grid, to_pil
 from hf_fae.training.arguments import LoopArguments, parse_arguments
@@ -19,6 +18,7 @@ from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import PixelObjective
 from hf_fae.training.perceptual import FeatureDistance
+from hf_fae.training.tokenizer import load_trained_fae
 
 
 @dataclass
@@ -46,12 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     loop = TrainingLoop(loop_args, config)
     with loop.accelerator.main_process_first():
         data = ImageData(data_args, loop_args.seed)
-        model = AutoencoderFAE.from_pretrained(args.fae, dtype=torch.float32)
-        if model.image_encoder is None:
-            model.load_encoder(args.image_encoder)
+        model = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
         perceptual = FeatureDistance.from_pretrained(args.perceptual_model) if args.perceptual_model else None
-    if model.config.sample_size != data_args.resolution:
-        raise ValueError(f"resolution must be the FAE's {model.config.sample_size}, got {data_args.resolution}")
     objective = PixelObjective(
         model.to(loop.device),
         args.stage,

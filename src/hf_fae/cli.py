@@ -186,7 +186,7 @@ def _loading(argument: str, value: str):
 def _load_tokenizer(args: argparse.Namespace):
     from diffusers import AutoModel
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     from .autoencoders.frozen_encoder import FrozenEncoderMixin
 
@@ -196,6 +196,8 @@ def _load_tokenizer(args: argparse.Namespace):
         else:
             try:
                 is_pipeline = bool(hf_hub_download(args.model, "model_index.json"))
+            except LocalEntryNotFoundError:  # the Hub does not answer: that says nothing about the file
+                raise
             except EntryNotFoundError:
                 is_pipeline = False
         location = {"subfolder": "vae"} if is_pipeline else {}

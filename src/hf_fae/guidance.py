@@ -1,6 +1,7 @@
 """Contract 4: guidance is a value. How strongly to guide at which time, and how two predictions become one."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -41,6 +42,8 @@ class Guidance:
                 )
             if not -float("inf") < interval[2] < float("inf"):
                 raise ValueError(f"guidance scale must be finite, got {interval[2]}")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"guidance channels must be positive or None, got {self.channels}")
         ordered = sorted(intervals)
         for (_, high, _), (low, _, _) in zip(ordered, ordered[1:]):
             if low < high:
@@ -55,9 +58,11 @@ class Guidance:
         """
         if isinstance(value, cls):
             return value
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, Real) and not isinstance(value, bool):
             return cls() if value == 1 else cls(((0.0, 1.0, value),))
-        return cls(**value) if isinstance(value, dict) else cls(value)
+        if isinstance(value, dict) and value.keys() <= {"intervals", "channels"}:
+            return cls(**value)
+        return cls(value)
 
     @property
     def is_active(self) -> bool:

@@ -35,13 +35,13 @@ def blend_tiles(
     """Apply `function` to overlapping tiles of `inputs` (B, C, H, W) and blend the results linearly.
 
     Args:
-        tile: height and width of a tile in latent cells; neighbours overlap by at least a quarter.
+        tile: height and width of a tile in latent cells; neighbours overlap by a quarter, rounded down.
         input_unit, output_unit: pixels of a latent cell in the inputs and in the outputs (1 where they are latents).
     """
     rows, columns = inputs.shape[2] // input_unit, inputs.shape[3] // input_unit
     total = weight = None
-    for top in _starts(rows, tile[0], -(-tile[0] * 3 // 4)):
-        for left in _starts(columns, tile[1], -(-tile[1] * 3 // 4)):
+    for top in _starts(rows, tile[0], tile[0] - tile[0] // 4):
+        for left in _starts(columns, tile[1], tile[1] - tile[1] // 4):
             window = inputs[
                 :,
                 :,
@@ -86,6 +86,15 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         self.use_slicing = False
         self.use_tiling = False
         self._tile = tile
+
+    def _apply(self, fn, recurse=True):
+        # A cast to half precision must not round the statistics, which `save_pretrained` would then keep so.
+        statistics = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.dtype != torch.float32:
+                setattr(self, name, statistics[name].to(buffer.device))
+        return self
 
     @torch.no_grad()
     def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
@@ -137,9 +146,10 @@ class LatentAutoencoderMixin(AutoencoderMixin):
                 f"pixel_values must have shape (batch, 3, height, width), got {tuple(pixel_values.shape)}"
             )
         height, width = pixel_values.shape[2:]
-        if height % multiple_of or width % multiple_of or height * width == 0:
+        if height % multiple_of or width % multiple_of or 0 in pixel_values.shape:
             raise ValueError(
-                f"pixel_values must have sides that are multiples of {multiple_of}, got height {height}, width {width}"
+                f"pixel_values must have images with sides that are multiples of {multiple_of}, "
+                f"got {len(pixel_values)} of height {height}, width {width}"
             )
 
     def check_latents(self, latents: torch.Tensor) -> None:
@@ -149,7 +159,7 @@ class LatentAutoencoderMixin(AutoencoderMixin):
             ValueError: not (B, latent_channels, H, W).
         """
         channels = self.latents_mean.shape[0]
-        if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape[2:]:
+        if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape:
             raise ValueError(f"latents must have shape (batch, {channels}, height, width), got {tuple(latents.shape)}")
 
 

@@ -187,6 +187,20 @@ def test_encoder_may_be_absent(vae, images, tmp_path):
     assert torch.equal(lighter.encode(images).latent_dist.mode(), latents)
 
 
+def test_saving_without_encoder_leaves_none_behind(vae, tmp_path):
+    vae.save_pretrained(tmp_path)
+    vae.image_encoder = None
+    vae.save_pretrained(tmp_path)
+    assert AutoencoderFAE.from_pretrained(tmp_path).image_encoder is None
+
+
+def test_hub_that_does_not_answer_is_no_absent_encoder(tmp_path, monkeypatch):
+    from hf_fae.autoencoders.frozen_encoder import _is_on_hub
+
+    with pytest.raises(OSError, match="the cache does not know whether 'user/fae' has a frozen encoder"):
+        _is_on_hub("user/fae", "config.json", {"cache_dir": tmp_path, "local_files_only": True})
+
+
 def test_encoder_is_found_by_the_id_in_the_config(images, tmp_path):
     tiny_encoder().save_pretrained(tmp_path / "encoder")
     vae = tiny_fae(with_encoder=False, image_encoder_id=str(tmp_path / "encoder"))

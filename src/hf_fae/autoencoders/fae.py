@@ -20,7 +20,7 @@ from ..latents import LatentAutoencoderMixin, normalized_posterior
 from ..layers.attention import SelfAttention
 from ..layers.blocks import TransformerBlock
 from ..layers.norms import RMSNorm
-from ..layers.positions import SinCosPositions, grid_size, rotary_angles
+from ..layers.positions import SinCosPositions, rotary_angles, token_grid
 from .frozen_encoder import FrozenEncoderMixin
 from .pixel_decoder import PixelDecoder
 
@@ -75,7 +75,7 @@ class FeatureDecoder(nn.Module):
         return self.norm_out(hidden_states)
 
 
-class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin):
+class AutoencoderFAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMixin):
     """The FAE tokenizer. `encode` gives normalised latents (B, latent_channels, H / patch_size, W / patch_size).
 
     Args:
@@ -121,13 +121,14 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
         image_encoder_config: dict | None = None,
     ):
         super().__init__()
-        for name, width, head_dim in (
+        for name, width, divisor in (
             ("encoder_attention_head_dim", 4 * feature_dim, encoder_attention_head_dim),
             ("decoder_attention_head_dim", feature_dim, decoder_attention_head_dim),
+            ("pixel_num_attention_heads", pixel_hidden_size, pixel_num_attention_heads),
         ):
-            if width % head_dim:
-                raise ValueError(f"{name} must divide the width {width}, got {head_dim}")
-        grid = tuple(side // patch_size for side in grid_size(sample_size))
+            if width % divisor:
+                raise ValueError(f"{name} must divide the width {width}, got {divisor}")
+        grid = token_grid(sample_size, patch_size)
         if encoder_type == "attention":
             self.encoder = SingleAttentionEncoder(feature_dim, latent_channels, encoder_attention_head_dim)
         elif encoder_type == "linear":
@@ -223,6 +224,8 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
     ) -> DecoderOutput | tuple:
         """Images (B, 3, H, W), about [-1, 1] and unclamped, of normalised latents (B, C, h, w).
 
+        `encode` and `decode` work by slices and tiles where these are enabled; the methods on features do not.
+
         `generator` is accepted as by all diffusers autoencoders; decoding is deterministic.
 
         Raises:
@@ -230,7 +233,7 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
         """
         self.check_latents(latents)
         sample = self._in_parts(
-            lambda part: self.pixel_decoder(self._standard_features(part), tuple(part.shape[2:])),
+            lambda part: self.pixel_decoder(self.decode_standardized(part), tuple(part.shape[2:])),
             latents,
             input_unit=1,
             output_unit=self.config.patch_size,
@@ -245,7 +248,7 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
             ValueError: latents of another shape.
         """
         self.check_latents(latents)
-        features = self._standard_features(latents)
+        features = self.decode_standardized(latents)
         return (features.float() * self.features_std.float() + self.features_mean.float()).to(features.dtype)
 
     @apply_forward_hook
@@ -277,8 +280,8 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
         """Mean and log-variance (B, 2C, h, w) of the unnormalised latents."""
         return self.encoder(self.standardize_features(features)).transpose(1, 2).unflatten(2, grid)
 
-    def _standard_features(self, latents: torch.Tensor) -> torch.Tensor:
-        """Standardised features (B, h * w, feature_dim) of normalised latents."""
+    def decode_standardized(self, latents: torch.Tensor) -> torch.Tensor:
+        """As `decode_features`, in the standardised scale of losses and of the pixel decoder."""
         tokens = self.denormalize_latents(latents).to(self.dtype).flatten(2).transpose(1, 2)
         return self.feature_decoder(tokens, tuple(latents.shape[2:]))
 
@@ -289,6 +292,6 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin, LatentAutoencoderMixin)
             )
         if grid is None:
             grid = (math.isqrt(features.shape[1]),) * 2
-        if grid[0] * grid[1] != features.shape[1]:
+        if min(grid) < 1 or grid[0] * grid[1] != features.shape[1]:
             raise ValueError(f"grid must have {features.shape[1]} cells as features have tokens, got {grid}")
         return grid

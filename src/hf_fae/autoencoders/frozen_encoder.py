@@ -1,11 +1,13 @@
 """A tokenizer's frozen vision encoder: kept beside its own weights, found again, or left out."""
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..encoders import VisionEncoder
 from ..modeling import StrictModelMixin
@@ -16,16 +18,7 @@ __all__ = ["FrozenEncoderMixin"]
 # The dot is needed: to find variants, diffusers splits every name in a component's folder at its dots.
 SUBFOLDER = "image_encoder.d"
 # What `from_pretrained` hands on to find the encoder's files in the same place as the tokenizer's.
-LOCATION_KWARGS = (
-    "revision",
-    "cache_dir",
-    "token",
-    "local_files_only",
-    "force_download",
-    "proxies",
-    "variant",
-    "dtype",
-)
+LOCATION_KWARGS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 class FrozenEncoderMixin(StrictModelMixin):
@@ -68,6 +61,7 @@ class FrozenEncoderMixin(StrictModelMixin):
             )
         self.image_encoder = image_encoder.to(self.device)
 
+    @apply_forward_hook
     @torch.no_grad()
     def extract_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """The frozen encoder's own tokens for images (B, 3, H, W) in [-1, 1]: features (B, N, C) and their grid.
@@ -102,9 +96,11 @@ class FrozenEncoderMixin(StrictModelMixin):
         image_encoder, self.image_encoder = self.image_encoder, None
         try:
             # The encoder first: `push_to_hub=True` uploads the folder at the end of diffusers' method.
+            folder = os.path.join(save_directory, SUBFOLDER)
             if image_encoder is not None and is_main_process:
-                folder = os.path.join(save_directory, SUBFOLDER)
                 image_encoder.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+            elif is_main_process and os.path.isdir(folder):
+                shutil.rmtree(folder)  # of the tokenizer that was here before: it would be loaded with this one
             super().save_pretrained(
                 save_directory,
                 is_main_process=is_main_process,
@@ -127,28 +123,45 @@ class FrozenEncoderMixin(StrictModelMixin):
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if image_encoder == "auto":
-            image_encoder = _find_encoder(pretrained_model_name_or_path, model.config.image_encoder_config, **kwargs)
+            image_encoder = _find_encoder(pretrained_model_name_or_path, model, **kwargs)
         if image_encoder is not None:
             model.attach_encoder(image_encoder)
         return loaded
 
 
-def _find_encoder(
-    path: str, config: dict | None, subfolder: str | None = None, torch_dtype=None, **kwargs
-) -> VisionEncoder | None:
-    """The encoder in the checkpoint's sub-folder, a local folder or on the Hub; `None` where there is none."""
-    location = {key: kwargs[key] for key in LOCATION_KWARGS if key in kwargs}
-    if torch_dtype is not None:
-        location["dtype"] = torch_dtype
+def _find_encoder(path, model: FrozenEncoderMixin, subfolder: str | None = None, **kwargs) -> VisionEncoder | None:
+    """The encoder in the checkpoint's sub-folder, of a folder or on the Hub, in the model's dtype; None if absent."""
     subfolder = "/".join(filter(None, [subfolder, SUBFOLDER]))
+    location = {key: kwargs[key] for key in LOCATION_KWARGS if key in kwargs}
     if os.path.isdir(path):
         # Not the config: of a nested folder, a pipeline downloads the weights alone.
         exists = any(Path(path, subfolder).glob("model*.safetensors"))
     else:
-        lookup = {key: location[key] for key in location if key not in ("variant", "dtype")}
-        try:
-            hf_hub_download(path, "config.json", subfolder=subfolder, **lookup)
-            exists = True
-        except EntryNotFoundError:
-            exists = False
-    return VisionEncoder.from_pretrained(path, subfolder=subfolder, config=config, **location) if exists else None
+        exists = _is_on_hub(path, f"{subfolder}/config.json", location)
+    if not exists:
+        return None
+    return VisionEncoder.from_pretrained(
+        path,
+        subfolder=subfolder,
+        config=model.config.image_encoder_config,
+        dtype=model.dtype,
+        variant=kwargs.get("variant"),
+        **location,
+    )
+
+
+def _is_on_hub(repo_id: str, filename: str, location: dict) -> bool:
+    """Whether a repository has a file; where the Hub does not answer, as far as the cache knows."""
+    try:
+        hf_hub_download(repo_id, filename, **location)
+    except LocalEntryNotFoundError:
+        lookup = {key: location[key] for key in ("cache_dir", "revision") if key in location}
+        if try_to_load_from_cache(repo_id, filename, **lookup) is _CACHED_NO_EXIST:
+            return False
+        raise OSError(
+            f"the Hub does not answer, and the cache does not know whether {repo_id!r} has a frozen encoder: "
+            "pass image_encoder=None to go without"
+        ) from None
+    except EntryNotFoundError:
+        return False
+    return True

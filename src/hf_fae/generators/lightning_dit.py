@@ -17,16 +17,11 @@ from torch.nn import functional as F
 from ..layers.attention import SelfAttention
 from ..layers.blocks import feed_forward
 from ..layers.norms import normalization
-from ..layers.positions import SinCosPositions, grid_size, rotary_angles
+from ..layers.positions import SinCosPositions, rotary_angles, token_grid
 from ..modeling import StrictModelMixin
 
 
 __all__ = ["LightningDiTTransformer2DModel"]
-
-
-def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x * (1 + scale) + shift, the same for all tokens of a sample (adaLN)."""
-    return torch.addcmul(shift[:, None], hidden_states, 1 + scale[:, None])
 
 
 class LightningDiTBlock(nn.Module):
@@ -42,9 +37,9 @@ class LightningDiTBlock(nn.Module):
 
     def forward(self, hidden_states, condition, rotary_emb=None):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.modulation(condition).chunk(6, dim=-1)
-        attended = self.attn(modulate(self.norm1(hidden_states), shift_attn, scale_attn), rotary_emb)
+        attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), rotary_emb)
         hidden_states = torch.addcmul(hidden_states, gate_attn[:, None], attended)
-        mixed = self.ff(modulate(self.norm2(hidden_states), shift_ff, scale_ff))
+        mixed = self.ff(self.norm2(hidden_states, shift_ff, scale_ff))
         return torch.addcmul(hidden_states, gate_ff[:, None], mixed)
 
 
@@ -89,7 +84,9 @@ class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapt
     ):
         super().__init__()
         dim = num_attention_heads * attention_head_dim
-        grid = tuple(side // patch_size for side in grid_size(sample_size))
+        if use_rope and attention_head_dim % 4:
+            raise ValueError(f"attention_head_dim must be a multiple of 4 for use_rope, got {attention_head_dim}")
+        grid = token_grid(sample_size, patch_size)
         self.proj_in = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.pos_embed = SinCosPositions(dim, grid)
         self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -132,7 +129,7 @@ class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapt
 
         Args:
             hidden_states: noisy latents (B, in_channels, H, W); sides that are multiples of `patch_size`.
-            timestep: (B,) or a scalar, 1000 * t in [0, 1000].
+            timestep: (B,) or a scalar tensor, 1000 * t in [0, 1000].
             class_labels: (B,) long; `num_classes` for none.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             return_dict: return a `Transformer2DModelOutput` instead of a tuple.
@@ -171,6 +168,6 @@ class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapt
                 hidden_states = block(hidden_states, condition, rotary_emb)
 
         shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
-        patches = self.proj_out(modulate(self.norm_out(hidden_states), shift, scale))
+        patches = self.proj_out(self.norm_out(hidden_states, shift, scale))
         sample = F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -5,12 +5,24 @@ from diffusers.models.embeddings import apply_rotary_emb, get_2d_sincos_pos_embe
 from torch import nn
 
 
-__all__ = ["SinCosPositions", "apply_rotary", "grid_size", "rotary_angles"]
+__all__ = ["SinCosPositions", "apply_rotary", "grid_size", "rotary_angles", "token_grid"]
 
 
 def grid_size(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a config value that is one number for squares or a pair."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def token_grid(size: int | list[int] | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Patches of a `sample_size` along its height and width.
+
+    Raises:
+        ValueError: the size is no multiple of the patch size.
+    """
+    height, width = grid_size(size)
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"sample_size must be a multiple of patch_size {patch_size}, got {size}")
+    return height // patch_size, width // patch_size
 
 
 def sincos_table(dim: int, grid: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
@@ -33,9 +45,10 @@ class SinCosPositions(nn.Module):
         self.register_buffer("table", sincos_table(dim, grid), persistent=False)
 
     def _apply(self, fn, recurse=True):
+        was_meta = self.table.is_meta
         super()._apply(fn, recurse)
-        # A cast to half precision must not round the table: build it anew on the device it went to.
-        if self.table.dtype != torch.float32:
+        # Neither may a cast to half precision round the table, nor leaving the meta device leave it undefined.
+        if self.table.dtype != torch.float32 or was_meta:
             self.table = sincos_table(self.dim, self.grid, self.table.device)
         return self
 

@@ -2,6 +2,7 @@
 
 import difflib
 
+import numpy as np
 import torch
 
 
@@ -17,18 +18,24 @@ class ClassLabelsMixin:
         Raises:
             ValueError: a key that is no class of the transformer.
         """
-        # JSON has turned the keys of a loaded pipeline into strings.
-        id2label = None if id2label is None else {int(key): name for key, name in id2label.items()}
+        if id2label is not None:
+            if not isinstance(id2label, dict) or not all(isinstance(name, str) for name in id2label.values()):
+                raise ValueError(f"id2label must be a dict of class ids and names, got {id2label!r}")
+            # JSON has turned the keys of a loaded pipeline into strings.
+            id2label = {int(key): name for key, name in id2label.items()}
         for key in id2label or {}:
-            if not 0 <= key < self.transformer.config.num_classes:
+            if self.transformer is not None and not 0 <= key < self.transformer.config.num_classes:
                 raise ValueError(f"id2label must have keys below {self.transformer.config.num_classes}, got {key}")
         self.register_to_config(id2label=id2label)
         self.id2label = id2label or {}
         self.label2id = {}
+        # ImageNet has some names twice ("crane", "maillot"): the first class keeps the name. Whole names go before
+        # synonyms.
         for key, names in self.id2label.items():
-            # ImageNet has some names twice ("crane", "maillot"): the first class keeps the name.
-            for name in {names, *(part.strip() for part in names.split(","))}:
-                self.label2id.setdefault(name, key)
+            self.label2id.setdefault(names, key)
+        for key, names in self.id2label.items():
+            for synonym in names.split(","):
+                self.label2id.setdefault(synonym.strip(), key)
 
     def label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor, name: str) -> list[int]:
         """Class ids of numbers, names or a list of either; `name` is the argument that an error speaks of.
@@ -36,7 +43,7 @@ class ClassLabelsMixin:
         Raises:
             ValueError: an unknown name, a number out of range, something that is neither, or an empty list.
         """
-        if isinstance(class_labels, torch.Tensor):
+        if isinstance(class_labels, (torch.Tensor, np.ndarray)):
             class_labels = class_labels.tolist()
         labels = list(class_labels) if isinstance(class_labels, (list, tuple)) else [class_labels]
         if not labels:

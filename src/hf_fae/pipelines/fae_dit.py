@@ -6,15 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..autoencoders.fae import AutoencoderFAE
+from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
 from ..latents import check_finite
 from ..layers.positions import grid_size
-from ..schedulers.euler_maruyama import check_sigmas
+from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
 from .class_labels import ClassLabelsMixin
 from .lora import TransformerLoraMixin
 
@@ -40,24 +42,35 @@ class FAEDiTPipeline(DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
 
     def __init__(
         self,
-        vae: ModelMixin,
-        transformer: ModelMixin,
-        scheduler: SchedulerMixin,
+        vae: AutoencoderFAE,
+        transformer: LightningDiTTransformer2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
         id2label: dict | None = None,
         guidance_scale: float | list | dict = 1.0,
         num_inference_steps: int = 250,
     ):
         super().__init__()
+        if vae is not None and transformer is not None:
+            channels = vae.config.latent_channels
+            if transformer.config.in_channels != channels:
+                raise ValueError(
+                    f"transformer must have in_channels {channels}, as the vae has latent_channels, "
+                    f"got {transformer.config.in_channels}"
+                )
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         self.register_labels(id2label)
         self.register_to_config(
             guidance_scale=dataclasses.asdict(Guidance.of(guidance_scale)), num_inference_steps=num_inference_steps
         )
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae.spatial_compression_ratio)
+        # Without a vae (`output_type="latent"`) height and width count latents.
+        self.vae_scale_factor = 1 if vae is None else vae.spatial_compression_ratio
+        self.image_processor = VaeImageProcessor(do_resize=False)
+        self._guidance = Guidance.of(guidance_scale)
+        self._interrupt = False
 
     def check_inputs(self, height, width, num_inference_steps, num_images_per_prompt, output_type, tensor_inputs):
         """Refuse what cannot be drawn, before anything is computed; see `__call__`."""
-        multiple = self.vae.spatial_compression_ratio * self.transformer.config.patch_size
+        multiple = self.vae_scale_factor * self.transformer.config.patch_size
         for name, side in (("height", height), ("width", width)):
             if side is not None and (side < multiple or side % multiple):
                 raise ValueError(f"{name} must be a positive multiple of {multiple}, got {side}")
@@ -89,13 +102,14 @@ class FAEDiTPipeline(DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
             ValueError: latents of another shape or not finite, or another number of generators.
         """
         default_height, default_width = grid_size(self.transformer.config.sample_size)
-        ratio = self.vae.spatial_compression_ratio
+        ratio = self.vae_scale_factor
         shape = (
             batch_size,
             self.transformer.config.in_channels,
             default_height if height is None else height // ratio,
             default_width if width is None else width // ratio,
         )
+        generator = list(generator) if isinstance(generator, tuple) else generator
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"generator must be a list of {batch_size}, one for each image, got {len(generator)}")
         if latents is None:
@@ -128,6 +142,13 @@ class FAEDiTPipeline(DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
     def guidance(self) -> Guidance:
         """Of the running or latest call."""
         return self._guidance
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The scale where it is one for all times, as many callbacks want it; None for a schedule."""
+        scales = {scale for _, _, scale in self._guidance.intervals}
+        covered = sum(high - low for low, high, _ in self._guidance.intervals)
+        return 1.0 if not scales else scales.pop() if len(scales) == 1 and covered == 1 else None
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -215,7 +236,8 @@ class FAEDiTPipeline(DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
 
         latents = self.prepare_latents(len(labels), height, width, generator, latents)
         timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
-        noise_times = (timesteps / self.scheduler.config.num_train_timesteps).tolist()
+        # Rounded, so that fp32 does not decide on which side of a guidance interval's bound a step lies.
+        noise_times = [round(t, 6) for t in (timesteps.double() / self.scheduler.config.num_train_timesteps).tolist()]
         self._num_timesteps = len(timesteps)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"return_dict": False, **({"generator": generator} if takes_generator else {})}

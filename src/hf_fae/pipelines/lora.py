@@ -25,6 +25,7 @@ class TransformerLoraMixin(LoraBaseMixin):
             ValueError: the file has no LoRA layers for this transformer.
         """
         kwargs.setdefault("weight_name", LORA_WEIGHT_NAME_SAFE)
+        before = set(getattr(self.transformer, "peft_config", {}))
         self.transformer.load_lora_adapter(
             pretrained_model_name_or_path_or_dict,
             prefix="transformer",
@@ -32,7 +33,7 @@ class TransformerLoraMixin(LoraBaseMixin):
             _pipeline=self,
             **kwargs,
         )
-        if not getattr(self.transformer, "peft_config", None):
+        if set(getattr(self.transformer, "peft_config", {})) == before:
             raise ValueError(
                 f"{pretrained_model_name_or_path_or_dict!r} has no LoRA layers named 'transformer.*' to load"
             )

@@ -52,7 +52,7 @@ class _Objective(nn.Module):
 class FeatureObjective(_Objective):
     """Stage Ia: encoder and feature decoder as a VAE on frozen features, |x_hat - x|^2 + kl_weight * KL (eq. 4.1).
 
-    Both terms are means over elements, of standardised features and of latents (spec, section 13). The latent
+    Both terms are means over elements, of standardised features and of latents. The latent
     statistics of `model` are set back to identity: this stage is what defines the latents.
 
     Args:
@@ -68,7 +68,7 @@ class FeatureObjective(_Objective):
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         features, grid = self.model.extract_features(batch["pixel_values"])
         posterior = self.model.encode_features(features, grid).latent_dist
-        reconstruction = self.model.feature_decoder(posterior.sample().flatten(2).transpose(1, 2), grid).float()
+        reconstruction = self.model.decode_standardized(posterior.sample()).float()
         target = self.model.standardize_features(features)
         mse = F.mse_loss(reconstruction, target.float())
         kl = kl_divergence(posterior.mean, posterior.logvar)
@@ -116,8 +116,7 @@ class PixelObjective(_Objective):
         if self.stage == "Ib":
             standard = self.model.standardize_features(features)
             return standard + self.noise_sigma * torch.randn_like(standard)
-        latents = self.model.denormalize_latents(self.model.encode_features(features, grid).latent_dist.sample())
-        return self.model.feature_decoder(latents.flatten(2).transpose(1, 2), grid)
+        return self.model.decode_standardized(self.model.encode_features(features, grid).latent_dist.sample())
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         images = batch["pixel_values"]
@@ -132,7 +131,7 @@ class PixelObjective(_Objective):
 
 
 class FlowMatchingObjective(_Objective):
-    """Flow matching of a class-conditional denoiser on a frozen tokenizer's latents (section 5; spec, section 7).
+    """Flow matching of a class-conditional denoiser on a frozen tokenizer's latents (section 5).
 
     x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
     the posterior, normalised.
