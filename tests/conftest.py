@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from hub_server import hub  # noqa: F401 - a fixture
 
 
@@ -22,3 +23,10 @@ def assets() -> Path:
 def seed() -> None:
     """Every test starts from the same random state, alone or among others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def default_attention():
+    """A model's `set_attention_backend` also changes the default of the process: undo that after each test."""
+    with attention_backend("native"):
+        yield

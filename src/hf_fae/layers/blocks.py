@@ -1,50 +1,13 @@
 """The pre-norm transformer block of the decoders, and the feed-forwards that blocks choose from."""
 
-import torch
-from diffusers.models.activations import SwiGLU as DiffusersSwiGLU
 from diffusers.models.attention import FeedForward
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from .attention import SelfAttention
 from .norms import normalization
 
 
 __all__ = ["TransformerBlock", "feed_forward"]
-
-
-class _GateBySiLU(torch.autograd.Function):
-    """hidden * silu(gate) for the halves hidden, gate of one tensor; the gradients are the halves of one tensor, too.
-
-    autograd's own would concatenate them, and keep silu(gate) beside both halves for the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx, projected):
-        ctx.save_for_backward(projected)
-        hidden_states, gate = projected.chunk(2, dim=-1)
-        return hidden_states * F.silu(gate)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (projected,) = ctx.saved_tensors
-        hidden_states, gate = projected.chunk(2, dim=-1)
-        grad_projected = torch.empty_like(projected)
-        grad_hidden_states, grad_gate = grad_projected.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=grad_hidden_states)
-        torch.ops.aten.silu_backward(grad * hidden_states, gate, grad_input=grad_gate)
-        return grad_projected
-
-
-class SwiGLU(DiffusersSwiGLU):
-    """diffusers' SwiGLU, with less memory and fewer passes over it in training."""
-
-    def forward(self, hidden_states):
-        if torch.compiler.is_compiling():  # which fuses the plain form
-            return super().forward(hidden_states)
-        return _GateBySiLU.apply(self.proj(hidden_states))
 
 
 def feed_forward(ff_type: str, dim: int, multiple_of: int = 1) -> FeedForward:
@@ -58,9 +21,7 @@ def feed_forward(ff_type: str, dim: int, multiple_of: int = 1) -> FeedForward:
     """
     if ff_type == "swiglu":
         width = 8 * dim // 3 if multiple_of == 1 else -(-8 * dim // (3 * multiple_of)) * multiple_of
-        network = FeedForward(dim, inner_dim=width, activation_fn="swiglu")
-        network.net[0] = SwiGLU(dim, width)
-        return network
+        return FeedForward(dim, inner_dim=width, activation_fn="swiglu")
     if ff_type == "gelu":
         return FeedForward(dim, inner_dim=4 * dim, activation_fn="gelu-approximate")
     raise ValueError(f"ff_type must be 'swiglu' or 'gelu', got {ff_type!r}")

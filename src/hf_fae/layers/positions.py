@@ -30,7 +30,7 @@ def sincos_table(dim: int, grid: tuple[int, int], device: torch.device | None = 
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], device=device), torch.arange(grid[1], device=device), indexing="ij"
     )
-    return get_2d_sincos_pos_embed_from_grid(dim, torch.stack([columns, rows])).float()[None]
+    return get_2d_sincos_pos_embed_from_grid(dim, torch.stack([columns, rows]), output_type="pt").float()[None]
 
 
 class SinCosPositions(nn.Module):
