@@ -11,11 +11,13 @@ __all__ = ["LayerNorm", "RMSNorm", "normalization"]
 def _rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     """`F.rms_norm`; on a CPU, where torch has no fused kernel, with half as many passes over the tokens.
 
-    There 1 / rms is computed in fp32 and applied in the dtype of the tokens.
+    There the norm is summed in fp32, rounded to the dtype of the tokens and applied in it.
     """
     if hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
         return F.rms_norm(hidden_states, hidden_states.shape[-1:], weight, eps)
-    norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=torch.float32)
+    # Asking for an fp32 norm costs a copy of the tokens in fp32, forward and backward; only float16 could overflow.
+    dtype = torch.float32 if hidden_states.dtype == torch.float16 else None
+    norm = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=dtype).float()
     inverse = torch.rsqrt(norm.square() / hidden_states.shape[-1] + eps)
     normed = hidden_states * inverse.to(hidden_states.dtype)
     return normed if weight is None else normed * weight.to(normed.dtype)
