@@ -239,3 +239,7 @@ def _print_report(report: dict, indent: str = "") -> None:
         print(f"{indent}  weights{f' ({variant})' if variant else ''}: {summary['tensors']} tensors, {dtypes}")
     for component in report.get("components", {}).values():
         _print_report(component, indent + "  ")
+
+
+if __name__ == "__main__":
+    main()
