@@ -1,85 +1,96 @@
 """How fast are the models, as a share of what the machine can multiply, and beside diffusers' own?
 
-    OMP_NUM_THREADS=2 python benchmarks/throughput.py
+    python benchmarks/throughput.py
     python benchmarks/throughput.py --device cuda --dtype bfloat16 --compile --model-size xl --batch-size 64
 
-One process measures everything, in rounds. In each round every pair of jobs, ours and its peer in diffusers, comes with
-a measurement of the ceiling, the rate of the fastest of some large matrix products: neighbours on a shared machine slow
-all of them alike. The table gives medians over the rounds of ratios within a round. On a CPU there are two values, by
-wall time and by CPU time, which leaves out the time that neighbours got.
-
-"Products alone" repeats just the matrix products and attention calls of our job, each by itself: the share of the
-ceiling that would be left if all else were free.
-
+Every round measures the matmul ceiling, each job, and the same job of its peer, one after the other: neighbours on a
+shared machine slow all of them alike. The tables give medians over the rounds, ratios the medians of their ratios.
 bfloat16 means weights in bfloat16 for inference, and fp32 weights under autocast for the training step.
 """
 
 import argparse
 import json
+import platform
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from diffusers import AutoencoderRAE, DiTTransformer2DModel
-from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
-from hf_fae import PRESETS, AutoencoderFAE, LightningDiTTransformer2DModel, VisionEncoder
+from hf_fae import AutoencoderFAE, LightningDiTTransformer2DModel, VisionEncoder
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+SIZES = {"b": (12, 12, 64), "xl": (28, 16, 72)}  # layers, heads, width of a head
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--model-size", choices=["b", "xl"], default="b", help="of the denoiser")
+    parser.add_argument("--model-size", choices=SIZES, default="b", help="of the denoiser")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compile both sides with torch.compile")
-    parser.add_argument("--json", type=Path, help="write all measurements to this file")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args()
 
-    print(machine(args.device), flush=True)
     results = {}
     for dtype in args.dtype:
         results[dtype] = measure(args, getattr(torch, dtype))
-        print_table(dtype, results[dtype], args)
+        print_table(dtype, results[dtype], args.batch_size)
     if args.json:
-        record = {"machine": machine(args.device), "arguments": vars(args), "results": results}
-        args.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        args.json.write_text(json.dumps({"machine": platform.platform(), "torch": torch.__version__, **results}))
 
 
-def machine(device: str) -> str:
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next(line for line in lines if line.startswith("flags")).split()
-        units = [unit for unit in ("avx512f", "avx512_bf16", "amx_bf16") if unit in flags]
-        name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-        name += f" ({', '.join(units)}), {torch.get_num_threads()} threads"
-    return f"{name}, torch {torch.__version__}"
+def measure(args: argparse.Namespace, dtype: torch.dtype) -> dict:
+    """Rounds of seconds for the ceiling and for each job, with its floating point operations."""
+    jobs = {**autoencoder_jobs(args, dtype), **denoiser_jobs(args, dtype)}
+    flops = {}
+    for name, job in jobs.items():
+        with FlopCounterMode(display=False) as counter:
+            job()
+        flops[name] = counter.get_total_flops()
+    seconds = {name: [] for name in jobs}
+    ceilings = []
+    for _ in range(args.rounds):
+        ceilings.append(matmul_ceiling(args, dtype))
+        for name, job in jobs.items():
+            seconds[name].append(timed(job, args.device))
+    return {"ceiling": ceilings, "seconds": seconds, "flops": flops}
 
 
-# What is measured: pairs of jobs, ours and its peer.
+def timed(job, device: str) -> float:
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    job()
+    synchronize()
+    return time.perf_counter() - start
 
 
-def autoencoder_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, tuple[Callable, Callable]]:
-    """FAE beside diffusers' RAE: DINOv2-S as encoder, a ViT-B as pixel decoder, 256 px, 256 tokens.
+def matmul_ceiling(args: argparse.Namespace, dtype: torch.dtype) -> float:
+    """FLOP/s of the best among plain linear maps of the denoiser's own shapes, and a large square one."""
+    _, heads, head_dim = SIZES[args.model_size]
+    tokens, width = args.batch_size * 256, heads * head_dim
+    best = 0.0
+    for rows, inner, columns in ((tokens, width, 4 * width), (tokens, 4 * width, width), (2048, 2048, 2048)):
+        x = torch.randn(rows, inner, device=args.device, dtype=dtype)
+        weight = torch.randn(columns, inner, device=args.device, dtype=dtype)
+        fastest = min(timed(lambda x=x, weight=weight: F.linear(x, weight), args.device) for _ in range(6))
+        best = max(best, 2 * rows * inner * columns / fastest)
+    return best
 
-    FAE's `decode` has the feature decoder to run besides, and RAE nothing like it: `decode_pixels` is like for like.
-    """
-    encoder = VisionEncoder.from_config(PRESETS["fae-dinov2-s"][1]["image_encoder_config"])
+
+def autoencoder_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
+    """FAE beside diffusers' RAE: DINOv2-S as encoder, a ViT-B as pixel decoder, 256 px, 256 tokens."""
+    dinov2_small = {"model_type": "dinov2", "hidden_size": 384, "num_attention_heads": 6, "image_size": 518}
+    encoder = VisionEncoder.from_config({"model": dinov2_small, "image_size": 224, **IMAGENET})
     fae = AutoencoderFAE.from_encoder(
-        encoder, pixel_hidden_size=768, pixel_num_layers=12, pixel_num_attention_heads=12
+        encoder, latent_channels=32, pixel_hidden_size=768, pixel_num_layers=12, pixel_num_attention_heads=12
     )
     rae = AutoencoderRAE(
         encoder_hidden_size=384,
@@ -87,73 +98,86 @@ def autoencoder_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, 
         decoder_num_hidden_layers=12,
         decoder_num_attention_heads=12,
         decoder_intermediate_size=3072,
+        image_size=256,
     )
-    fae, rae = (randomize(model).to(args.device, dtype).eval() for model in (fae, rae))
-    noise = partial(torch.randn, device=args.device, dtype=dtype)
-    images, latents = noise(args.batch_size, 3, 256, 256).clamp(-1, 1), noise(args.batch_size, 32, 16, 16)
-    features, feature_map = noise(args.batch_size, 256, 384), noise(args.batch_size, 384, 16, 16)
-    pairs = {
-        "FAE encode": (lambda: fae.encode(images).latent_dist.mode(), lambda: rae.encode(images).latent),
-        "FAE decode": (lambda: fae.decode(latents).sample, lambda: rae.decode(feature_map).sample),
-        "FAE decode_pixels": (lambda: fae.decode_pixels(features).sample, lambda: rae.decode(feature_map).sample),
-    }
-    return {name: tuple(torch.no_grad()(job) for job in pair) for name, pair in pairs.items()}
-
-
-def denoiser_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, tuple[Callable, Callable]]:
-    """LightningDiT beside diffusers' DiT of the same width and depth, patch 1 on latents of 32 x 16 x 16."""
-    config = PRESETS[f"lightningdit-{args.model_size}-1"][1]
-    shared = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size")
-    makers = (
-        lambda: LightningDiTTransformer2DModel(**config),
-        lambda: DiTTransformer2DModel(**{key: config[key] for key in shared}),
-    )
-    noisy, target = torch.randn(2, args.batch_size, 32, 16, 16, device=args.device)
-    timestep = torch.linspace(0, 999, args.batch_size, device=args.device)
-    labels = torch.arange(args.batch_size, device=args.device)
-
-    def forward(model: nn.Module) -> Callable:
-        return torch.no_grad()(lambda: model(noisy.to(dtype), timestep, class_labels=labels).sample)
-
-    def training_step(model: nn.Module) -> Callable:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-        def step():
-            with torch.autocast(noisy.device.type, dtype, enabled=dtype != torch.float32):
-                sample = model(noisy, timestep, class_labels=labels).sample
-            F.mse_loss(sample.float(), target).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    name = f"LightningDiT-{args.model_size.upper()}/1"
+    fae, rae = (model.to(args.device, dtype).eval() for model in (fae, rae))
+    images = torch.rand(args.batch_size, 3, 256, 256, device=args.device, dtype=dtype)
+    latents = torch.randn(args.batch_size, 32, 16, 16, device=args.device, dtype=dtype)
+    features = torch.randn(args.batch_size, 256, 384, device=args.device, dtype=dtype)
+    rae_latents = torch.randn(args.batch_size, 384, 16, 16, device=args.device, dtype=dtype)
     return {
-        f"{name} forward": tuple(forward(randomize(make()).to(args.device, dtype).eval()) for make in makers),
-        f"{name} training step": tuple(training_step(randomize(make()).to(args.device)) for make in makers),
+        "encode": inference(args, lambda: fae.encode(images).latent_dist.mode()),
+        "encode, peer": inference(args, lambda: rae.encode(images).latent),
+        "decode": inference(args, lambda: fae.decode(latents).sample),
+        "decode, pixel decoder alone": inference(args, lambda: fae.decode_pixels(features).sample),
+        "decode, peer": inference(args, lambda: rae.decode(rae_latents).sample),
     }
 
 
-def randomize(model: nn.Module) -> nn.Module:
-    """Leaves no matrix at zero, as some are at first: a GPU multiplies zeros faster than numbers."""
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter.data, std=0.02)
-    return model
+def denoiser_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
+    """LightningDiT beside diffusers' DiT of the same width and depth, patch 1 on 32 x 16 x 16 latents."""
+    layers, heads, head_dim = SIZES[args.model_size]
+    size = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": head_dim, "in_channels": 32}
+    noisy = torch.randn(args.batch_size, 32, 16, 16, device=args.device)
+    timestep = torch.full((args.batch_size,), 500.0, device=args.device)
+    labels = torch.zeros(args.batch_size, dtype=torch.long, device=args.device)
+    jobs = {}
+    for suffix, make in (
+        ("", lambda: LightningDiTTransformer2DModel(**size)),
+        (", peer", lambda: DiTTransformer2DModel(**size, out_channels=32, sample_size=16, patch_size=1)),
+    ):
+        model = make().to(args.device, dtype).eval()
+        x = noisy.to(dtype)
+        jobs[f"denoise{suffix}"] = inference(
+            args, lambda model=model, x=x: model(x, timestep, class_labels=labels).sample
+        )
+        jobs[f"train{suffix}"] = training(args, dtype, make().to(args.device).train(), noisy, timestep, labels)
+    return jobs
 
 
-# How it is measured.
+def inference(args: argparse.Namespace, job):
+    compiled = torch.compile(job) if args.compile else job
+    return torch.inference_mode()(compiled)
 
 
-def measure(args: argparse.Namespace, dtype: torch.dtype) -> dict:
-    """name -> the "flops" of both sides, and "rounds": seconds of ours, peer and products, and FLOP/s of the ceiling."""
-    ceiling = matmul_ceiling(args, dtype)
-    calls, results = {}, {}
-    for name, pair in {**autoencoder_jobs(args, dtype), **denoiser_jobs(args, dtype)}.items():
-        flops, recorder = {}, RecordProducts()
-        for side, job in zip(("ours", "peer"), pair, strict=True):
-            with FlopCounterMode(display=False) as counter, recorder:
-                job()
-            recorder.products = recorder.products or list(recorder.seen)
-            flops[side] = counter.get_total_flops()
-    return results
+def training(args: argparse.Namespace, dtype, model, noisy, timestep, labels):
+    """Forward, backward and AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    device = args.device.split(":")[0]
+
+    def loss():
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            return model(noisy, timestep, class_labels=labels).sample.float().square().mean()
+
+    compiled = torch.compile(loss) if args.compile else loss
+
+    def step():
+        compiled().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def print_table(dtype: str, result: dict, batch_size: int) -> None:
+    print(f"\n{dtype}: ceiling {median(result['ceiling']) / 1e12:.3f} TFLOP/s\n")
+    print("| job | images/s | TFLOP/s | share of the ceiling | peer's share | speed beside the peer |")
+    print("|---|---|---|---|---|---|")
+    for name in [name for name in result["seconds"] if not name.endswith("peer")]:
+        peer = f"{name.split(',')[0]}, peer"
+        ratios = [theirs / ours for ours, theirs in zip(result["seconds"][name], result["seconds"][peer], strict=True)]
+        rate = batch_size / median(result["seconds"][name])
+        tflops = rate * result["flops"][name] / batch_size / 1e12
+        print(
+            f"| {name} | {rate:.2f} | {tflops:.3f} | {share(result, name):.0%} | {share(result, peer):.0%} "
+            f"| {median(ratios):.2f} x |"
+        )
+
+
+def share(result: dict, name: str) -> float:
+    rounds = zip(result["seconds"][name], result["ceiling"], strict=True)
+    return median(result["flops"][name] / seconds / ceiling for seconds, ceiling in rounds)
+
+
+if __name__ == "__main__":
+    main()
