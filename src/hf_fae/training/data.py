@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from .order import PositionSampler
 
 
 __all__ = ["DataArguments", "ImageData", "center_crop", "decode_image", "to_rgb"]
@@ -121,7 +123,7 @@ class ImageData:
             first_batch = images_seen // (batch_size * world_size)
             rows, order = _StreamedRows(self, batch_size, first_batch, rank, world_size), {"batch_size": batch_size}
         else:
-            sampler = _PositionSampler(len(self.train), batch_size, self.seed, images_seen, rank, world_size)
+            sampler = PositionSampler(len(self.train), batch_size, self.seed, images_seen, rank, world_size)
             rows, order = _IndexedRows(self), {"batch_sampler": sampler}
         # A generator of its own: starting the loader must not draw from the run's random numbers.
         generator, pin = torch.Generator(), torch.cuda.is_available()
@@ -180,26 +182,6 @@ class ImageData:
                 )
             example["class_labels"] = self._label_ids[label]
         return example
-
-
-class _PositionSampler(Sampler):
-    """Batches of (epoch, index) for one rank, from image number `images_seen` of the endless shuffled sequence on."""
-
-    def __init__(self, length, batch_size, seed, images_seen, rank, world_size):
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.start, self.stride = images_seen + rank * batch_size, world_size * batch_size
-
-    def __iter__(self):
-        orders = {}
-        for start in itertools.count(self.start, self.stride):
-            batch = []
-            for position in range(start, start + self.batch_size):
-                epoch, place = divmod(position, self.length)
-                if epoch not in orders:
-                    orders = {k: v for k, v in orders.items() if k == epoch - 1}  # a batch may span two epochs
-                    orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-                batch.append((epoch, int(orders[epoch][place])))
-            yield batch
 
 
 class _IndexedRows(Dataset):
