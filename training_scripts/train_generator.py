@@ -18,6 +18,7 @@ from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import FlowMatchingObjective
+from hf_fae.training.randomness import ImageRandom
 from hf_fae.training.tokenizer import load_trained_fae
 
 
@@ -85,15 +86,17 @@ def main(argv: list[str] | None = None) -> None:
 
     def validate(step):
         """The loss on the validation split and samples of the classes, with the same noise every time."""
-        loss = torch.zeros((), device=loop.device)
+        loss, count = torch.zeros((), device=loop.device), 0
         for batch in validation_batches:
             batch = {name: values.to(loop.device) for name, values in batch.items()}
-            loss += objective(batch)["loss"] * len(batch["pixel_values"])
+            random = ImageRandom(loop_args.seed, count, loop.device)
+            loss += objective(batch, random)["loss"] * len(batch["class_labels"])
+            count += len(batch["class_labels"])
         classes = [i * len(data.id2label) // args.grid_images for i in range(args.grid_images)]
         generator = torch.Generator().manual_seed(loop_args.seed)
         images = pipeline(classes, num_inference_steps=args.validation_inference_steps, generator=generator).images
         return {
-            "loss": loss.item() / sum(len(batch["pixel_values"]) for batch in validation_batches),
+            "loss": loss.item() / count,
             "samples": make_grid(images, labels=[data.id2label[label] for label in classes]),
         }
 

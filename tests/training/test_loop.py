@@ -14,7 +14,7 @@ from torch import nn
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import FeatureObjective
+from hf_fae.training.objectives import FeatureObjective, Objective
 
 
 class Stopped(BaseException):
@@ -37,27 +37,32 @@ class Vectors:
             yield {"x": torch.stack(rows) * (float("nan") if start // batch_size in self.poison else 1.0)}
 
 
-class Regression(nn.Module):
+class Regression(Objective):
     """A small network with frozen part, buffer and noise: all that a checkpoint has to care for."""
 
     def __init__(self):
-        super().__init__()
-        self.model = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8))
+        model = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8))
+        super().__init__(model, [model])
         self.frozen = nn.Linear(8, 8).requires_grad_(False)
         with torch.no_grad():  # as if loaded: the same in every run
             self.frozen.weight.copy_(torch.linspace(-1, 1, 64).view(8, 8).sin())
             self.frozen.bias.zero_()
         self.register_buffer("offset", torch.rand(8))
 
-    def forward(self, batch):
-        prediction = self.model(batch["x"] + 0.1 * torch.randn_like(batch["x"]))
+    def forward(self, batch, random):
+        # One noise belongs to the image, the other to the step.
+        noise = random.normal(*batch["x"].shape) + torch.randn_like(batch["x"])
+        prediction = self.model(batch["x"] + 0.1 * noise)
         loss = (prediction - self.frozen(batch["x"]) - self.offset).float().square().mean()
         return {"loss": loss, "twice": 2 * loss.detach()}
 
 
-class Noiseless(Regression):
-    def forward(self, batch):
-        return {"loss": (self.model(batch["x"]) - self.frozen(batch["x"])).square().mean()}
+class ImageNoise(Regression):
+    """All of its noise belongs to images, so that it does not matter how they are divided into batches."""
+
+    def forward(self, batch, random):
+        noise = 0.1 * random.normal(*batch["x"].shape) * random.uniform(len(batch["x"]), 1)
+        return {"loss": (self.model(batch["x"] + noise) - self.frozen(batch["x"])).square().mean()}
 
 
 def arguments(folder, **kwargs):
@@ -82,9 +87,19 @@ def run(folder, data=None, objective=None, validate=None, save=None, **kwargs):
 
 
 def read_log(folder):
-    """The log without the speeds, which no two runs share."""
+    """The log without speed and memory, which no two runs share."""
+    machine = ("images_per_second", "input_wait", "flop_share", "peak_memory_gib")
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "input_wait")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in machine} for line in lines]
+
+
+def assert_equal_checkpoints(*folders):
+    """Weights, averages and optimiser state, to the bit."""
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        one, other = (load_file(folder / name) for folder in folders)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    assert len({(folder / "state.json").read_text() for folder in folders}) == 1
 
 
 def checkpoints(folder):
@@ -120,16 +135,7 @@ class TestResume:
 
         for name, value in whole.state_dict().items():
             assert torch.equal(value, last.state_dict()[name]), name
-        for name in ("model.safetensors", "ema.safetensors"):
-            states = [load_file(tmp_path / kind / "checkpoint-12" / name) for kind in ("whole", "killed")]
-            assert states[0].keys() == states[1].keys()
-            assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-        optimizers = [
-            torch.load(tmp_path / kind / "checkpoint-12" / "optimizer.bin", weights_only=True)["state"]
-            for kind in ("whole", "killed")
-        ]
-        for index, state in optimizers[0].items():
-            assert all(torch.equal(value, optimizers[1][index][key]) for key, value in state.items())
+        assert_equal_checkpoints(*(tmp_path / kind / "checkpoint-12" for kind in ("whole", "killed")))
         assert read_log(tmp_path / "whole") == read_log(tmp_path / "killed")
 
     def test_longer_training_goes_on(self, tmp_path):
@@ -193,8 +199,14 @@ class TestCheckpoints:
         assert set(load_file(folder / "model.safetensors")) == {*trained, "offset"}  # nothing that is frozen
         assert set(load_file(folder / "ema.safetensors")) == trained
         assert json.loads((folder / "state.json").read_text())["images_seen"] == 48
-        for name in ("optimizer.bin", "scheduler.bin"):
-            torch.load(folder / name, weights_only=True)
+        moments = ("exp_avg", "exp_avg_sq", "step")
+        assert set(load_file(folder / "optimizer.safetensors")) == {f"{p}.{m}" for p in trained for m in moments}
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "ema.safetensors",
+            "model.safetensors",
+            "optimizer.safetensors",
+            "state.json",
+        ]
 
 
 class TestNumerics:
@@ -238,7 +250,7 @@ class TestNumerics:
         assert norms[0] == norms[1] > 1e-3  # what is logged is the norm before clipping
 
     def test_accumulation_equals_a_larger_batch(self, tmp_path):
-        pair = Noiseless(), Noiseless()
+        pair = ImageNoise(), ImageNoise()
         pair[1].load_state_dict(pair[0].state_dict())
         run(tmp_path / "a", objective=pair[0], train_batch_size=4)
         run(tmp_path / "b", objective=pair[1], train_batch_size=2, gradient_accumulation_steps=2)
@@ -341,7 +353,7 @@ class TestSwitches:
 
     @pytest.mark.slow
     def test_compile_gives_the_same_weights(self, tmp_path):
-        objectives = Noiseless(), Noiseless()
+        objectives = ImageNoise(), ImageNoise()
         objectives[1].load_state_dict(objectives[0].state_dict())
         for objective, compiled in zip(objectives, (False, True), strict=True):
             run(tmp_path / str(compiled), objective=objective, compile=compiled)
@@ -350,18 +362,18 @@ class TestSwitches:
             torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
 
 
-def run_noiseless(folder, batch_size):
+def run_image_noise(folder, batch_size):
     torch.manual_seed(0)
-    loop, _, _ = run(folder, objective=Noiseless(), train_batch_size=batch_size, validate=lambda step: {"one": 1.0})
+    loop, _, _ = run(folder, objective=ImageNoise(), train_batch_size=batch_size, validate=lambda step: {"one": 1.0})
     assert (loop.step, loop.images_seen) == (12, 48)
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
-    run_noiseless(tmp_path / "one", 4)
+    run_image_noise(tmp_path / "one", 4)
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(Path(__file__).parent)!r}]\n"
-        f"import test_loop; test_loop.run_noiseless({str(tmp_path / 'two')!r}, 2)\n"
+        f"import test_loop; test_loop.run_image_noise({str(tmp_path / 'two')!r}, 2)\n"
     )
     # What `accelerate launch` does on several devices; on a CPU alone it starts one process.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]

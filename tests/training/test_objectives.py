@@ -10,17 +10,23 @@ from hf_fae.training.objectives import (
     FlowMatchingObjective,
     PixelObjective,
     kl_divergence,
+    sample_posterior,
     shift_time,
 )
+from hf_fae.training.randomness import ImageRandom
 
 
 def batch(size=4):
     return {"pixel_values": torch.rand(size, 3, 32, 32) * 2 - 1, "class_labels": torch.arange(size)}
 
 
+def numbers(seed=0):
+    return ImageRandom(seed, first_image=0)
+
+
 def trained(objective):
     """The parts of the model that are trained, and whether exactly these got gradients."""
-    objective.train()(batch())["loss"].backward()
+    objective.train()(batch(), numbers())["loss"].backward()
     parameters = dict(objective.named_parameters())
     assert all((p.grad is not None) == p.requires_grad for p in parameters.values())
     return {".".join(name.split(".")[:2]) for name, p in parameters.items() if p.requires_grad}
@@ -68,13 +74,11 @@ class TestFeatureObjective:
         model, inputs = tiny_fae(), batch()
         objective = FeatureObjective(model, kl_weight=0.25).eval()
         assert not model.latents_mean.any() and (model.latents_std == 1).all()  # this stage defines the latents
-        torch.manual_seed(3)
-        losses = objective(inputs)
+        losses = objective(inputs, numbers(3))
 
-        torch.manual_seed(3)
         features, grid = model.extract_features(inputs["pixel_values"])
         posterior = model.encode_features(features, grid).latent_dist
-        decoded = model.decode_features(posterior.sample())
+        decoded = model.decode_features(sample_posterior(posterior, numbers(3)))
         mse = F.mse_loss(model.standardize_features(decoded), model.standardize_features(features))
         torch.testing.assert_close(losses["feature_mse"], mse)
         torch.testing.assert_close(losses["kl"], posterior.kl().mean() / posterior.mean[0].numel())
@@ -95,17 +99,16 @@ class TestPixelObjective:
     def test_stage_ib_adds_noise_of_fixed_strength_to_the_original_features(self):
         model = tiny_fae()
         features, grid = model.extract_features(batch(64)["pixel_values"])
-        noise = PixelObjective(model, "Ib", noise_sigma=0.4).decoder_input(features, grid)
+        noise = PixelObjective(model, "Ib", noise_sigma=0.4).decoder_input(features, grid, numbers())
         noise = noise - model.standardize_features(features)
         assert noise.std().item() == pytest.approx(0.4, rel=0.01) and abs(noise.mean()) < 0.01
 
     def test_stage_ii_decodes_a_sample_of_the_posterior(self):
         model = tiny_fae()
         features, grid = model.extract_features(batch()["pixel_values"])
-        torch.manual_seed(5)
-        found = PixelObjective(model, "II").decoder_input(features, grid)
-        torch.manual_seed(5)
-        wanted = model.decode_features(model.encode_features(features, grid).latent_dist.sample())
+        found = PixelObjective(model, "II").decoder_input(features, grid, numbers(5))
+        posterior = model.encode_features(features, grid).latent_dist
+        wanted = model.decode_features(posterior.mean + posterior.std * numbers(5).normal(*posterior.mean.shape))
         torch.testing.assert_close(found, model.standardize_features(wanted), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize(("name", "expected"), [("l2", 0.25**2), ("l1", 0.25)])
@@ -113,7 +116,7 @@ class TestPixelObjective:
         model = tiny_fae()
         model.pixel_decoder = Constant(0.5)
         inputs = {"pixel_values": torch.zeros(2, 3, 32, 32)}
-        losses = PixelObjective(model, reconstruction_loss=name)(inputs)
+        losses = PixelObjective(model, reconstruction_loss=name)(inputs, numbers())
         assert losses["loss"].item() == losses["reconstruction"].item() == pytest.approx(expected)
 
     def test_perceptual_term(self):
@@ -124,7 +127,7 @@ class TestPixelObjective:
         model = tiny_fae()
         model.pixel_decoder = Constant(0.5)
         objective = PixelObjective(model, perceptual=Distance(), perceptual_weight=2.0)
-        losses = objective({"pixel_values": torch.zeros(2, 3, 32, 32)})
+        losses = objective({"pixel_values": torch.zeros(2, 3, 32, 32)}, numbers())
         assert losses["perceptual"].item() == 0.5 and losses["loss"].item() == pytest.approx(0.0625 + 1)
 
     @pytest.mark.parametrize(("argument", "value"), [("stage", "III"), ("reconstruction_loss", "l3")])
@@ -167,23 +170,22 @@ class TestFlowMatchingObjective:
 
     def test_perfect_denoiser_has_no_loss(self):
         objective = FlowMatchingObjective(Denoiser(), tiny_fae())
-        torch.manual_seed(1)
-        objective.model.latents = objective.latents(batch()["pixel_values"])
-        objective.latents = lambda pixel_values: objective.model.latents
-        assert objective(batch())["loss"].item() < 1e-6
+        objective.model.latents = objective.latents(batch(), numbers())
+        objective.latents = lambda batch, random: objective.model.latents
+        assert objective(batch(), numbers())["loss"].item() < 1e-6
 
     def test_zero_denoiser_has_the_variance_of_the_target(self):
         objective = FlowMatchingObjective(Denoiser(), tiny_fae())
         latents = 3 * torch.ones(512, 4, 4, 4)
-        objective.latents = lambda pixel_values: latents
-        loss = objective({"pixel_values": None, "class_labels": torch.zeros(512, dtype=torch.long)})["loss"]
+        objective.latents = lambda batch, random: latents
+        loss = objective({"class_labels": torch.zeros(512, dtype=torch.long)}, numbers())["loss"]
         assert loss.item() == pytest.approx(9 + 1, rel=0.05)
 
     def test_path_and_times(self):
         objective = FlowMatchingObjective(Denoiser(), tiny_fae(), shift=0.4)
         latents = 100 * torch.ones(4000, 4, 1, 1)
-        objective.latents = lambda pixel_values: latents
-        objective({"pixel_values": None, "class_labels": torch.zeros(4000, dtype=torch.long)})
+        objective.latents = lambda batch, random: latents
+        objective({"class_labels": torch.zeros(4000, dtype=torch.long)}, numbers())
         hidden_states, timestep, _ = objective.model.called_with
         t = timestep / 1000
         assert t.mean().item() == pytest.approx(0.6486, abs=0.02)
@@ -191,21 +193,42 @@ class TestFlowMatchingObjective:
         assert ((hidden_states.mean((1, 2, 3)) / 100 - (1 - t)).abs() < 0.03).all()
 
     def test_latents_are_normalised_samples(self):
-        vae, images = tiny_fae(), batch()["pixel_values"]
+        vae, inputs = tiny_fae(), batch()
         objective = FlowMatchingObjective(tiny_lightning_dit(), vae)
-        torch.manual_seed(2)
-        latents = objective.latents(images)
-        torch.manual_seed(2)
-        torch.testing.assert_close(latents, vae.encode(images).latent_dist.sample())
-        assert not torch.equal(latents, objective.latents(images))
+        latents = objective.latents(inputs, numbers(2))
+        posterior = vae.encode(inputs["pixel_values"]).latent_dist
+        torch.testing.assert_close(latents, sample_posterior(posterior, numbers(2)))
+
+    def test_cached_moments_give_the_latents_of_the_images(self):
+        vae, inputs = tiny_fae(), batch()
+        vae.set_latent_statistics(torch.zeros_like(vae.latents_mean), torch.ones_like(vae.latents_std))
+        posterior = vae.encode(inputs["pixel_values"]).latent_dist
+        cached = {"moments": torch.cat([posterior.mean, posterior.logvar], dim=1)}
+        vae.set_latent_statistics(torch.full_like(vae.latents_mean, 0.5), torch.full_like(vae.latents_std, 2.0))
+        objective = FlowMatchingObjective(tiny_lightning_dit(), vae)
+        from_images = objective.latents(inputs, numbers())
+        vae.image_encoder = None
+        torch.testing.assert_close(objective.latents(cached, numbers()), from_images, rtol=1e-4, atol=1e-5)
+
+    def test_loss_by_noise_time(self):
+        objective = FlowMatchingObjective(Denoiser(), tiny_fae())
+        objective.latents = lambda batch, random: 3 * torch.ones(5000, 4, 1, 1)
+        losses = objective({"class_labels": torch.zeros(5000, dtype=torch.long)}, numbers())
+        t = objective.model.called_with[1] / 1000
+        pairs = {name: pair for name, pair in losses.items() if name.startswith("loss_t/")}
+        assert list(pairs) == [f"loss_t/0.{i}" for i in range(10)]
+        for i, (_, count) in enumerate(pairs.values()):
+            assert count == ((t >= i / 10) & (t < (i + 1) / 10)).sum()
+        total, count = torch.stack(list(pairs.values())).sum(0)
+        assert count == 5000 and (total / count).item() == pytest.approx(losses["loss"].item())
 
     def test_label_dropout_while_training_only(self):
         objective = FlowMatchingObjective(Denoiser(), tiny_fae(), label_dropout=0.25)
-        objective.latents = lambda pixel_values: torch.zeros(8000, 4, 1, 1)
-        inputs = {"pixel_values": None, "class_labels": torch.full((8000,), 3)}
+        objective.latents = lambda batch, random: torch.zeros(8000, 4, 1, 1)
+        inputs = {"class_labels": torch.full((8000,), 3)}
         for training, share in ((True, 0.25), (False, 0.0)):
             objective.training = training
-            objective(inputs)
+            objective(inputs, numbers())
             labels = objective.model.called_with[2]
             assert set(labels.tolist()) == ({3, 10} if training else {3})
             assert (labels == 10).float().mean().item() == pytest.approx(share, abs=0.02)

@@ -32,10 +32,14 @@ class LoopArguments:
         default=10,
         metadata={"help": "Steps whose gradient is not finite are skipped; stop after this many in a row."},
     )
+    max_damaged_share: float = field(
+        default=0.1, metadata={"help": "Damaged rows are replaced; stop when more than this share of the rows is."}
+    )
     ema_decay: float = field(
         default=0.9999, metadata={"help": "Decay of the averaged weights that are validated and saved; 0: none."}
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Autocast precision."})
+    allow_tf32: bool = field(default=False, metadata={"help": "fp32 matrix products in TF32 on a GPU that has it."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for activation memory."})
     compile: bool = field(default=False, metadata={"help": "Compile the objective with torch.compile."})
     seed: int = field(default=0, metadata={"help": "Seed of initial weights, data order and all noise."})
@@ -51,7 +55,7 @@ class LoopArguments:
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "A checkpoint folder, or 'latest': the newest of output_dir, if there is one."}
     )
-    report_to: Literal["tensorboard", "none"] = field(
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
         default="tensorboard", metadata={"help": "Tracker beside log.jsonl, if it is installed."}
     )
     dry_run: bool = field(

@@ -2,14 +2,14 @@
 
 A script brings an objective and data; the loop owns devices and processes (Accelerate), the optimiser, its schedule,
 EMA, checkpoints, logs and validation. An interrupted run that is started again gives the same weights to the bit: the
-random numbers of a step depend on (seed, rank, step) only, and the data on the number of images seen.
+random numbers of a step depend on (seed, step) and on the images' numbers only, and the data on the number of images
+seen.
 """
 
 import contextlib
 import json
 import logging
 import math
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,14 +18,19 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .arguments import LoopArguments
 from .checkpoints import clear_leftovers, commit_checkpoint, find_checkpoint
+from .damage import DamageReport
+from .flops import FlopMeter, matmul_peak
+from .meter import Meter, peak_memory
+from .objectives import Objective
+from .randomness import ImageRandom
+from .state import load_tensors, remove_sharding, save_tensors
 
 
 __all__ = ["LoopArguments", "TrainingLoop"]
@@ -43,6 +48,7 @@ class TrainingLoop:
     Attributes:
         accelerator, device: where the run takes place; ready before the objective is built.
         step, images_seen: optimiser steps taken, and images of all processes together.
+        damage: the rows that the data could not use, by kind.
 
     Raises:
         ValueError: `output_dir` holds checkpoints and `resume_from_checkpoint` does not say what to do with them, or
@@ -53,6 +59,7 @@ class TrainingLoop:
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.step = self.images_seen = 0
+        self.damage, self.new_damage, self.meter = DamageReport(), [], Meter()
         self.resume_from = find_checkpoint(self.output_dir, args.resume_from_checkpoint, fresh=not args.dry_run)
         tracker = args.report_to if args.report_to != "none" and not args.dry_run else None
         if tracker and find_spec(tracker) is None:
@@ -63,11 +70,12 @@ class TrainingLoop:
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=tracker,
             project_dir=str(self.output_dir),
-            step_scheduler_with_optimizer=False,  # else the schedule would advance once per process and step
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
+        if args.allow_tf32:
+            torch.set_float32_matmul_precision("high")
         set_seed(args.seed)
         if self.is_main and not args.dry_run:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -76,7 +84,8 @@ class TrainingLoop:
                 (self.output_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         if tracker:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in (config or {}).items()}
-            self.accelerator.init_trackers("tensorboard", plain)
+            project = "tensorboard" if tracker == "tensorboard" else "hf_fae"  # its folder, or the project's name
+            self.accelerator.init_trackers(project, plain)
 
     def print(self, message: str) -> None:
         """Print on the main process, above the progress bar."""
@@ -85,7 +94,7 @@ class TrainingLoop:
 
     def run(
         self,
-        objective: torch.nn.Module,
+        objective: Objective,
         data,
         validate: Callable[[int], dict] | None = None,
         save: Callable[[], None] | None = None,
@@ -93,9 +102,9 @@ class TrainingLoop:
         """Train until `max_train_steps`.
 
         Args:
-            objective: `objective(batch)` returns a dict of scalar tensors, "loss" and whatever shall be logged; its
-                parameters with `requires_grad` are trained; `objective.model` is the model they belong to.
-            data: `data.batches(batch_size, images_seen=, rank=, world_size=, num_workers=)` gives endless batches.
+            objective: see `Objective`; its parameters with `requires_grad` are trained.
+            data: `data.batches(batch_size, images_seen=, rank=, world_size=, num_workers=)` gives endless batches:
+                dicts of tensors and lists; the list "damaged", if any, goes into the report of damaged rows.
             validate: called with the step under EMA weights, in eval mode, without gradient, on every process, after
                 the same seed every time; returns numbers (logged) and PIL pictures (written to `validation/`).
             save: called at the end under EMA weights on the main process.
@@ -105,39 +114,48 @@ class TrainingLoop:
 
         Raises:
             FloatingPointError: `max_nonfinite_steps` gradients in a row were not finite (seen at a logging step).
+            ValueError: too many rows of the data are damaged (seen at a logging step).
         """
-        args, accelerator = self.args, self.accelerator
+        args, accelerator, meter = self.args, self.accelerator, self.meter
         if args.gradient_checkpointing:
             objective.model.enable_gradient_checkpointing()
         self._prepare(objective)
         max_steps = self.step + 1 if args.dry_run else args.max_train_steps
         batch_size, accumulation = args.train_batch_size, args.gradient_accumulation_steps
+        rank, world_size = accelerator.process_index, accelerator.num_processes
         batches = data.batches(
             batch_size,
             images_seen=self.images_seen,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            rank=rank,
+            world_size=world_size,
             num_workers=args.dataloader_num_workers,
         )
 
         results = None
         progress = tqdm(initial=self.step, total=max_steps, disable=not self.is_main, desc="training", unit="step")
-        self._start_interval()
+        meter.start(self.images_seen)
         while self.step < max_steps:
-            seed = np.random.SeedSequence((args.seed, accelerator.process_index, self.step))
+            seed = np.random.SeedSequence((args.seed, rank, self.step))
             torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-            for _ in range(accumulation):
-                waiting = time.perf_counter()
-                batch = {k: v.to(self.device, non_blocking=True) for k, v in next(batches).items()}
-                self.input_seconds += time.perf_counter() - waiting
+            objective.before_step(self.step)
+            for part in range(accumulation):
+                with meter.waiting_for_data():
+                    batch = next(batches)
+                    self.new_damage += batch.pop("damaged", ())
+                    batch = {k: self._to_device(v) for k, v in batch.items()}
+                first_image = self.images_seen + (part * world_size + rank) * batch_size
+                if self.flops_per_image is None:
+                    self._count_flops(batch, ImageRandom(args.seed, first_image, self.device))
+                    meter.start(self.images_seen)
+                random = ImageRandom(args.seed, first_image, self.device)
                 with accelerator.accumulate(self.objective):
-                    losses = self.objective(batch)
+                    losses = self.objective(batch, random)
                     accelerator.backward(losses["loss"])
                 for name, value in losses.items():
-                    self._add(name, value.detach().float())
+                    meter.add(name, value)
             self._update()
             self.step += 1
-            self.images_seen += batch_size * accumulation * accelerator.num_processes
+            self.images_seen += batch_size * accumulation * world_size
             progress.update()
 
             checkpoint = self.step % args.checkpointing_steps == 0 or self.step == max_steps
@@ -146,13 +164,17 @@ class TrainingLoop:
             if validate and (self.step % args.validation_steps == 0 or self.step == max_steps):
                 results = self._validate(validate)
             if checkpoint and not args.dry_run:  # after the validation: what a checkpoint follows is in the log
-                self._save_checkpoint()
+                with meter.paused():
+                    self._save_checkpoint()
         progress.close()
 
         if validate and results is None:  # a finished run, resumed
             results = self._validate(validate)
+        self._report_damage()
         if save and not args.dry_run:
             with self.ema_weights():
+                if accelerator.is_fsdp2:
+                    remove_sharding(self.module)
                 if self.is_main:
                     save()
             self.print(f"saved to {self.output_dir}")
@@ -166,104 +188,143 @@ class TrainingLoop:
         if self.ema is None:
             yield
             return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        trained = [p.detach().clone() for p in self.averaged]
+        self.ema.copy_to(self.averaged)
         try:
             yield
         finally:
-            self.ema.restore(self.parameters)
+            with torch.no_grad():
+                torch._foreach_copy_(self.averaged, trained)
 
     def _prepare(self, objective):
-        """Optimiser, schedule, wrapping for the devices, resume, EMA: in this order."""
+        """Optimiser, schedule, wrapping for the devices, EMA, resume: in this order."""
         args, accelerator = self.args, self.accelerator
         self.module = objective.train()
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        groups = []
+        for group in objective.parameter_groups():
+            rate = group.get("learning_rate") or args.learning_rate
+            groups.append({"params": group["params"], "name": group.get("name", ""), "lr": rate})
         betas = (args.adam_beta1, args.adam_beta2)
         # The fused AdamW looks at `found_inf` on the device: a step is skipped without waiting for the device.
-        optimizer = torch.optim.AdamW(
-            self.parameters, args.learning_rate, betas, weight_decay=args.weight_decay, fused=True
-        )
+        optimizer = torch.optim.AdamW(groups, args.learning_rate, betas, weight_decay=args.weight_decay, fused=True)
         name = {"constant": "constant_with_warmup"}.get(args.lr_scheduler, args.lr_scheduler)
-        scheduler = get_scheduler(
+        schedule = get_scheduler(
             name, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
         )
+        self.learning_rate_at = schedule.lr_lambdas[0]  # a function of the step: nothing to keep in a checkpoint
         if args.compile:
             objective.compile()
-        self.objective, self.optimizer, self.scheduler = accelerator.prepare(objective, optimizer, scheduler)
+        if accelerator.is_fsdp2:
+            plugin = accelerator.state.fsdp_plugin
+            plugin.cpu_ram_efficient_loading = False  # every process has built the whole model, buffers included
+            plugin.mixed_precision_policy = None  # autocast decides what runs in low precision, as everywhere else
+        elif accelerator.ddp_handler is not None:
+            accelerator.ddp_handler.find_unused_parameters = len(groups) > 1  # one network may rest for some steps
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.averaged = self.optimizer.param_groups[0]["params"]
         self.nonfinite_row, self.nonfinite_total = torch.zeros(2, device=self.device).unbind()
+        self.ema = EMAModel(self.averaged, decay=args.ema_decay, foreach=True) if args.ema_decay else None
+        if self.ema is not None:
+            self.ema.to(dtype=torch.float32)
 
-        accelerator.register_save_state_pre_hook(self._write_weights)
-        accelerator.register_load_state_pre_hook(self._read_weights)
         if self.resume_from:
-            accelerator.load_state(self.resume_from)
+            load_tensors(self.resume_from, self.module, self.optimizer.optimizer, self._averages())
             state = json.loads((self.resume_from / "state.json").read_text())
             self.step, self.images_seen = state["step"], state["images_seen"]
             self.nonfinite_row += state["nonfinite_row"]
             self.nonfinite_total += state["nonfinite_total"]
-            self.print(f"resumed from {self.resume_from} after {self.images_seen:,} images")
-        self._truncate_log()
-        self.ema = EMAModel(self.parameters, decay=args.ema_decay, foreach=True) if args.ema_decay else None
-        if self.ema is not None:
-            self.ema.to(dtype=torch.float32)
-            if self.resume_from:
-                averaged = load_file(self.resume_from / "ema.safetensors", device=str(self.device))
-                self.ema.shadow_params = [averaged[name] for name in self._trainable_names()]
+            self.damage.load(state["damage"])
+            if self.ema is not None:
                 self.ema.optimization_step = self.step
-        count = sum(p.numel() for p in self.parameters)
+            if state["loss_scaler"]:
+                accelerator.scaler.load_state_dict(state["loss_scaler"])
+            self.print(f"resumed from {self.resume_from} after {self.images_seen:,} images")
+        self._set_learning_rate()
+        self._truncate_log()
+        self.flops_per_image = None
+        count = sum(p.numel() for group in groups for p in group["params"])
         self.print(f"training {count:,} parameters of {type(objective.model).__name__} on {self.device}")
 
+    def _averages(self):
+        """The averaged weights by the names of their parameters."""
+        if self.ema is None:
+            return None
+        names = {p: name for name, p in self.module.named_parameters()}
+        return {names[p]: shadow for p, shadow in zip(self.averaged, self.ema.shadow_params, strict=True)}
+
+    def _to_device(self, value):
+        return value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+    def _count_flops(self, batch, random):
+        """Count the operations of a forward and a backward pass, in one that leaves no trace.
+
+        Under the counter results differ in the last bit, so it cannot be a pass of the training itself.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), FlopMeter() as counter:
+            self.accelerator.backward(self.objective(batch, random)["loss"])
+        self.optimizer.optimizer.zero_grad()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        self.flops_per_image = counter.flops / self.args.train_batch_size
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.args.mixed_precision, torch.float32)
+        self.peak_flops = matmul_peak(self.device, dtype) * self.accelerator.num_processes
+
+    def _set_learning_rate(self):
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.learning_rate_at(self.step)
+
     def _update(self):
-        """One optimiser step, or none where the gradient is not finite: decided on the device."""
-        limit = self.args.max_grad_norm or math.inf
-        grad_norm = self.accelerator.clip_grad_norm_(self.parameters, limit).detach()
-        finite = torch.isfinite(grad_norm)
-        bad = (~finite).float()
+        """One optimiser step, or none where a gradient is not finite: decided on the device."""
+        self.accelerator.unscale_gradients()
+        bad = torch.zeros((), device=self.device)
+        for group in self.optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if not gradients:
+                continue
+            norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            torch.nn.utils.clip_grads_with_norm_(group["params"], self.args.max_grad_norm or math.inf, norm)
+            bad = torch.maximum(bad, (~torch.isfinite(norm)).float())
+            self.meter.add("_".join(filter(None, [group["name"], "grad_norm"])), norm)
         if self.accelerator.scaler is None:  # fp16's loss scaler does this itself
             self.optimizer.optimizer.found_inf = bad
+        self._set_learning_rate()
         self.optimizer.step()
-        self.scheduler.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.step(self.parameters)
+            self.ema.step(self.averaged)
         self.nonfinite_row = (self.nonfinite_row + bad) * bad
         self.nonfinite_total = self.nonfinite_total + bad
-        self._add("grad_norm", grad_norm)
-
-    def _add(self, name, value):
-        """Add to the interval's sum; a value that is not finite leaves sum and count as they are."""
-        finite = torch.isfinite(value)
-        total, count = self.sums.get(name, (0.0, 0.0))
-        self.sums[name] = (total + torch.where(finite, value, 0.0), count + finite.float())
-
-    def _start_interval(self):
-        self.sums, self.interval_start, self.interval_images = {}, time.perf_counter(), self.images_seen
-        self.input_seconds = 0.0
 
     def _log_interval(self):
         """The only place where the host waits for the device: means since the last log, to log and progress bar."""
-        table = torch.stack([torch.stack(pair) for pair in self.sums.values()])
-        table = self.accelerator.reduce(table, "sum").tolist()
-        means = {name: total / count if count else None for name, (total, count) in zip(self.sums, table, strict=True)}
+        means = self.meter.means(lambda table: self.accelerator.reduce(table, "sum"))
         row = int(self.nonfinite_row.item())
-        seconds = time.perf_counter() - self.interval_start
-        rate = (self.images_seen - self.interval_images) / seconds
-        entry = {
-            **means,
-            "learning_rate": self.scheduler.get_last_lr()[0],
-            "skipped_steps": int(self.nonfinite_total.item()),
-            "images_per_second": round(rate, 2),
-            "input_wait": round(self.input_seconds / seconds, 4),  # share of the time spent on waiting for data
-        }
-        if self.device.type == "cuda":
-            entry["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        self._log(entry)
+        speed = self.meter.speed(self.images_seen)
+        rate = speed["images_per_second"]
+        self.damage.add(gather_object(self.new_damage))  # every process has the report of all
+        self.new_damage = []
+        damaged = sum(self.damage.counts().values())
+        self._log(
+            {
+                **means,
+                "learning_rate": self.args.learning_rate * self.learning_rate_at(self.step),
+                "skipped_steps": int(self.nonfinite_total.item()),
+                **({"damaged_rows": damaged} if damaged else {}),
+                **{name: round(value, 4) for name, value in speed.items()},
+                "flop_share": round(self.flops_per_image * rate / self.peak_flops, 4),
+                "peak_memory_gib": round(peak_memory(self.device), 3),
+            }
+        )
         if row >= self.args.max_nonfinite_steps:
             raise FloatingPointError(
                 f"the gradient was not finite in {row} steps in a row up to step {self.step} (max_nonfinite_steps="
                 f"{self.args.max_nonfinite_steps}); the weights are those before them: lower learning_rate, or train "
                 f"with mixed_precision='no' instead of {self.args.mixed_precision!r}"
             )
-        self._start_interval()
+        self.damage.check(self.images_seen, self.args.max_damaged_share)
+        self.meter.start(self.images_seen)
         loss = means["loss"]
         return {"loss": "not finite" if loss is None else f"{loss:.4g}", "images/s": f"{rate:.1f}"}
 
@@ -285,66 +346,69 @@ class TrainingLoop:
             path.with_suffix(".part").replace(path)
 
     def _validate(self, validate):
-        start = time.perf_counter()
-        self.module.eval()
-        torch.manual_seed(self.args.seed)
-        with self.ema_weights(), torch.no_grad(), self.accelerator.autocast():
-            results = validate(self.step)
-        self.module.train()
-        numbers = {f"validation/{k}": float(v) for k, v in results.items() if isinstance(v, (int, float))}
-        if numbers:
-            self._log(numbers)
-            self.print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
-        pictures = {k: v for k, v in results.items() if hasattr(v, "save")}
-        if pictures and self.is_main and not self.args.dry_run:
-            folder = self.output_dir / "validation"
-            folder.mkdir(exist_ok=True)
-            for name, picture in pictures.items():
-                picture.save(folder / f"{name}-{self.step:07d}.png")
-                for tracker in self.accelerator.trackers:
-                    tracker.log_images({name: np.asarray(picture)[None]}, step=self.step, dataformats="NHWC")
-        self.interval_start += time.perf_counter() - start
+        with self.meter.paused():
+            self.module.eval()
+            torch.manual_seed(self.args.seed)
+            with self.ema_weights(), self._unsharded_root(), torch.no_grad(), self.accelerator.autocast():
+                results = validate(self.step)
+            self.module.train()
+            numbers = {f"validation/{k}": float(v) for k, v in results.items() if isinstance(v, (int, float))}
+            if numbers:
+                self._log(numbers)
+                self.print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
+            pictures = {k: v for k, v in results.items() if hasattr(v, "save")}
+            if pictures and self.is_main and not self.args.dry_run:
+                self._save_pictures(pictures)
         return results
 
-    def _trainable_names(self):
-        return [name for name, p in self.module.named_parameters() if p.requires_grad]
+    @contextlib.contextmanager
+    def _unsharded_root(self):
+        """FSDP2 gathers the parameters outside of its blocks in the objective's forward, which validation bypasses."""
+        if not self.accelerator.is_fsdp2:
+            yield
+            return
+        self.module.unshard()
+        yield
+        self.module.reshard()
 
-    def _write_weights(self, models, weights, directory):
-        """Accelerate's hook: trained parameters, buffers and the EMA in safetensors; frozen parts are not ours."""
-        frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
-        state = {k: v.contiguous() for k, v in self.module.state_dict().items() if k not in frozen}
-        if self.is_main:
-            save_file(state, Path(directory) / "model.safetensors")
-            if self.ema is not None:
-                shadows = dict(zip(self._trainable_names(), self.ema.shadow_params, strict=True))
-                save_file(shadows, Path(directory) / "ema.safetensors")
-        weights.clear()
+    def _save_pictures(self, pictures):
+        folder = self.output_dir / "validation"
+        folder.mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            picture.save(folder / f"{name}-{self.step:07d}.png")
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "trackio":
+                    import trackio
 
-    def _read_weights(self, models, directory):
-        state = load_file(Path(directory) / "model.safetensors", device=str(self.device))
-        missing, unexpected = self.module.load_state_dict(state, strict=False)
-        missing = set(missing) - {name for name, p in self.module.named_parameters() if not p.requires_grad}
-        if missing or unexpected:
-            raise ValueError(
-                f"checkpoint {str(directory)!r} does not fit the objective: it lacks {sorted(missing)[:3]} and has "
-                f"{unexpected[:3]} that are not asked for"
-            )
-        models.clear()
+                    tracker.log({name: trackio.Image(picture)}, step=self.step)
+                else:
+                    layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                    tracker.log_images({name: np.asarray(picture)[None]}, step=self.step, **layout)
+
+    def _report_damage(self):
+        """Tell at the end which rows could not be used, by kind."""
+        counts = self.damage.counts()
+        if counts:
+            self.print("damaged rows were replaced: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+            if self.is_main and not self.args.dry_run:
+                (self.output_dir / "damaged_rows.json").write_text(json.dumps(self.damage.state(), indent=1))
 
     def _save_checkpoint(self):
-        start = time.perf_counter()
         partial = self.output_dir / f".checkpoint-{self.step}"
-        self.accelerator.save_state(str(partial))  # on every process: sharded states need all of them
         if self.is_main:
+            partial.mkdir()
+        optimizer = self.optimizer.optimizer
+        save_tensors(partial, self.module, optimizer, self._averages(), self.is_main)  # on every process
+        if self.is_main:
+            scaler = self.accelerator.scaler
             state = {
                 "step": self.step,
                 "images_seen": self.images_seen,
                 "nonfinite_row": self.nonfinite_row.item(),
                 "nonfinite_total": self.nonfinite_total.item(),
+                "loss_scaler": scaler.state_dict() if scaler is not None else None,
+                "damage": self.damage.state(),
             }
             (partial / "state.json").write_text(json.dumps(state))
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
             commit_checkpoint(partial, self.args.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
-        self.interval_start += time.perf_counter() - start

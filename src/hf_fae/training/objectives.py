@@ -1,26 +1,42 @@
 """What is minimised: FAE's stages (arXiv 2512.07829, sections 4.1 and 4.2) and flow matching on a tokenizer's latents.
 
-An objective is a module whose forward takes a batch and returns a dict of scalars: "loss", and whatever is worth
-logging. `model` is what it trains; everything else in it is frozen.
+All randomness is drawn from the `ImageRandom` that comes with a batch, so that an image has the same noise on any
+number of processes.
 """
 
 from typing import Literal
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from torch.nn import functional as F
 
 from ..evaluation.reconstruction import feature_cosine
+from ..latents import normalized_posterior
 from .perceptual import FeatureDistance
+from .randomness import ImageRandom
 
 
-__all__ = ["FeatureObjective", "FlowMatchingObjective", "PixelObjective", "kl_divergence", "shift_time"]
+__all__ = [
+    "FeatureObjective",
+    "FlowMatchingObjective",
+    "Objective",
+    "PixelObjective",
+    "kl_divergence",
+    "sample_posterior",
+    "shift_time",
+]
 
 
 def kl_divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)), the mean over all elements, in fp32."""
     mean, logvar = mean.float(), logvar.float()
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def sample_posterior(posterior: DiagonalGaussianDistribution, random: ImageRandom) -> torch.Tensor:
+    """A sample of the posterior of each image, with the images' own noise."""
+    return posterior.mean + posterior.std * random.normal(*posterior.mean.shape).to(posterior.mean.dtype)
 
 
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
@@ -31,14 +47,36 @@ def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
     return t / (shift + (1 - shift) * t)
 
 
-class _Objective(nn.Module):
-    """Freezes all of `model` but the named parts, and keeps what is frozen in eval mode."""
+class Objective(nn.Module):
+    """What the loop trains: `forward(batch, random)` returns a dict of tensors, "loss" and whatever is worth logging.
+
+    Scalars are logged as their mean over steps and processes; a tensor of two numbers is a sum and a count, logged as
+    their quotient over an interval.
+
+    Args:
+        model: what is trained; all of it is frozen but the named parts, and what is frozen stays in eval mode.
+        trained: modules of `model` to train.
+    """
 
     def __init__(self, model: nn.Module, trained: list[nn.Module]):
         super().__init__()
         self.model = model.requires_grad_(False)
         for part in trained:
             part.requires_grad_(True)
+
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict]:
+        """Groups for the optimiser, each clipped by itself; the first one is what is averaged and saved.
+
+        A group is a dict with "params", optionally "learning_rate" (by default the run's) and "name", under which its
+        gradient norm is logged.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def before_step(self, step: int) -> None:
+        """Called before every optimiser step with its number, from 0."""
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -49,7 +87,7 @@ class _Objective(nn.Module):
         return self
 
 
-class FeatureObjective(_Objective):
+class FeatureObjective(Objective):
     """Stage Ia: encoder and feature decoder as a VAE on frozen features, |x_hat - x|^2 + kl_weight * KL (eq. 4.1).
 
     Both terms are means over elements, of standardised features and of latents. The latent
@@ -65,10 +103,10 @@ class FeatureObjective(_Objective):
         model.set_latent_statistics(torch.zeros_like(model.latents_mean), torch.ones_like(model.latents_std))
         self.kl_weight = kl_weight
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         features, grid = self.model.extract_features(batch["pixel_values"])
         posterior = self.model.encode_features(features, grid).latent_dist
-        reconstruction = self.model.decode_standardized(posterior.sample()).float()
+        reconstruction = self.model.decode_standardized(sample_posterior(posterior, random)).float()
         target = self.model.standardize_features(features)
         mse = F.mse_loss(reconstruction, target.float())
         kl = kl_divergence(posterior.mean, posterior.logvar)
@@ -78,7 +116,7 @@ class FeatureObjective(_Objective):
         return {"loss": mse + self.kl_weight * kl, "feature_mse": mse, "kl": kl, "feature_cosine": cosine}
 
 
-class PixelObjective(_Objective):
+class PixelObjective(Objective):
     """Stages Ib and II: the pixel decoder, on noisy original features or on those that the tokenizer gives back.
 
     The reconstruction term is on the [0, 1] scale of pixels, as in the TiTok recipe that the paper follows.
@@ -111,17 +149,18 @@ class PixelObjective(_Objective):
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
 
     @torch.no_grad()
-    def decoder_input(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def decoder_input(self, features: torch.Tensor, grid: tuple[int, int], random: ImageRandom) -> torch.Tensor:
         """What the pixel decoder is trained on: standardised features (B, N, C)."""
         if self.stage == "Ib":
             standard = self.model.standardize_features(features)
-            return standard + self.noise_sigma * torch.randn_like(standard)
-        return self.model.decode_standardized(self.model.encode_features(features, grid).latent_dist.sample())
+            return standard + self.noise_sigma * random.normal(*standard.shape).to(standard.dtype)
+        posterior = self.model.encode_features(features, grid).latent_dist
+        return self.model.decode_standardized(sample_posterior(posterior, random))
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         images = batch["pixel_values"]
         features, grid = self.model.extract_features(images)
-        decoded = self.model.pixel_decoder(self.decoder_input(features, grid), grid).float()
+        decoded = self.model.pixel_decoder(self.decoder_input(features, grid, random), grid).float()
         reconstruction = self.pixel_distance(decoded / 2, images.float() / 2)
         losses = {"loss": reconstruction, "reconstruction": reconstruction}
         if self.perceptual is not None:
@@ -130,18 +169,21 @@ class PixelObjective(_Objective):
         return losses
 
 
-class FlowMatchingObjective(_Objective):
+class FlowMatchingObjective(Objective):
     """Flow matching of a class-conditional denoiser on a frozen tokenizer's latents (section 5).
 
     x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
-    the posterior, normalised.
+    the posterior, normalised. A batch has images ("pixel_values"), or the posterior moments (B, 2C, h, w) of a latent
+    cache ("moments"); then the tokenizer needs no encoder. The loss is logged by noise time as well.
 
     Args:
         model: `model(x_t, 1000 t, class_labels) -> .sample`, with `config.num_classes`, the null class.
-        vae: a tokenizer with its frozen encoder attached.
+        vae: the tokenizer.
         shift: s <= 1 of the time shift; 1 for none (paper: 0.4).
         label_dropout: share of labels that become the null class while training; none do in eval mode.
     """
+
+    time_bins = 10
 
     def __init__(self, model: nn.Module, vae: nn.Module, shift: float = 1.0, label_dropout: float = 0.1):
         if not 0 < shift <= 1:
@@ -151,19 +193,29 @@ class FlowMatchingObjective(_Objective):
         self.shift, self.label_dropout = shift, label_dropout
 
     @torch.no_grad()
-    def latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """A sample (B, C, h, w) of the posterior of images (B, 3, H, W), normalised, in fp32."""
-        features, grid = self.vae.extract_features(pixel_values)
-        return self.vae.encode_features(features, grid).latent_dist.sample().float()
+    def latents(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
+        """A sample (B, C, h, w) of the posterior of each image, normalised, in fp32."""
+        if "moments" in batch:
+            posterior = normalized_posterior(batch["moments"], self.vae.latents_mean, self.vae.latents_std)
+        else:
+            posterior = self.vae.encode_features(*self.vae.extract_features(batch["pixel_values"])).latent_dist
+        return sample_posterior(posterior, random).float()
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        latents = self.latents(batch["pixel_values"])
-        t = shift_time(torch.rand(len(latents), device=latents.device), self.shift)
-        noise = torch.randn_like(latents)
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+        latents = self.latents(batch, random)
+        t = shift_time(random.uniform(len(latents)), self.shift)
+        noise = random.normal(*latents.shape)
         noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
         labels = batch["class_labels"]
         if self.training:
-            dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+            dropped = random.uniform(len(labels)) < self.label_dropout
             labels = labels.masked_fill(dropped, self.model.config.num_classes)
         velocity = self.model(noisy, 1000 * t, labels).sample
-        return {"loss": F.mse_loss(velocity.float(), noise - latents)}
+        losses = (velocity.float() - (noise - latents)).square().mean(dim=(1, 2, 3))
+        return {"loss": losses.mean(), **self._by_time(losses.detach(), t)}
+
+    def _by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sum and count of the losses in each interval of noise times."""
+        bins = F.one_hot((t * self.time_bins).long().clamp_max(self.time_bins - 1), self.time_bins).to(losses.dtype)
+        table = torch.stack([losses @ bins, bins.sum(0)], dim=1)
+        return {f"loss_t/{i / self.time_bins:.1f}": pair for i, pair in enumerate(table.unbind())}

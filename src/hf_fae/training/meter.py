@@ -1,0 +1,72 @@
+"""What a run logs: means over an interval, kept on the device, and its speed."""
+
+import resource
+import sys
+import time
+
+import torch
+
+
+__all__ = ["Meter", "peak_memory"]
+
+
+class Meter:
+    """Means of logged values over an interval of steps; the host waits for the device only in `means`."""
+
+    def __init__(self):
+        self.start(images_seen=0)
+
+    def start(self, images_seen: int) -> None:
+        """Begin a new interval."""
+        self._sums, self._start, self._images = {}, time.perf_counter(), images_seen
+        self._input_seconds = 0.0
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        """A scalar, or a sum and a count; what is not finite counts for nothing."""
+        value = value.detach().float()
+        finite = torch.isfinite(value)
+        pair = torch.stack([torch.where(finite, value, 0.0), finite.float()]) if value.ndim == 0 else value
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def means(self, reduce) -> dict[str, float | None]:
+        """Mean by name over all processes, None where nothing finite was added; `reduce(tensor)` sums over them."""
+        table = reduce(torch.stack(list(self._sums.values()))).tolist()
+        return {name: total / count if count else None for name, (total, count) in zip(self._sums, table, strict=True)}
+
+    def speed(self, images_seen: int) -> dict[str, float]:
+        """Images per second of all processes, and the share of the time that went into waiting for data."""
+        seconds = time.perf_counter() - self._start
+        return {
+            "images_per_second": (images_seen - self._images) / seconds,
+            "input_wait": self._input_seconds / seconds,
+        }
+
+    def waiting_for_data(self):
+        """Within this context the loop waits for its next batch."""
+        return _Stopwatch(self, "_input_seconds")
+
+    def paused(self):
+        """Within this context the clock stands still: validation and checkpoints are not training."""
+        return _Stopwatch(self, "_start")
+
+
+class _Stopwatch:
+    """Adds the seconds within its context to an attribute."""
+
+    def __init__(self, owner, attribute):
+        self.owner, self.attribute = owner, attribute
+
+    def __enter__(self):
+        self.entered = time.perf_counter()
+
+    def __exit__(self, *exception):
+        seconds = time.perf_counter() - self.entered
+        setattr(self.owner, self.attribute, getattr(self.owner, self.attribute) + seconds)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in GiB that this process has used: allocated on its GPU, or resident where it has none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident / (2**30 if sys.platform == "darwin" else 2**20)

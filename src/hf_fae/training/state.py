@@ -1,0 +1,109 @@
+"""The tensors of a run: whole, by name, in safetensors, whether its parameters are kept whole or sharded.
+
+A checkpoint of many processes can be resumed by one, and the other way round.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+__all__ = ["load_tensors", "remove_sharding", "save_tensors"]
+
+
+def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The trained parameters and persistent buffers of a module, those in use rather than copies.
+
+    Frozen parameters are left out: a run that is resumed gets them from where it got them first.
+    """
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in frozen}
+
+
+def save_tensors(
+    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict | None, is_main: bool
+) -> None:
+    """Write `model.safetensors`, `optimizer.safetensors` and, with averaged weights by name, `ema.safetensors`.
+
+    Every process takes part in gathering what is sharded; the main one writes.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    states = optimizer.state.items()
+    tables = {
+        "model": trained_tensors(module),
+        "optimizer": {f"{names[p]}.{key}": value for p, values in states for key, value in values.items()},
+    }
+    if averaged is not None:
+        tables["ema"] = averaged
+    for table, tensors in tables.items():
+        gathered = {}
+        for name, tensor in tensors.items():
+            tensor = _whole(tensor)
+            if is_main:
+                gathered[name] = tensor.contiguous()
+        if is_main:
+            save_file(gathered, directory / f"{table}.safetensors")
+
+
+@torch.no_grad()
+def load_tensors(directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict | None) -> None:
+    """Read back what `save_tensors` wrote, into the tensors in use.
+
+    Raises:
+        ValueError: the checkpoint has other tensors than the run.
+    """
+    for table, tensors in (("model", trained_tensors(module)), ("ema", averaged)):
+        if tensors is None:
+            continue
+        found = load_file(directory / f"{table}.safetensors")
+        other = sorted(name for name in found.keys() & tensors.keys() if found[name].shape != tensors[name].shape)
+        missing, unexpected = sorted(tensors.keys() - found.keys()), sorted(found.keys() - tensors.keys())
+        if missing or unexpected or other:
+            raise ValueError(
+                f"checkpoint {str(directory)!r} does not fit the objective: {table}.safetensors lacks {missing[:3]}, "
+                f"has {unexpected[:3]} that are not asked for, and {other[:3]} of another shape"
+            )
+        for name, tensor in tensors.items():
+            tensor.copy_(_like(tensor, found[name]))
+    parameters = dict(module.named_parameters())
+    for key, value in load_file(directory / "optimizer.safetensors").items():
+        name, _, kind = key.rpartition(".")
+        parameter = parameters[name]
+        optimizer.state[parameter][kind] = _like(parameter, value) if value.ndim else value.to(parameter.device)
+
+
+def remove_sharding(module: nn.Module) -> None:
+    """Make a module that FSDP2 has sharded an ordinary one again, with whole parameters on every process.
+
+    For the end of a run, so that what is saved is the plain model. FSDP2 itself has no way back: it works by a
+    subclass and by hooks, and our modules have no other hooks.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    owners = [(owner, name, p) for owner in module.modules() for name, p in owner.named_parameters(recurse=False)]
+    wholes = [nn.Parameter(_whole(p), requires_grad=p.requires_grad) for _, _, p in owners]
+    for part in module.modules():
+        for hooks in (part._forward_pre_hooks, part._forward_hooks, part._state_dict_pre_hooks):
+            hooks.clear()
+        if isinstance(part, FSDPModule):
+            part.__class__ = type(part).__mro__[2]
+    for (owner, name, _), parameter in zip(owners, wholes, strict=True):
+        owner.register_parameter(name, parameter)
+
+
+def _whole(tensor):
+    """The tensor itself, or all of a sharded one."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _like(tensor, value):
+    """A whole value on the device of `tensor`, sharded as that is."""
+    value = value.to(tensor.device)
+    if not hasattr(tensor, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements)
