@@ -1,14 +1,16 @@
-"""The base of every model here: diffusers' `ModelMixin`, which additionally refuses what does not fit."""
+"""The base of every model here: diffusers' `ModelMixin`, which refuses what does not fit and has our cards."""
 
 import inspect
 
 from diffusers import ConfigMixin, ModelMixin
 
+from .hub import ModelCardMixin
+
 
 __all__ = ["StrictModelMixin"]
 
 
-class StrictModelMixin(ModelMixin, ConfigMixin):
+class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
     """diffusers only logs when a config has foreign keys or a checkpoint lacks weights (and leaves these on the meta
     device, to fail much later). Here both are errors at once."""
 

@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..autoencoders.fae import AutoencoderFAE
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
+from ..hub import ModelCardMixin
 from ..latents import check_finite
 from ..layers.positions import grid_size
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
@@ -24,7 +25,7 @@ from .lora import TransformerLoraMixin
 __all__ = ["FAEDiTPipeline"]
 
 
-class FAEDiTPipeline(DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
+class FAEDiTPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
     """Images of a class: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
 
     Args:

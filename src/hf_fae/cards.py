@@ -1,0 +1,261 @@
+"""Model cards: what a saved folder says about itself, and what its training adds.
+
+`render_card` reads the saved configs, so a card cannot disagree with what it lies beside; [`TrainingRun`] brings what
+no config knows. What neither knows is left out. The templates are in `model_cards/`, one for each kind of folder.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+__all__ = ["EVAL_RESULTS", "Result", "TrainingRun", "is_generated", "latest_pictures", "render_card", "write_card"]
+
+EVAL_RESULTS = ".eval_results/hf_fae.yaml"
+FOOTER = "<!-- Written by hf_fae, which replaces this card with every push until someone edits it: "
+
+# Class -> arXiv id and title of the paper that describes it.
+PAPERS = {
+    "AutoencoderFAE": (
+        "2512.07829",
+        "One Layer Is Enough: Adapting Pretrained Visual Encoders for Image Generation",
+    ),
+    "LightningDiTTransformer2DModel": (
+        "2501.01423",
+        "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
+    ),
+}
+PIPELINE_TAGS = {"tokenizer": "image-feature-extraction"}
+DRAWING_TAG = "unconditional-image-generation"  # as other class-conditional generators on the Hub have it
+DINOV3_LICENSE = {
+    "license": "other",
+    "license_name": "dinov3-license",
+    "license_link": "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
+}
+
+
+@dataclass
+class Result:
+    """One measured number.
+
+    Attributes:
+        name: the metric, such as `"psnr"`.
+        dataset, split: what it was measured on: Hub id or folder.
+        protocol: what it takes to measure it again: sampler, steps, guidance, number of samples, precision, ...
+    """
+
+    name: str
+    value: float
+    dataset: str
+    split: str | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    def describe_protocol(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.protocol.items())
+
+
+@dataclass
+class TrainingRun:
+    """What a training script knows about its result and the saved files do not say.
+
+    Attributes:
+        command: the command line that was typed.
+        config: all arguments of the run as plain values.
+        datasets: Hub ids or folders of the training data.
+        step, images_seen: how long it trained.
+        results: what was measured on the saved weights.
+        base_model: Hub id or folder of the pipeline that a LoRA belongs to.
+        license: the Hub's identifier of the licence of the weights.
+    """
+
+    command: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    datasets: list[str] = field(default_factory=list)
+    step: int | None = None
+    images_seen: int | None = None
+    results: list[Result] = field(default_factory=list)
+    base_model: str | None = None
+    license: str | None = None
+
+
+def write_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str | None = None) -> None:
+    """Write `README.md` into a saved folder, and results on Hub data sets into `.eval_results/`.
+
+    A `README.md` that someone has edited is kept. Arguments and errors as [`render_card`].
+    """
+    folder = Path(folder)
+    card = render_card(folder, run, repo_id)
+    path = folder / "README.md"
+    if not path.exists() or is_generated(path.read_text(encoding="utf-8")):
+        path.write_text(card, encoding="utf-8")
+    entries = [
+        EvalResultEntry(r.dataset, _identifier(r.name), r.value, notes=r.describe_protocol() or None)
+        for r in _results_on_hub(run or TrainingRun())
+    ]
+    path = folder / EVAL_RESULTS
+    path.unlink(missing_ok=True)  # it may speak of the weights that were here before
+    if entries:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+
+
+def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str | None = None) -> str:
+    """The card of a saved pipeline, tokenizer, generator or LoRA.
+
+    Args:
+        folder: where it was saved.
+        run: its training. Only with one does the card show the newest pictures of `validation/`.
+        repo_id: Hub id that the snippet loads; by default the folder.
+
+    Raises:
+        ValueError: the folder holds none of these, or a LoRA whose `run` does not name its `base_model`.
+    """
+    import jinja2
+
+    folder = Path(folder)
+    source = repo_id or folder.as_posix()
+    kind, facts = _read_folder(folder)
+    if kind == "lora" and not (run and run.base_model):
+        raise ValueError(f"run must name the base_model of the LoRA in {str(folder)!r}, got {run}")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "model_cards"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(python=repr, shell=shlex.join, yaml=lambda x: yaml.safe_dump(x, sort_keys=False))
+    name = source.rstrip("/").split("/")[-1]
+    text = environment.get_template(f"{kind}.md").render(
+        metadata=_metadata(kind, facts, run or TrainingRun(), name).to_yaml(),
+        name=name,
+        source=source,
+        run=run or TrainingRun(),
+        pictures=[path.relative_to(folder).as_posix() for path in latest_pictures(folder)] if run else [],
+        **facts,
+    )
+    return _sign(text)
+
+
+def is_generated(card: str) -> bool:
+    """Whether a card is ours, unedited: the hash at its end is that of its text."""
+    text = card.replace("\r\n", "\n")
+    body, footer, _ = text.rpartition(FOOTER)
+    return bool(footer) and _sign(body).rstrip() == text.rstrip()
+
+
+def latest_pictures(folder: str | Path) -> list[Path]:
+    """The newest picture of each name in `validation/`, whose files the training loop names `NAME-STEP.png`."""
+    paths = sorted(Path(folder, "validation").glob("*-*.png"))
+    return list({path.stem.rpartition("-")[0]: path for path in paths}.values())
+
+
+def _sign(text: str) -> str:
+    text = text.rstrip() + "\n\n"
+    return f"{text}{FOOTER}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def _read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The kind of a saved folder, and what its configs say for the template of that kind."""
+    index, config = _read_json(folder / "model_index.json"), _read_json(folder / "config.json")
+    if index:
+        parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2 and isinstance(v[1], str)}
+        vae = _read_json(folder / "vae" / "config.json")
+        labels = {int(key): label for key, label in (index.get("id2label") or {}).items()}
+        return "pipeline", {
+            "config": index,
+            "components": {name: class_name for name, (_, class_name) in parts.items()},
+            "labels": labels,
+            "num_classes": _read_json(folder / "transformer" / "config.json").get("num_classes"),
+            "vae": vae,
+            "encoder": vae.get("image_encoder_config"),
+            "encoder_id": vae.get("image_encoder_id"),
+            "papers": _papers(class_name for _, class_name in parts.values()),
+        }
+    if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
+        return "lora", {"encoder": None, "encoder_id": None}
+    if not config.get("_class_name"):
+        raise ValueError(f"folder must hold a saved pipeline, tokenizer, generator or LoRA, got {str(folder)!r}")
+    facts = {
+        "config": config,
+        "encoder": config.get("image_encoder_config"),
+        "encoder_id": config.get("image_encoder_id"),
+        "papers": _papers([config["_class_name"]]),
+    }
+    if "latent_channels" not in config:
+        return "generator", facts
+    model_class = getattr(importlib.import_module("hf_fae"), config["_class_name"])
+    return "tokenizer", {
+        **facts,
+        "has_encoder": (folder / "image_encoder.d").is_dir(),
+        "has_features": hasattr(model_class, "decode_features"),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _papers(class_names) -> list[tuple[str, str, str]]:
+    return [(name, *PAPERS[name]) for name in class_names if name in PAPERS]
+
+
+def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> ModelCardData:
+    """The YAML head. Only Hub ids go there: the Hub makes links of them."""
+    tag = PIPELINE_TAGS.get(kind, DRAWING_TAG)
+    base_model = run.base_model if kind == "lora" else facts["encoder_id"]
+    encoder = (facts["encoder"] or {}).get("model", {})
+    if run.license:
+        licence = {"license": run.license}
+    else:
+        names = (encoder.get("model_type"), encoder.get("architecture"))  # of transformers, of timm
+        licence = DINOV3_LICENSE if any("dinov3" in (name or "") for name in names) else {}
+    results = [
+        EvalResult(
+            task_type=tag,
+            dataset_type=result.dataset,
+            dataset_name=result.dataset.split("/")[-1],
+            dataset_split=result.split,
+            metric_type=_identifier(result.name),
+            metric_name=result.name,
+            metric_value=result.value,
+            metric_args=result.protocol or None,
+        )
+        for result in _results_on_hub(run)
+    ]
+    return ModelCardData(
+        **licence,
+        library_name="diffusers",
+        pipeline_tag=tag,
+        tags=["hf_fae", "lora"] if kind == "lora" else ["hf_fae"],
+        base_model=base_model if base_model and _is_hub_id(base_model) else None,
+        base_model_relation="adapter" if kind == "lora" and _is_hub_id(base_model) else None,
+        datasets=[dataset for dataset in run.datasets if _is_hub_id(dataset)] or None,
+        **({"model_name": name, "eval_results": results} if results else {}),
+    )
+
+
+def _results_on_hub(run: TrainingRun) -> list[Result]:
+    return [result for result in run.results if _is_hub_id(result.dataset)]
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not os.path.exists(name)
+
+
+def _identifier(metric: str) -> str:
+    return metric.lower().replace(" ", "_")
