@@ -3,9 +3,11 @@
 import re
 
 import pytest
+import torch
 import yaml
 from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
 from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
+from safetensors.torch import save_file
 from test_hub import MODELS, run
 
 from hf_fae.cards import EVAL_RESULTS, Result, TrainingRun, is_generated, render_card, write_card
@@ -57,17 +59,25 @@ def test_metadata_of_a_pipeline(tmp_path):
 
 
 def test_metadata_of_a_lora(tmp_path):
-    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    save_file({}, tmp_path / "pytorch_lora_weights.safetensors")
     data = ModelCard(render_card(tmp_path, TrainingRun(base_model="tester/fae-dit", license="mit"))).data
     assert data.tags == ["hf_fae", "lora"] and data.license == "mit"
     assert (data.base_model, data.base_model_relation) == ("tester/fae-dit", "adapter")
 
 
 def test_base_model_in_a_folder_is_no_metadata(tmp_path):
-    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    save_file({}, tmp_path / "pytorch_lora_weights.safetensors")
     card = ModelCard(render_card(tmp_path, TrainingRun(base_model=str(tmp_path))))
     assert card.data.base_model is None and "base_model_relation" not in card.data.to_dict()
     assert f'from_pretrained("{tmp_path}"' in snippet(card.text)
+
+
+def test_new_classes_of_a_lora(tmp_path):
+    tensors = {"new_classes.my-dog": torch.ones(2), "transformer.blocks.0.to_q.lora_A.weight": torch.ones(2)}
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
+    card = ModelCard(render_card(tmp_path, TrainingRun(base_model="tester/fae-dit")))
+    assert "pipe('my-dog')" in snippet(card.text)
+    assert "classes of their own: `my-dog`." in card.text
 
 
 def test_dinov3_brings_its_licence(tmp_path):
@@ -147,7 +157,7 @@ def test_only_an_edited_card_is_kept(folder):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="folder must hold a saved pipeline, .* got .*nothing"):
         write_card(tmp_path / "nothing")
-    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    save_file({}, tmp_path / "pytorch_lora_weights.safetensors")
     with pytest.raises(ValueError, match="must name the base_model"):
         write_card(tmp_path, TrainingRun())
     with pytest.raises(ValueError, match="folder must be a folder that exists, got .*missing"):

@@ -18,6 +18,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
 
 
 __all__ = ["EVAL_RESULTS", "Result", "TrainingRun", "is_generated", "latest_pictures", "render_card", "write_card"]
@@ -183,7 +184,10 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
             "papers": _papers(class_name for _, class_name in parts.values()),
         }
     if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
-        return "lora", {"encoder": None, "encoder_id": None}
+        with safe_open(folder / LORA_WEIGHT_NAME_SAFE, "pt") as file:
+            keys = [key.partition(".") for key in file.keys()]
+        new_classes = [name for kind, _, name in keys if kind == "new_classes"]
+        return "lora", {"new_classes": new_classes, "encoder": None, "encoder_id": None}
     if not config.get("_class_name"):
         raise ValueError(f"folder must hold a saved pipeline, tokenizer, generator or LoRA, got {str(folder)!r}")
     facts = {
