@@ -1,11 +1,12 @@
 """Synthetic data for the training tests: 32 pictures that can be told apart, in 4 classes."""
 
+import io
+import tarfile
+
 import numpy as np
 import pytest
+from damaged import CLASSES, damaged_rows
 from PIL import Image
-
-
-CLASSES = ["circle", "cross", "dot", "ring"]
 
 
 def picture(number: int, size: int = 32) -> Image.Image:
@@ -49,6 +50,49 @@ def parquet_folder(tmp_path_factory):
     for shard in range(4):
         write(range(8 * shard, 8 * shard + 8), f"train-{shard:05d}-of-00004.parquet")
     write(range(32, 36), "validation-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def damaged_parquet(tmp_path_factory):
+    """`damaged.damaged_rows` as 4 parquet files of train; of validation the last 70 rows."""
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import ClassLabel, Features, Value
+    from datasets import Image as ImageFeature
+
+    folder = tmp_path_factory.mktemp("damaged-parquet")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=CLASSES), "caption": Value("string")})
+    rows, _ = damaged_rows()
+    for shard in range(4):
+        part = [{**row, "image": {"bytes": row["image"], "path": None}} for row in rows[70 * shard : 70 * shard + 70]]
+        # Without `datasets`, which would refuse the label 99.
+        table = pyarrow.Table.from_pylist(part, schema=features.arrow_schema)
+        pyarrow.parquet.write_table(table, folder / f"train-{shard:05d}-of-00004.parquet")
+    pyarrow.parquet.write_table(table, folder / "validation-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def damaged_webdataset(tmp_path_factory):
+    """The same train rows as 4 tar files with columns jpg (which holds every format), cls and txt."""
+    folder = tmp_path_factory.mktemp("damaged-webdataset")
+    rows, _ = damaged_rows()
+    for shard in range(4):
+        with tarfile.open(folder / f"train-{shard:04d}.tar", "w") as tar:
+            for number in range(70 * shard, 70 * shard + 70):
+                row = rows[number]
+                label, caption = row["label"], row["caption"]
+                files = {
+                    "jpg": row["image"],
+                    "cls": None if label is None else str(label).encode(),
+                    "txt": None if caption is None else caption.encode(),
+                }
+                for extension, data in files.items():
+                    if data is not None:
+                        member = tarfile.TarInfo(f"{number:04d}.{extension}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
     return folder
 
 

@@ -1,12 +1,13 @@
-import io
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from damaged import NUM_ROWS, bomb, damaged_rows, encode, noise, odd_pictures
 
-from hf_fae.training.data import DataArguments, ImageData, center_crop, decode_image, to_rgb
+from hf_fae.training.damage import DAMAGE_KINDS, DamageReport
+from hf_fae.training.data import DataArguments, ImageData
 
 
 def numbers(batch):
@@ -26,75 +27,6 @@ def make_data(folder, seed=0, **kwargs):
 
 def take(data, count, batch_size=8, **kwargs):
     return list(itertools.islice(data.batches(batch_size, **kwargs), count))
-
-
-class TestDecoding:
-    def half_transparent(self, mode):
-        image = Image.new(mode, (2, 1))
-        opaque, clear = {"RGBA": ((200, 0, 0, 255), (200, 0, 0, 0)), "LA": ((200, 255), (200, 0))}[mode]
-        image.putpixel((0, 0), opaque)
-        image.putpixel((1, 0), clear)
-        return image
-
-    @pytest.mark.parametrize(("mode", "opaque"), [("RGBA", (200, 0, 0)), ("LA", (200, 200, 200))])
-    def test_transparency_is_composited_on_white(self, mode, opaque):
-        image = to_rgb(self.half_transparent(mode))
-        assert image.mode == "RGB"
-        assert [image.getpixel((x, 0)) for x in range(2)] == [opaque, (255, 255, 255)]
-
-    @pytest.mark.parametrize("transparency", [0, bytes([0, 255])], ids=["index", "table"])
-    def test_transparent_palette_colour_becomes_white(self, transparency):
-        image = Image.new("P", (2, 1))
-        image.putpalette([0, 0, 0, 10, 20, 30])
-        image.putpixel((0, 0), 1)
-        file = io.BytesIO()
-        image.save(file, "PNG", transparency=transparency)
-        rgb = decode_image(file.getvalue())
-        assert [rgb.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
-
-    @pytest.mark.parametrize(
-        ("mode", "value", "expected"),
-        [
-            ("L", 77, (77, 77, 77)),
-            ("1", 1, (255, 255, 255)),
-            ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-            ("I;16", 257 * 90, (90, 90, 90)),
-        ],
-    )
-    def test_other_modes(self, mode, value, expected):
-        assert to_rgb(Image.new(mode, (3, 2), value)).getpixel((1, 1)) == expected
-
-    def test_exif_orientation_is_applied(self):
-        image = Image.new("RGB", (4, 2), "white")
-        image.putpixel((0, 0), (0, 0, 0))
-        exif = Image.Exif()
-        exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
-        file = io.BytesIO()
-        image.save(file, "PNG", exif=exif)
-        upright = decode_image({"bytes": file.getvalue(), "path": None})
-        assert upright.size == (2, 4)
-        assert upright.getpixel((1, 0)) == (0, 0, 0)
-
-    def test_paths_and_pictures_decode_too(self, tmp_path):
-        Image.new("L", (3, 3), 9).save(tmp_path / "a.png")
-        path = str(tmp_path / "a.png")
-        for value in (path, {"bytes": None, "path": path}, Image.open(path)):
-            assert decode_image(value).getpixel((0, 0)) == (9, 9, 9)
-
-    @pytest.mark.parametrize("size", [(64, 64), (33, 40), (200, 70), (10, 12), (1, 1)])
-    def test_center_crop_gives_the_size_from_any_size(self, size):
-        assert center_crop(Image.new("RGB", size), 32).size == (32, 32)
-
-    def test_center_crop_halves_with_a_box_filter(self):
-        pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        cropped = np.asarray(center_crop(Image.fromarray(pixels), 16)).astype(float)
-        means = pixels.reshape(16, 4, 16, 4, 3).mean((1, 3))
-        assert np.abs(cropped - means).max() <= 2  # rounded to 8 bit along each axis, twice
-
-    def test_center_crop_takes_the_middle(self):
-        image = Image.new("RGB", (96, 32), "white")
-        image.paste("black", (32, 0, 64, 32))
-        assert np.asarray(center_crop(image, 32)).max() == 0
 
 
 class TestOrder:
@@ -153,17 +85,34 @@ class TestStreaming:
         ]
         assert sorted(seen[:32]) == sorted(seen[32:]) == list(range(32))
         assert seen[:32] != seen[32:] != list(range(32))
-        assert set(seen[:16]) == set(range(16))  # within a block of 16
+        shards = [{n // 8 for n in seen[start : start + 16]} for start in range(0, 64, 16)]  # a block has 2 shards
+        assert all(len(pair) == 2 for pair in shards)
+        assert shards[0] | shards[1] == shards[2] | shards[3] == set(range(4))
 
-    # 4 shards: 2 readers have whole shards, 3 readers every third row
-    @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 0), (1, 2)])
-    def test_readers_share_the_rows(self, parquet_folder, world_size, num_workers):
+    def test_shards_come_in_another_order_in_every_epoch(self, parquet_folder):
+        batches = take(make_data(parquet_folder, streaming=True, shuffle_block=8), 24)
+        assert all(len({n // 8 for n in numbers(batch)}) == 1 for batch in batches)
+        orders = [tuple(numbers(batch)[0] // 8 for batch in batches[epoch : epoch + 4]) for epoch in range(0, 24, 4)]
+        assert all(sorted(order) == [0, 1, 2, 3] for order in orders) and len(set(orders)) > 2
+
+    def test_row_ids_name_shard_and_row(self, parquet_folder):
         data = make_data(parquet_folder, streaming=True)
-        seen = []
-        for rank in range(world_size):
-            batches = take(data, 32 // world_size // 2, 2, rank=rank, world_size=world_size, num_workers=num_workers)
-            seen += [n for batch in batches for n in numbers(batch)]
-        assert len(seen) == len(set(seen))
+        for rank, world_size in ((0, 1), (2, 3)):
+            for batch in take(data, 5, rank=rank, world_size=world_size):
+                shards, rows = np.divmod(batch["row_ids"].numpy(), 10**9)
+                assert (8 * shards + rows).tolist() == numbers(batch)
+
+    def test_the_first_rows_do_not_depend_on_the_readers(self, parquet_folder):
+        data = make_data(parquet_folder, streaming=True, max_train_samples=10)
+        ranks = [take(data, 5, 1, rank=rank, world_size=2) for rank in range(2)]
+        assert {n for batches in ranks for batch in batches for n in numbers(batch)} == set(range(10))
+
+    def test_resuming_does_not_decode(self, parquet_folder, monkeypatch):
+        data, decoded = make_data(parquet_folder, streaming=True), []
+        make = data._example
+        monkeypatch.setattr(data, "_example", lambda row, random: decoded.append(0) or make(row, random))
+        take(data, 1, 8, images_seen=40)
+        assert len(decoded) == 8
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_going_on_equals_never_having_stopped_twice_in_a_row(self, parquet_folder, num_workers):
@@ -180,6 +129,199 @@ class TestStreaming:
         data = make_data(parquet_folder, streaming=True, max_train_samples=2)
         with pytest.raises(ValueError, match="has no rows for reader 2: use fewer workers"):
             take(data, 1, rank=2, world_size=3)
+
+
+class TestLedger:
+    """Which rows are read over two epochs of a run that is stopped and resumed twice."""
+
+    @staticmethod
+    def row_ids(data, rank, world_size, num_workers):
+        """Row ids of the batches of 4 of one rank."""
+        steps = [0, 1, 4, 16 // world_size + 2]
+        batches = []
+        for start, stop in itertools.pairwise(steps):
+            place = {"images_seen": start * 4 * world_size, "rank": rank, "world_size": world_size}
+            batches += take(data, stop - start, 4, **place, num_workers=num_workers)
+        return [batch["row_ids"].tolist() for batch in batches]
+
+    @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 0), (2, 2)])
+    def test_indexed(self, parquet_folder, world_size, num_workers):
+        data = make_data(parquet_folder)
+        ranks = [self.row_ids(data, rank, world_size, num_workers) for rank in range(world_size)]
+        rows = [row for step in zip(*ranks, strict=True) for batch in step for row in batch]
+        assert sorted(rows[:32]) == sorted(rows[32:64]) == list(range(32))
+
+    # 2 readers have whole shards of the 4, 3 readers every third row, 6 readers every third row of 2 shards
+    @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 0), (1, 2), (3, 2)])
+    def test_streamed(self, parquet_folder, world_size, num_workers):
+        data = make_data(parquet_folder, streaming=True, shuffle_block=4)
+        workers, readers = max(1, num_workers), []
+        for rank in range(world_size):
+            batches = self.row_ids(data, rank, world_size, num_workers)
+            readers += [list(itertools.chain(*batches[worker::workers])) for worker in range(workers)]
+        lengths = {1: [32], 2: [16, 16], 3: [11, 11, 10], 6: [6, 6, 5, 5, 5, 5]}[len(readers)]
+        everything = [shard * 10**9 + row for shard in range(4) for row in range(8)]
+        for epoch in range(2):
+            parts = [rows[epoch * n : epoch * n + n] for rows, n in zip(readers, lengths, strict=True)]
+            assert sorted(itertools.chain(*parts)) == everything
+
+
+def damaged_ids(streaming):
+    """Row id -> kind."""
+    _, kinds = damaged_rows()
+    return {row // 70 * 10**9 + row % 70 if streaming else row: kind for row, kind in kinds.items()}
+
+
+class TestDamage:
+    COLUMNS = {"label_column": "label", "caption_column": "caption"}
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_an_epoch_has_full_batches_and_reports_every_damaged_row(self, damaged_parquet, streaming, num_workers):
+        data = make_data(damaged_parquet, streaming=streaming, shuffle_block=32, **self.COLUMNS)
+        self.check_epoch(streaming, take(data, NUM_ROWS // 10, 10, num_workers=num_workers))
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_webdataset(self, damaged_webdataset, streaming):
+        columns = {"image_column": "jpg", "label_column": "cls", "caption_column": "txt", "num_classes": 4}
+        data = make_data(damaged_webdataset, streaming=streaming, **columns)
+        assert data.id2label == {0: "0", 1: "1", 2: "2", 3: "3"}
+        self.check_epoch(streaming, take(data, NUM_ROWS // 10, 10))
+
+    def check_epoch(self, streaming, batches):
+        rows, _ = damaged_rows()
+        kinds, report, used = damaged_ids(streaming), DamageReport(), []
+        for batch in batches:
+            assert batch["pixel_values"].shape == (10, 3, 32, 32) and batch["class_labels"].shape == (10,)
+            used += batch["row_ids"].tolist()
+            report.add(batch["damaged"])
+            for row_id, label, caption in zip(
+                batch["row_ids"].tolist(), batch["class_labels"].tolist(), batch["captions"], strict=True
+            ):
+                row = rows[row_id // 10**9 * 70 + row_id % 10**9]
+                assert (label, caption) == (row["label"], row["caption"])
+        assert report.counts() == Counter(kinds.values()) and set(report.counts()) == set(DAMAGE_KINDS)
+        assert {row for ids in report.state().values() for row in ids} == set(kinds)
+        assert not set(used) & set(kinds)
+        good = {row // 70 * 10**9 + row % 70 if streaming else row for row in range(NUM_ROWS)} - set(kinds)
+        assert set(used) == good
+
+    def test_odd_pictures_come_out_right(self, damaged_parquet):
+        data = make_data(damaged_parquet, random_flip=False, **self.COLUMNS)
+        rows, _ = damaged_rows()
+        numbers = {row["image"]: number for number, row in enumerate(rows)}
+        odd = {numbers[image]: pixels for image, pixels in odd_pictures().values()}
+        found = 0
+        for batch in take(data, NUM_ROWS // 10, 10):
+            for pixels, row_id in zip(batch["pixel_values"], batch["row_ids"].tolist(), strict=True):
+                if row_id in odd:
+                    found += 1
+                    assert torch.equal(pixels, torch.tensor(odd[row_id].copy()).permute(2, 0, 1) / 127.5 - 1)
+        assert found >= len(odd)
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_resuming_is_exact(self, damaged_parquet, streaming):
+        data = make_data(damaged_parquet, streaming=streaming, shuffle_block=16, crop="random", **self.COLUMNS)
+        whole = take(data, 32, 10)  # more than an epoch
+        for done in (20, 30):
+            for expected, batch in zip(whole[done:], take(data, 32 - done, 10, images_seen=10 * done), strict=True):
+                assert torch.equal(expected["pixel_values"], batch["pixel_values"])
+                assert torch.equal(expected["row_ids"], batch["row_ids"])
+                assert expected["damaged"] == batch["damaged"]
+
+    def test_all_other_places_stay(self, damaged_parquet):
+        """With the columns whose damage is looked for, more rows are replaced; the others are where they were."""
+        few, many = (
+            [row for batch in take(make_data(damaged_parquet, **columns), 28, 10) for row in batch["row_ids"].tolist()]
+            for columns in ({}, self.COLUMNS)
+        )
+        moved = [a for a, b in zip(few, many, strict=True) if a != b]
+        kinds = damaged_ids(streaming=False)
+        assert moved and all(kinds.get(row) in ("no_caption", "bad_label") for row in moved)
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_image_folder(self, tmp_path, streaming):
+        for number in range(20):
+            (tmp_path / "train" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            noise(seed=number).save(tmp_path / "train" / "ab"[number % 2] / f"{number:02d}.png")
+        (tmp_path / "train/a/02.png").write_bytes(b"")
+        (tmp_path / "train/b/03.png").write_text("Not found")
+        (tmp_path / "train/b/05.png").write_bytes(encode(noise())[:1000])
+        data = make_data(tmp_path, streaming=streaming, label_column="label", validation_split="train")
+        report = DamageReport()
+        for batch in take(data, 4, 5):
+            report.add(batch["damaged"])
+        assert report.counts() == {"empty": 1, "undecodable": 1, "truncated": 1}
+        assert sum(len(batch["row_ids"]) for batch in data.validation_batches(4)) == 17
+        assert data.validation_damage.counts() == report.counts()
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_validation_leaves_damaged_rows_out(self, damaged_parquet, streaming):
+        data = make_data(damaged_parquet, streaming=streaming, **self.COLUMNS)
+        batches = list(data.validation_batches(10))
+        kinds = {row - 210: kind for row, kind in damaged_ids(streaming=False).items() if row >= 210}
+        used = [row for batch in batches for row in batch["row_ids"].tolist()]
+        assert kinds and used == [row for row in range(70) if row not in kinds]
+        assert data.validation_damage.counts() == Counter(kinds.values())
+        assert all("damaged" not in batch for batch in batches)
+
+    def write(self, folder, pictures, split="train"):
+        from datasets import Dataset, Features
+        from datasets import Image as ImageFeature
+
+        features = Features({"image": ImageFeature()})
+        Dataset.from_dict({"image": pictures}, features=features).to_parquet(folder / f"{split}.parquet")
+        return folder
+
+    def test_a_block_that_is_all_damaged(self, tmp_path):
+        """Its rows are replaced by earlier ones, the same ones after a restart in a later epoch."""
+        good = [encode(noise(seed=number)) for number in range(12)]
+        data = make_data(self.write(tmp_path, good + [b""] * 4), streaming=True, shuffle_block=4)
+        whole = take(data, 12, 4)
+        for number, batch in enumerate(whole):
+            damaged = {row for row, _ in batch["damaged"]}
+            assert damaged == ({12, 13, 14, 15} if number % 4 == 3 else set())
+        for batch, again in zip(whole[6:], take(data, 6, 4, images_seen=24), strict=True):
+            assert torch.equal(batch["row_ids"], again["row_ids"]) and batch["row_ids"].max() < 12
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_giving_up(self, tmp_path, streaming):
+        data = make_data(self.write(tmp_path, [b"", b"text", bomb(30_000, 30_000)]), streaming=streaming)
+        with pytest.raises(ValueError, match=r"100 rows.*damaged: 1 empty.*; 1 undecodable \(rows 1\); 1 too_large"):
+            take(data, 1, 1)
+
+    def test_no_validation_row_left(self, tmp_path):
+        self.write(tmp_path, [b""], "validation")
+        data = make_data(self.write(tmp_path, [encode(noise())]))
+        with pytest.raises(ValueError, match=r"validation_split='validation' has no row .*: 1 empty \(rows 0\)"):
+            next(data.validation_batches(4))
+
+
+class TestCrop:
+    def test_random_crops_are_of_training_only(self, damaged_parquet):
+        center, random = (
+            make_data(damaged_parquet, crop=crop, random_flip=False, validation_split="train[:4]")
+            for crop in ("center", "random")
+        )
+        a, b = take(center, 1)[0], take(random, 1)[0]
+        assert torch.equal(a["row_ids"], b["row_ids"]) and not torch.equal(a["pixel_values"], b["pixel_values"])
+        a, b = next(center.validation_batches(4)), next(random.validation_batches(4))
+        assert torch.equal(a["pixel_values"], b["pixel_values"])
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("crop", "corner", "crop must be 'center' or 'random', got 'corner'"),
+            ("min_image_side", 0, "min_image_side must be at least 1, got 0"),
+            ("max_train_samples", 0, "max_train_samples must be at least 1, got 0"),
+            ("num_classes", 5, "num_classes=5, but column 'label' has 4 classes"),
+        ],
+    )
+    def test_out_of_range(self, image_folder, name, value, message):
+        with pytest.raises(ValueError, match=message):
+            make_data(image_folder, label_column="label", **{name: value})
 
 
 class TestLabels:
@@ -200,10 +342,10 @@ class TestLabels:
     def test_label_that_training_does_not_know(self, parquet_folder):
         data = make_data(parquet_folder, label_column="kind", max_train_samples=2)
         assert data.id2label == {0: "circle", 1: "cross"}
-        with pytest.raises(ValueError, match="'dot', which is none of the 2 classes of split 'train'"):
-            list(data.validation_batches(4))
+        assert [numbers(batch) for batch in data.validation_batches(4)] == [[32, 33]]
+        assert data.validation_damage.state() == {"bad_label": [2, 3]}
 
-    @pytest.mark.parametrize("name", ["image_column", "label_column"])
+    @pytest.mark.parametrize("name", ["image_column", "label_column", "caption_column"])
     def test_missing_column(self, parquet_folder, name):
         with pytest.raises(ValueError, match="has no column 'picture'; its columns are"):
             make_data(parquet_folder, **{name: "picture"})

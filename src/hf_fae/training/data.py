@@ -1,39 +1,57 @@
-"""Pictures for training: a Hub data set, a local imagefolder or a folder of parquet files, streamed or not.
+"""Pictures for training: a Hub data set, local images, parquet files or WebDataset shards, streamed or not.
 
 The order of a run is a function of the seed and of the number of images seen, never of a sampler's hidden state: batch
-k of rank r is the same in a run that was interrupted and in one that was not.
+k of rank r is the same in a run that was interrupted and in one that was not. Damaged rows do not change that: another
+row takes the place, and all others keep theirs.
 """
 
-import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
+from . import damage
+from .damage import MAX_ATTEMPTS, DamagedRow, DamageReport, first_good
 from .order import PositionSampler
+from .pictures import center_crop, decode_image, random_crop
+from .streaming import StreamedRows
 
 
-__all__ = ["DataArguments", "ImageData", "center_crop", "decode_image", "to_rgb"]
+__all__ = ["DataArguments", "ImageData"]
 
 
 @dataclass
 class DataArguments:
     """Which pictures to train on, and how they become tensors."""
 
-    dataset_name: str = field(metadata={"help": "Hub id of a data set, or a local folder of images or parquet files."})
+    dataset_name: str = field(
+        metadata={"help": "Hub id of a data set, or a local folder of images, parquet or WebDataset files."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on; slices such as train[5%:] work."})
     validation_split: str = field(default="validation", metadata={"help": "Split to validate on; slices work too."})
-    image_column: str = field(default="image", metadata={"help": "Column of the pictures."})
+    image_column: str = field(
+        default="image", metadata={"help": "Column of the pictures; in WebDataset files jpg, png, ..."}
+    )
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; none: no labels."})
+    num_classes: int | None = field(
+        default=None,
+        metadata={"help": "Labels are 0 to N-1; none: the column's names, or all of its values, read first."},
+    )
+    caption_column: str | None = field(default=None, metadata={"help": "Column of the captions; none: no captions."})
     resolution: int = field(default=256, metadata={"help": "Side of the square training pictures, in pixels."})
+    crop: Literal["center", "random"] = field(
+        default="center", metadata={"help": "Which square of a training picture: the middle, or any of varying size."}
+    )
     random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training pictures."})
+    min_image_side: int = field(default=16, metadata={"help": "Pictures with a shorter side are damaged rows."})
     streaming: bool = field(default=False, metadata={"help": "Read the data while training; nothing is stored."})
     shuffle_block: int = field(
-        default=1024, metadata={"help": "Streaming only: rows are shuffled within blocks of this many."}
+        default=1024, metadata={"help": "Streaming only: shards are shuffled, and rows within blocks of this many."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     max_validation_samples: int = field(
@@ -41,63 +59,42 @@ class DataArguments:
     )
 
 
-def to_rgb(image):
-    """A PIL picture of any mode as RGB: upright by its EXIF tag, transparency on white, 16-bit grey scaled to 8."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # PIL's own conversion clips 16-bit values at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def decode_image(value):
-    """The RGB picture in a cell of a data set: `{"bytes", "path"}`, bytes, a path or a PIL picture."""
-    from PIL import Image
-
-    if isinstance(value, dict):
-        value = value["bytes"] if value.get("bytes") is not None else value["path"]
-    if isinstance(value, bytes):
-        value = io.BytesIO(value)
-    return to_rgb(value if isinstance(value, Image.Image) else Image.open(value))
-
-
-def center_crop(image, size: int):
-    """ADM's square crop: halve with a box filter while possible, bicubic to `size`, then cut out the centre."""
-    from PIL import Image
-
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
 class ImageData:
     """The training and validation pictures of one data set, as batches.
 
-    A batch is `{"pixel_values": (B, 3, resolution, resolution) float32 in [-1, 1]}`, with a label column also
-    `"class_labels": (B,) long`.
+    A batch is a dict of
+        "pixel_values": (B, 3, resolution, resolution) float32 in [-1, 1];
+        "class_labels": (B,) long, with a label column;
+        "captions": list of B strings, with a caption column;
+        "row_ids": (B,) long, which rows these are: their numbers in the split; when training rows are streamed,
+            10^9 x shard + number in the shard;
+        "damaged": list of (row id, kind) of the damaged rows that were met and replaced (training only).
+    The place of a damaged row (see `damage.DAMAGE_KINDS`) is taken by a random other one.
 
     Args:
         args: which data, and how to cut them.
-        seed: of order, mirroring and the choice of validation rows.
+        seed: of order, crops, mirroring, replacements and the choice of validation rows.
 
     Attributes:
-        id2label: class id -> name: the names of the `ClassLabel` column, else the sorted values of the train split;
-            None without a label column.
+        id2label: class id -> name: the names of the `ClassLabel` column, else the numbers below `num_classes`, else
+            the sorted values of the train split; None without a label column.
+        validation_damage: `DamageReport` of the last pass over the validation rows.
 
     Raises:
-        ValueError: a column does not exist, or a label is unknown (when it is met).
+        ValueError: an argument is out of range, a column does not exist, or (when reading) 100 rows in a row are
+            damaged.
     """
 
     def __init__(self, args: DataArguments, seed: int = 0):
+        for name in ("resolution", "num_classes", "min_image_side", "shuffle_block", "max_train_samples"):
+            value = getattr(args, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if args.crop not in ("center", "random"):
+            raise ValueError(f"crop must be 'center' or 'random', got {args.crop!r}")
         self.args = args
         self.seed = seed
+        self.validation_damage = DamageReport()
         self.train = self._open(args.train_split)
         if args.max_train_samples is not None:
             take = args.max_train_samples
@@ -121,32 +118,66 @@ class ImageData:
         """
         if self.args.streaming:
             first_batch = images_seen // (batch_size * world_size)
-            rows, order = _StreamedRows(self, batch_size, first_batch, rank, world_size), {"batch_size": batch_size}
+            rows, order = StreamedRows(self, batch_size, first_batch, rank, world_size), {"batch_size": batch_size}
         else:
             sampler = PositionSampler(len(self.train), batch_size, self.seed, images_seen, rank, world_size)
             rows, order = _IndexedRows(self), {"batch_sampler": sampler}
         # A generator of its own: starting the loader must not draw from the run's random numbers.
         generator, pin = torch.Generator(), torch.cuda.is_available()
-        return iter(DataLoader(rows, **order, num_workers=num_workers, pin_memory=pin, generator=generator))
+        loader = DataLoader(
+            rows, **order, num_workers=num_workers, collate_fn=_collate, pin_memory=pin, generator=generator
+        )
+        return iter(loader)
 
     def validation_batches(self, batch_size: int) -> Iterator[dict]:
-        """The fixed validation pictures in a fixed order, unmirrored; the last batch may be smaller."""
-        rows = self._open(self.args.validation_split)
-        if self.args.streaming:
-            rows = rows.take(self.args.max_validation_samples)
-        else:
-            chosen = np.random.default_rng(self.seed).permutation(len(rows))[: self.args.max_validation_samples]
-            rows = rows.select(sorted(chosen))
-        examples = map(self._example, rows)
+        """The fixed validation pictures in a fixed order, unmirrored; the last batch may be smaller.
+
+        Damaged rows are left out and noted in `validation_damage`.
+
+        Raises:
+            ValueError: no row is left.
+        """
+        examples = self._validation_examples()
+        if (first := next(examples, None)) is None:
+            raise ValueError(
+                f"validation_split={self.args.validation_split!r} has no row that can be used: "
+                f"{str(self.validation_damage) or 'it is empty'}"
+            )
+        examples = itertools.chain([first], examples)
         while batch := list(itertools.islice(examples, batch_size)):
-            yield torch.utils.data.default_collate(batch)
+            yield _collate(batch)
+
+    def rows(self, split: Literal["train", "validation"]) -> tuple[Sequence[int], Sequence[dict]]:
+        """The row ids and the undecoded rows of a split in their order, not of streamed data.
+
+        For validation, the fixed random choice of `max_validation_samples`.
+        """
+        if split == "train":
+            return range(len(self.train)), self.train
+        rows = self._open(self.args.validation_split)
+        chosen = np.random.default_rng(self.seed).permutation(len(rows))[: self.args.max_validation_samples]
+        chosen = sorted(chosen.tolist())
+        return chosen, rows.select(chosen)
+
+    def _validation_examples(self):
+        self.validation_damage = DamageReport()
+        if self.args.streaming:
+            row_ids = range(self.args.max_validation_samples)
+            rows = self._open(self.args.validation_split).take(self.args.max_validation_samples)
+        else:
+            row_ids, rows = self.rows("validation")
+        for row_id, row in zip(row_ids, rows, strict=False):
+            try:
+                yield {**self._example(row), "row_ids": row_id}
+            except DamagedRow as error:
+                self.validation_damage.add([(row_id, error.kind)])
 
     def _open(self, split):
         from datasets import Image, load_dataset
 
         args = self.args
         rows = load_dataset(args.dataset_name, args.dataset_config, split=split, streaming=args.streaming)
-        columns = [name for name in (args.image_column, args.label_column) if name]
+        columns = [name for name in (args.image_column, args.label_column, args.caption_column) if name]
         for name in columns:
             if rows.column_names is not None and name not in rows.column_names:
                 raise ValueError(f"{args.dataset_name!r} has no column {name!r}; its columns are {rows.column_names}")
@@ -160,77 +191,76 @@ class ImageData:
         column = self.args.label_column
         feature = (self.train.features or {}).get(column)
         if isinstance(feature, ClassLabel):
+            if self.args.num_classes not in (None, len(feature.names)):
+                raise ValueError(
+                    f"num_classes={self.args.num_classes}, but column {column!r} has {len(feature.names)} classes"
+                )
             return dict(enumerate(feature.names)), {index: index for index in range(len(feature.names))}
-        rows = self.train.select_columns([column])
-        values = {row[column] for row in rows} if self.args.streaming else self.train.unique(column)
-        values = sorted(value for value in values if value is not None)
+        if self.args.num_classes is not None:
+            values = range(self.args.num_classes)
+        else:
+            rows = self.train.select_columns([column])
+            values = {row[column] for row in rows} if self.args.streaming else self.train.unique(column)
+            values = sorted(value for value in values if value is not None)
         return {i: str(value) for i, value in enumerate(values)}, {value: i for i, value in enumerate(values)}
 
-    def _example(self, row, rng=None):
-        args = self.args
-        image = center_crop(decode_image(row[args.image_column]), args.resolution)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-        if rng is not None and args.random_flip and rng.random() < 0.5:
-            pixels = pixels.flip(-1)
-        example = {"pixel_values": pixels.contiguous()}
+    def _example(self, row, random=None):
+        """A row as tensors and text: cropped and mirrored at random if there are random numbers to draw from.
+
+        Raises:
+            DamagedRow: the row cannot be used.
+        """
+        args, example = self.args, {}
         if args.label_column:
             label = row[args.label_column]
             if label not in self._label_ids:
-                raise ValueError(
+                raise DamagedRow(
+                    damage.BAD_LABEL,
                     f"column {args.label_column!r} holds {label!r}, which is none of the {len(self.id2label)} classes "
-                    f"of split {args.train_split!r}"
+                    f"of split {args.train_split!r}",
                 )
             example["class_labels"] = self._label_ids[label]
-        return example
+        if args.caption_column:
+            caption = row[args.caption_column]
+            if not isinstance(caption, str) or not caption.strip():
+                raise DamagedRow(damage.NO_CAPTION, f"column {args.caption_column!r} holds {caption!r}")
+            example["captions"] = caption.strip()
+        try:
+            image = decode_image(row[args.image_column], args.min_image_side)
+        except FileNotFoundError as error:
+            raise DamagedRow(damage.EMPTY, str(error)) from error
+        if random is not None and args.crop == "random":
+            image = random_crop(image, args.resolution, random)
+        else:
+            image = center_crop(image, args.resolution)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+        if random is not None and args.random_flip and random.random() < 0.5:
+            pixels = pixels.flip(-1)
+        return {"pixel_values": pixels.contiguous(), **example}
 
 
 class _IndexedRows(Dataset):
+    """The example of each (epoch, row number); a damaged row is replaced by any of the split."""
+
     def __init__(self, data):
         self.data = data
 
     def __getitem__(self, key):
-        epoch, index = key
-        return self.data._example(self.data.train[index], np.random.default_rng((self.data.seed, epoch, index)))
+        return first_good(self.data._example, self._candidates(*key))
+
+    def _candidates(self, epoch, index):
+        rows = self.data.train
+        for attempt in range(MAX_ATTEMPTS):
+            rng = np.random.default_rng((self.data.seed, epoch, index, attempt))
+            row_id = int(rng.integers(len(rows))) if attempt else index
+            yield row_id, rows[row_id], rng
 
 
-class _StreamedRows(IterableDataset):
-    """The endless rows of one reader, a reader being one worker of one rank.
-
-    Every reader has rows of its own: whole shards where their number divides evenly, else every n-th row. Rows are
-    shuffled within blocks, so that a place in the sequence is found again by counting; the rows before it are read but
-    not decoded, at most two epochs of them.
-    """
-
-    def __init__(self, data, batch_size, first_batch, rank, world_size):
-        self.data, self.batch_size, self.first_batch = data, batch_size, first_batch
-        self.rank, self.world_size = rank, world_size
-
-    def __iter__(self):
-        from datasets.distributed import split_dataset_by_node
-
-        data, info = self.data, get_worker_info()
-        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        # Batches come from the workers in turn, always starting with worker 0: after a restart this worker takes the
-        # part of the one whose turn it was.
-        worker = (self.first_batch + worker) % num_workers
-        reader = self.rank * num_workers + worker
-        rows = split_dataset_by_node(data.train, rank=reader, world_size=self.world_size * num_workers)
-        skip = len(range(worker, self.first_batch, num_workers)) * self.batch_size
-
-        block_size, epoch, passed = data.args.shuffle_block, 0, 0
-        while True:
-            count = 0
-            # `iter` rather than `__iter__`: the latter would split the rows among the workers once more.
-            for block, columns in enumerate(rows.iter(batch_size=block_size)):
-                size = len(columns[data.args.image_column])
-                first, count = count, count + size
-                if passed + count <= skip:
-                    continue
-                order = np.random.default_rng((data.seed, epoch, reader, block)).permutation(size)
-                for place in order[max(0, skip - passed - first) :]:
-                    row = {name: values[place] for name, values in columns.items()}
-                    yield data._example(row, np.random.default_rng((data.seed, epoch, reader, first + int(place))))
-            if count == 0:
-                raise ValueError(f"{data.args.dataset_name!r} has no rows for reader {reader}: use fewer workers")
-            whole = max(1, (skip - passed) // count) if passed + count <= skip else 1  # epochs to jump over unread
-            epoch, passed = epoch + whole, passed + whole * count
+def _collate(examples):
+    """Tensors of all but the captions and the damaged rows, which are lists."""
+    lists = {}
+    if "captions" in examples[0]:
+        lists["captions"] = [example.pop("captions") for example in examples]
+    if "damaged" in examples[0]:
+        lists["damaged"] = [row for example in examples for row in example.pop("damaged")]
+    return {**torch.utils.data.default_collate(examples), **lists}
