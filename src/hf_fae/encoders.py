@@ -170,7 +170,8 @@ class VisionEncoder(nn.Module):
     """A frozen vision model of transformers or timm that turns images into patch tokens.
 
     It resizes (bicubic, antialias off), normalises with the encoder's own statistics, runs the model in the model's
-    dtype and removes class and register tokens. It stays in eval mode and never builds an autograd graph.
+    dtype and removes class and register tokens. It stays in eval mode, and a call builds no autograd graph; only
+    `compute_features` passes gradients to the images.
 
     Args:
         model: one of the `FAMILIES`; of an image-text model the vision tower is taken.
@@ -334,7 +335,17 @@ class VisionEncoder(nn.Module):
         output_hidden_states: bool = False,
         final_norm: str = "affine",
     ) -> VisionEncoderOutput:
-        """Patch tokens of images of any size.
+        """`compute_features`, without a graph."""
+        return self.compute_features(pixel_values, grid, output_hidden_states, final_norm)
+
+    def compute_features(
+        self,
+        pixel_values: torch.Tensor,
+        grid: tuple[int, int] | None = None,
+        output_hidden_states: bool = False,
+        final_norm: str = "affine",
+    ) -> VisionEncoderOutput:
+        """Patch tokens of images of any size, differentiable.
 
         Args:
             pixel_values: (B, 3, H, W) in [-1, 1], any floating dtype.
@@ -345,16 +356,13 @@ class VisionEncoder(nn.Module):
                 (RAE, DRoRAE).
 
         Raises:
-            ValueError: pixel values of another shape, not floating or not finite, a grid that is not two positive
-                integers, or an unknown `final_norm`.
+            ValueError: pixel values of another shape or not floating, a grid that is not two positive integers, or an
+                unknown `final_norm`.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must have the shape (B, 3, H, W), got {tuple(pixel_values.shape)}")
         if not pixel_values.is_floating_point():
             raise ValueError(f"pixel_values must be floating and in [-1, 1], got {pixel_values.dtype}")
-        # a compiled graph cannot branch on data
-        if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
-            raise ValueError(f"pixel_values must be finite, got {(~pixel_values.isfinite()).sum()} that are not")
         if grid is not None and (len(grid) != 2 or min(grid) < 1):
             raise ValueError(f"grid must be two positive integers (h, w), got {grid}")
         if final_norm not in ("affine", "plain"):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..encoders import VisionEncoder
-from ..latents import LatentAutoencoderMixin, normalized_posterior
+from ..latents import LatentAutoencoderMixin, check_finite, normalized_posterior
 from ..layers.attention import SelfAttention
 from ..layers.blocks import TransformerBlock
 from ..layers.norms import RMSNorm
@@ -209,6 +209,7 @@ class AutoencoderFAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMixin)
             ValueError: no encoder is attached, or these are no finite images that fit (see `extract_features`).
         """
         self.check_images(pixel_values, multiple_of=self.config.patch_size)
+        check_finite("pixel_values", pixel_values)
         moments = self._in_parts(
             lambda images: self._moments(*self.extract_features(images)),
             pixel_values,

@@ -1,4 +1,4 @@
-"""A perceptual distance from any frozen vision model, so that training needs no weights but those at hand."""
+"""Perceptual distances of images from frozen networks: LPIPS, class logits, and the features of any vision model."""
 
 import json
 import os
@@ -10,10 +10,25 @@ from torch.nn import functional as F
 from ..encoders import VisionEncoder
 
 
-__all__ = ["FeatureDistance"]
+__all__ = ["LPIPS", "EncoderLayers", "FeatureDistance", "LogitDistance", "WeightedDistance", "load_perceptual"]
 
 
-class FeatureDistance(nn.Module):
+class _FrozenDistance(nn.Module):
+    """A distance of images (B, 3, H, W) from targets of the same shape, both in [-1, 1]: a scalar from 0.
+
+    Gradients reach the images only.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True):
+        """Stays in eval mode: the statistics of batch norms are part of the frozen network."""
+        return super().train(False)
+
+
+class FeatureDistance(_FrozenDistance):
     """Mean squared distance of two pictures' unit-normalised feature maps, over several stages of a frozen network.
 
     LPIPS without its learned weights (arXiv 1801.03924, eq. 1): at every position the feature vectors of a stage are
@@ -22,10 +37,6 @@ class FeatureDistance(nn.Module):
     Args:
         network: images (B, 3, H, W) in [-1, 1] -> list of maps (B, C, h, w) or tokens (B, N, C), differentiable.
     """
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network.requires_grad_(False).eval()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str) -> "FeatureDistance":
@@ -39,24 +50,14 @@ class FeatureDistance(nn.Module):
         Raises:
             ValueError: its `config.json` is neither timm's nor transformers'.
         """
-        path = str(pretrained_model_name_or_path)
-        if os.path.isdir(path):
-            config_file = os.path.join(path, "config.json")
-        else:
-            from huggingface_hub import hf_hub_download
-
-            config_file = hf_hub_download(path, "config.json")
-        with open(config_file) as file:
-            config = json.load(file)
+        path, config = str(pretrained_model_name_or_path), _read_config(pretrained_model_name_or_path)
         if "architecture" in config:
-            return cls(_TimmStages(f"local-dir:{path}" if os.path.isdir(path) else f"hf-hub:{path}"))
+            network = _TimmNetwork(path, features_only=True)
+            # A third faster with EfficientNet-Lite0 on a CPU.
+            return cls(network.to(memory_format=torch.channels_last))
         if "model_type" in config:
-            return cls(_EncoderLayers(VisionEncoder.from_pretrained(path, dtype=torch.float32)))
+            return cls(EncoderLayers(VisionEncoder.from_pretrained(path, dtype=torch.float32)))
         raise ValueError(f"{path!r} must be a timm or a transformers model, but its config.json names no architecture")
-
-    def train(self, mode: bool = True) -> "FeatureDistance":
-        """Stays in eval mode: the statistics of batch norms are part of the frozen network."""
-        return super().train(False)
 
     def features(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Features (B, positions, channels) of length 1, fp32, of images (B, 3, H, W) in [-1, 1], stage by stage."""
@@ -75,30 +76,213 @@ class FeatureDistance(nn.Module):
         return torch.stack([(found - target).square().sum(-1).mean() for found, target in pairs]).mean()
 
 
-class _TimmStages(nn.Module):
-    def __init__(self, location: str):
+class LogitDistance(_FrozenDistance):
+    """Mean squared difference of two pictures' class logits.
+
+    Args:
+        network: images (B, 3, H, W) in [-1, 1] -> logits (B, classes), differentiable.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str) -> "LogitDistance":
+        """Of a timm classifier, at its own input size and with its own mean and std.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or local folder.
+
+        Raises:
+            ValueError: it is not a timm model, or has no classes.
+        """
+        path = str(pretrained_model_name_or_path)
+        if "architecture" not in _read_config(path):
+            raise ValueError(f"{path!r} must be a timm model, but its config.json names no architecture")
+        network = _TimmNetwork(path)
+        if not network.model.num_classes:
+            raise ValueError(f"{path!r} must be a classifier, but its config.json gives it no classes")
+        return cls(network)
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The distance of images (B, 3, H, W) from targets of the same shape, both in [-1, 1]: a scalar from 0.
+
+        Gradients reach `images` only.
+        """
+        with torch.no_grad():
+            wanted = self.network(targets).float()
+        return F.mse_loss(self.network(images).float(), wanted)
+
+
+class LPIPS(_FrozenDistance):
+    """The learned perceptual distance on VGG16 (arXiv 1801.03924), in torchmetrics' arithmetic.
+
+    Args:
+        network: torchmetrics' network with its weights: (images, targets) in [-1, 1] -> (B, 1, 1, 1).
+    """
+
+    @classmethod
+    def from_pretrained(cls, vgg16: str | None = None) -> "LPIPS":
+        """The learned heads come with torchmetrics, VGG16 from torchvision.
+
+        Args:
+            vgg16: a file with VGG16's ImageNet weights under torchvision's names, safetensors or a torch state dict;
+                by default torchvision's own in the cache of torch.hub, where they are downloaded to.
+
+        Raises:
+            ValueError: the file lacks weights of VGG16.
+            OSError: the file is not there, or nothing is cached and the download fails.
+        """
+        from accelerate import init_empty_weights
+        from torchmetrics.functional.image import lpips
+
+        backbone = _load_vgg16(vgg16)
+        heads = os.path.join(os.path.dirname(lpips.__file__), "lpips_models", "vgg.pth")
+        state = torch.load(heads, map_location="cpu", weights_only=True)
+        with init_empty_weights():  # torchmetrics builds VGG16's classifier, too, only to drop it
+            network = lpips._LPIPS(pretrained=False, net="vgg", pnet_rand=True)
+        for name, parameter in network.net.named_parameters():
+            source = f"features.{name.partition('.')[2]}"  # "slice2.5.weight" is torchvision's "features.5.weight"
+            if source not in backbone or backbone[source].shape != parameter.shape:
+                raise ValueError(
+                    f"vgg16={vgg16!r} must hold torchvision's VGG16, but {source} of shape "
+                    f"{tuple(parameter.shape)} is not in it"
+                )
+            state[f"net.{name}"] = backbone[source].float()
+        # Not strict: the network knows its heads under two names.
+        network.load_state_dict(state, strict=False, assign=True)
+        return cls(network)
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The distance of images (B, 3, H, W) from targets of the same shape, both in [-1, 1]: a scalar from 0.
+
+        Gradients reach `images` only.
+        """
+        return self.network(images, targets.detach()).float().mean()
+
+
+class WeightedDistance(nn.Module):
+    """The weighted average of distances.
+
+    Args:
+        distances: modules (images, targets) -> scalar.
+        weights: one for each, positive.
+    """
+
+    def __init__(self, distances: list[nn.Module], weights: list[float]):
+        super().__init__()
+        self.distances, self.weights = nn.ModuleList(distances), weights
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The distance of images (B, 3, H, W) from targets of the same shape, both in [-1, 1]: a scalar from 0."""
+        pairs = zip(self.distances, self.weights, strict=True)
+        return sum(weight * distance(images, targets) for distance, weight in pairs) / sum(self.weights)
+
+
+_KINDS = {"lpips": LPIPS, "logits": LogitDistance, "features": FeatureDistance}
+
+
+def load_perceptual(terms: list[str]) -> WeightedDistance:
+    """The weighted average of perceptual distances, each given as "KIND=WEIGHT" or "KIND:SOURCE=WEIGHT".
+
+    TiTok's recipe is `["lpips=1.0", "logits:timm/convnext_small.fb_in1k=0.1"]` with an overall weight of 1.1.
+
+    Args:
+        terms: KIND is `lpips` (SOURCE: a file with VGG16, by default torchvision's), `logits` (SOURCE: a timm
+            classifier) or `features` (SOURCE: a timm or transformers model); SOURCE is a Hub id or a local path.
+
+    Raises:
+        ValueError: no terms, a term of another form, or a source that does not fit its kind.
+        OSError: a source that is not found.
+    """
+    if not terms:
+        raise ValueError("terms must name at least one distance, got none")
+    parsed = [_parse(term) for term in terms]  # all of them before anything is loaded
+    distances = [_KINDS[kind].from_pretrained(*source) for kind, source, _ in parsed]
+    return WeightedDistance(distances, [weight for *_, weight in parsed])
+
+
+def _parse(term):
+    """(kind, [source] or [], weight) of "KIND:SOURCE=WEIGHT"."""
+    name, _, weight = term.rpartition("=")
+    kind, colon, source = name.partition(":")
+    try:
+        weight = float(weight)
+    except ValueError:
+        weight = 0.0
+    if kind not in _KINDS or not 0 < weight < float("inf") or bool(colon) != bool(source):
+        raise ValueError(
+            f"terms must be KIND:SOURCE=WEIGHT with a kind of {', '.join(_KINDS)} and a positive weight, got {term!r}"
+        )
+    if kind != "lpips" and not source:
+        raise ValueError(f"terms must name a model for {kind} ({kind}:MODEL=WEIGHT), got {term!r}")
+    return kind, [source] if source else [], weight
+
+
+def _load_vgg16(path):
+    """State dict of VGG16 under torchvision's names, of a file or of torch.hub's cache."""
+    from torchvision.models import VGG16_Weights
+
+    if path is not None and not os.path.isfile(path):
+        raise FileNotFoundError(f"vgg16={path!r} must be a file of VGG16's weights, but there is none")
+    if path is not None and path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if path is not None:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    url = VGG16_Weights.IMAGENET1K_V1.url
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except OSError as error:  # URLError is one
+        cached = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+        raise OSError(
+            f"LPIPS needs VGG16's weights, and they cannot be downloaded ({error}): put {url} at {cached}, or name "
+            "a file that holds them (lpips:FILE=WEIGHT)"
+        ) from error
+
+
+def _read_config(path):
+    """`config.json` of a Hub id or a local folder."""
+    path = str(path)
+    if os.path.isdir(path):
+        file = os.path.join(path, "config.json")
+    else:
+        from huggingface_hub import hf_hub_download
+
+        file = hf_hub_download(path, "config.json")
+    with open(file) as config:
+        return json.load(config)
+
+
+class _TimmNetwork(nn.Module):
+    """A timm model on images in [-1, 1]; classifiers and models of fixed input size get pictures of that size."""
+
+    def __init__(self, path, features_only=False):
         super().__init__()
         import timm
 
-        model = timm.create_model(location, pretrained=True, features_only=True)
-        self.model = model.to(memory_format=torch.channels_last)  # a third faster with EfficientNet-Lite0 on a CPU
+        location = f"local-dir:{path}" if os.path.isdir(path) else f"hf-hub:{path}"
+        self.model = timm.create_model(location, pretrained=True, features_only=features_only)
         config = self.model.pretrained_cfg
-        self.size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
+        resized = config.get("fixed_input_size") or not features_only
+        self.size = tuple(config["input_size"][1:]) if resized else None
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
 
     def forward(self, images):
         if self.size is not None and tuple(images.shape[2:]) != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", align_corners=False)
+            images = F.interpolate(images, self.size, mode="bicubic", align_corners=False, antialias=True)
         return self.model((images / 2 + 0.5 - self.mean) / self.std)
 
 
-class _EncoderLayers(nn.Module):
+class EncoderLayers(nn.Module):
+    """Patch tokens at the ends of the four quarters of a frozen encoder's layers, differentiable in the images."""
+
+    count = 4
+
     def __init__(self, encoder: VisionEncoder):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, images):
-        # The encoder's forward without its `no_grad`: here gradients pass through to the images.
-        states = VisionEncoder.forward.__wrapped__(self.encoder, images, output_hidden_states=True).hidden_states[1:]
-        return [states[len(states) * (quarter + 1) // 4 - 1] for quarter in range(4)]
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Four tensors (B, N, C), the last layer's last, before the final norm, of images (B, 3, H, W) in [-1, 1]."""
+        states = self.encoder.compute_features(images, output_hidden_states=True).hidden_states[1:]
+        return [states[-(-len(states) * quarter // self.count) - 1] for quarter in range(1, self.count + 1)]

@@ -1,0 +1,299 @@
+"""The adversarial term of a pixel decoder: two discriminators, their losses, and one backward for both networks."""
+
+import torch
+from torch import distributed, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ..encoders import VisionEncoder
+from .augmentation import DiffAugment
+from .perceptual import EncoderLayers
+from .randomness import ImageRandom
+
+
+__all__ = [
+    "AdversarialLoss",
+    "LeCam",
+    "PatchDiscriminator",
+    "TokenDiscriminator",
+    "adaptive_weight",
+    "hinge_loss_discriminator",
+    "hinge_loss_generator",
+]
+
+
+def hinge_loss_discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """(E max(0, 1 - D(x)) + E max(0, 1 + D(G))) / 2 of logits of any shape: 1 where all are zero."""
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+def hinge_loss_generator(fake: torch.Tensor) -> torch.Tensor:
+    """-E D(G) of logits of any shape."""
+    return -fake.mean()
+
+
+def adaptive_weight(
+    reconstruction_loss: torch.Tensor, generator_loss: torch.Tensor, last_layer_weight: torch.Tensor
+) -> torch.Tensor:
+    """|grad of reconstruction_loss| / (|grad of generator_loss| + 1e-6), clamped to [0, 1e4]: a scalar without graph.
+
+    Both gradients are those of `last_layer_weight` (arXiv 2012.09841, eq. 7; eps as in RAE), averaged over the
+    processes before their norms are taken. The graphs are kept.
+    """
+    gradients = [
+        torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0]
+        for loss in (reconstruction_loss, generator_loss)
+    ]
+    reconstruction, generator = _mean_over_processes(torch.stack(gradients).float()).flatten(1).norm(dim=1)
+    return (reconstruction / (generator + 1e-6)).clamp(0, 1e4)
+
+
+def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    values = values.detach().clone()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(values)
+        values /= distributed.get_world_size()
+    return values
+
+
+class LeCam(nn.Module):
+    """Keeps the discriminator's mean logits near the past ones of the other kind (arXiv 2104.03310).
+
+    max(0, E D(x) - a_fake)^2 + max(0, a_real - E D(G))^2 with moving averages a of the mean logits, as TiTok has it:
+    one-sided and of means, where the paper's section 3.2 has neither. All means are over all processes.
+
+    Args:
+        decay: of the moving averages, which start at 0 and move in training mode only.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real_mean", torch.zeros(()))
+        self.register_buffer("fake_mean", torch.zeros(()))
+
+    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """The penalty, a scalar, of logits of any shape; afterwards the averages take these logits in."""
+        local = torch.stack([real.float().mean(), fake.float().mean()])
+        everywhere = _mean_over_processes(local)
+        # The values of all processes with the gradient of one's own: averaged, that is the gradient of the whole.
+        real, fake = local + (everywhere - local).detach()
+        loss = F.relu(real - self.fake_mean).square() + F.relu(self.real_mean - fake).square()
+        if self.training:
+            self.real_mean.lerp_(everywhere[0], 1 - self.decay)
+            self.fake_mean.lerp_(everywhere[1], 1 - self.decay)
+        return loss
+
+
+class PatchDiscriminator(nn.Module):
+    """Convolutional discriminator of patches with blurred downsampling (MaskBit, arXiv 2409.16211).
+
+    The channels of the stages are base, 2 base, 4 base, ...; each halves the sides. Nothing depends on the batch.
+
+    Args:
+        base_channels: a multiple of 32, the number of groups of the norms.
+        num_stages: at least 1.
+
+    Raises:
+        ValueError: other values.
+    """
+
+    def __init__(self, base_channels: int = 128, num_stages: int = 3):
+        if base_channels < 1 or base_channels % 32:
+            raise ValueError(f"base_channels must be a positive multiple of 32, got {base_channels}")
+        if num_stages < 1:
+            raise ValueError(f"num_stages must be at least 1, got {num_stages}")
+        super().__init__()
+        layers, channels = [nn.Conv2d(3, base_channels, 5, padding=2), nn.LeakyReLU(0.1)], base_channels
+        for stage in range(num_stages):
+            width = base_channels * 2**stage
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1),
+                _BlurDownsample(),
+                nn.GroupNorm(32, width),
+                nn.LeakyReLU(0.1),
+            ]
+            channels = width
+        layers += [nn.Conv2d(channels, channels, 1), nn.LeakyReLU(0.1), nn.Conv2d(channels, 1, 5, padding=2)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 1, H / 2^num_stages, W / 2^num_stages), fp32, of images (B, 3, H, W) in [-1, 1]."""
+        return self.layers(images).float()
+
+
+class _BlurDownsample(nn.Module):
+    """Halves height and width of (B, C, H, W) behind a binomial filter of 4 x 4 (arXiv 1904.11486)."""
+
+    def __init__(self):
+        super().__init__()
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(row, row)[None, None], persistent=False)
+
+    def forward(self, hidden_states):
+        channels = hidden_states.shape[1]
+        kernel = self.kernel.to(hidden_states.dtype).expand(channels, -1, -1, -1)
+        return F.conv2d(hidden_states, kernel, stride=2, padding=1, groups=channels)
+
+
+class TokenDiscriminator(nn.Module):
+    """Heads on the tokens of a frozen vision transformer (StyleGAN-T, arXiv 2301.09515, section 3.2; RAE's settings).
+
+    Five heads: at the ends of the network's four quarters, and once more on the last. Only they are trained; gradients
+    reach the images through the frozen network. (Some zero that network's key biases: attention does not feel them.)
+
+    Args:
+        network: any encoder; its input size is the size at which images are judged (RAE: DINO ViT-S/8 at 224).
+    """
+
+    def __init__(self, network: VisionEncoder):
+        super().__init__()
+        self.network = EncoderLayers(network.requires_grad_(False))
+        self.heads = nn.ModuleList(_TokenHead(network.hidden_size) for _ in range(EncoderLayers.count + 1))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str = "facebook/dino-vits8") -> "TokenDiscriminator":
+        """With fresh heads on a pretrained network.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder, as `VisionEncoder.from_pretrained` takes it.
+        """
+        return cls(VisionEncoder.from_pretrained(pretrained_model_name_or_path, dtype=torch.float32))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 5 N), fp32, of images (B, 3, H, W) in [-1, 1]: one of every head for each of N patches."""
+        layers = self.network(images)
+        # In fp32: the spectral norms are quotients of small differences.
+        with torch.autocast(images.device.type, enabled=False):
+            pairs = zip(self.heads, [*layers, layers[-1]], strict=True)
+            return torch.cat([head(tokens.float()) for head, tokens in pairs], dim=1)
+
+
+class _TokenHead(nn.Module):
+    """Tokens (B, N, C) -> logits (B, N)."""
+
+    def __init__(self, channels, kernel_size=9):
+        super().__init__()
+        self.input = _token_block(channels, 1)
+        self.residual = _token_block(channels, kernel_size)
+        self.output = spectral_norm(nn.Conv1d(channels, 1, 1))
+
+    def forward(self, tokens):
+        hidden_states = self.input(tokens.transpose(1, 2))
+        hidden_states = (hidden_states + self.residual(hidden_states)) * 0.5**0.5
+        return self.output(hidden_states).squeeze(1)
+
+
+def _token_block(channels, kernel_size):
+    return nn.Sequential(
+        spectral_norm(nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, padding_mode="circular")),
+        # Of each image and channel over its tokens, so that the logits do not depend on the batch.
+        nn.InstanceNorm1d(channels, eps=1e-6, affine=True),
+        nn.LeakyReLU(0.2),
+    )
+
+
+class AdversarialLoss(nn.Module):
+    """Both sides of the game as one scalar, whose one backward gives either network its own gradients.
+
+    The generator's term sees the discriminator's parameters as constants, the discriminator's term sees the images
+    so: the gradients are those of the usual two steps on the same images. What the discriminator is trained on is
+    rounded to 8 bits like the pictures of the data set, so that it cannot tell them by that.
+
+    Spectral norms advance by one power iteration in each call of a discriminator in training mode: two a step, from
+    the same weights on every process.
+
+    Args:
+        discriminator: images (B, 3, H, W) in [-1, 1] -> logits (B, ...), without statistics over the batch.
+        weight: of the generator's term (TiTok's recipe 0.1; RAE 0.75 with `adaptive`).
+        adaptive: multiply `weight` by `adaptive_weight`.
+        lecam_weight: of the `LeCam` penalty on the discriminator (TiTok's recipe 0.001); 0 for none.
+        augment: applied to all that the discriminator sees, each time anew; None for nothing.
+        discriminator_start, generator_start: first steps at which the discriminator is trained and at which the
+            generator feels it (RAE: epochs 6 and 8 of 16). Before the first, no parameter gets a gradient.
+
+    Raises:
+        ValueError: a weight below 0, or a generator_start before discriminator_start.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        weight: float = 0.1,
+        adaptive: bool = False,
+        lecam_weight: float = 0.0,
+        augment: DiffAugment | None = None,
+        discriminator_start: int = 0,
+        generator_start: int = 0,
+    ):
+        for name, value in (("weight", weight), ("lecam_weight", lecam_weight)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if not 0 <= discriminator_start <= generator_start:
+            raise ValueError(
+                f"generator_start must not be before discriminator_start, got {generator_start} and "
+                f"{discriminator_start}"
+            )
+        super().__init__()
+        self.discriminator, self.weight, self.adaptive, self.augment = discriminator, weight, adaptive, augment
+        self.lecam_weight, self.lecam = lecam_weight, LeCam() if lecam_weight else None
+        self.discriminator_start, self.generator_start = discriminator_start, generator_start
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        reconstruction_loss: torch.Tensor,
+        last_layer_weight: torch.Tensor,
+        step: int,
+        random: ImageRandom,
+    ) -> dict[str, torch.Tensor]:
+        """What to add to the loss, and its parts.
+
+        Args:
+            images: the generator's (B, 3, H, W), unclamped, with their graph.
+            targets: real images of the same shape in [-1, 1].
+            reconstruction_loss: all other terms of the generator's loss; used by `adaptive`.
+            last_layer_weight: the generator's last layer, from which `images` are computed; used by `adaptive`.
+            step: of the training, from 0.
+
+        Returns:
+            "loss": to be added to `reconstruction_loss`; 0 before `discriminator_start`. The rest has no graph:
+            "generator" and "adaptive_weight" (from `generator_start`), "discriminator", "lecam", "logits_real",
+            "logits_fake" (from `discriminator_start`).
+        """
+        losses = {"loss": images.new_zeros((), dtype=torch.float32)}
+        if step >= self.generator_start:
+            generator = hinge_loss_generator(self._judge_as_constant(images, random))
+            weight = self.weight
+            if self.adaptive:
+                losses["adaptive_weight"] = adaptive_weight(reconstruction_loss, generator, last_layer_weight)
+                weight = weight * losses["adaptive_weight"]
+            losses["generator"] = generator.detach()
+            losses["loss"] = losses["loss"] + weight * generator
+        if step >= self.discriminator_start:
+            real, fake = self._judge_pairs(targets, images, random)
+            discriminator = hinge_loss_discriminator(real, fake)
+            losses["discriminator"] = discriminator.detach()
+            losses["loss"] = losses["loss"] + discriminator
+            if self.lecam is not None:
+                lecam = self.lecam(real, fake)
+                losses["lecam"] = lecam.detach()
+                losses["loss"] = losses["loss"] + self.lecam_weight * lecam
+            losses["logits_real"], losses["logits_fake"] = real.detach().mean(), fake.detach().mean()
+        return losses
+
+    def _judge_as_constant(self, images, random):
+        """Logits that pass gradients to `images` and to no parameter."""
+        constants = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        return functional_call(self.discriminator, constants, (self._augment(images, random),))
+
+    def _judge_pairs(self, targets, images, random):
+        """Logits of targets and of rounded images, in one call so that both see the same spectral norms."""
+        fakes = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        pictures = [self._augment(batch, random) for batch in (targets.float(), fakes)]
+        return self.discriminator(torch.cat(pictures)).chunk(2)
+
+    def _augment(self, images, random):
+        return images if self.augment is None else self.augment(images, random)
