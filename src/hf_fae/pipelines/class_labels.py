@@ -26,8 +26,8 @@ class ClassLabelsMixin:
         for key in id2label or {}:
             if self.transformer is not None and not 0 <= key < self.transformer.config.num_classes:
                 raise ValueError(f"id2label must have keys below {self.transformer.config.num_classes}, got {key}")
-        self.register_to_config(id2label=id2label)
         self.id2label = id2label or {}
+        self.register_to_config(id2label=id2label)  # after the attribute: diffusers writes that to the config, too
         self.label2id = {}
         # ImageNet has some names twice ("crane", "maillot"): the first class keeps the name. Whole names go before
         # synonyms.
@@ -36,6 +36,33 @@ class ClassLabelsMixin:
         for key, names in self.id2label.items():
             for synonym in names.split(","):
                 self.label2id.setdefault(synonym.strip(), key)
+
+    def add_classes(self, rows: dict[str, torch.Tensor]) -> None:
+        """Give the transformer classes that it does not have; the null class stays behind all others.
+
+        Args:
+            rows: name -> embedding (dim,) of every new class.
+
+        Raises:
+            ValueError: a name that is known already, or an embedding of another shape.
+        """
+        known = [name for name in rows if name in self.label2id]
+        if known:
+            raise ValueError(f"rows must name new classes, but the pipeline already knows {known}")
+        ids = self.transformer.add_classes(torch.stack(list(rows.values())))
+        self.register_labels({**self.id2label, **dict(zip(ids, rows, strict=True))})
+
+    def remove_classes(self, names: list[str]) -> None:
+        """Take classes out of the transformer; the numbers of the classes behind them become smaller.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        removed = set(self.label_ids(names, "names"))
+        kept = [class_id for class_id in range(self.transformer.config.num_classes) if class_id not in removed]
+        self.transformer.remove_classes(sorted(removed))
+        labels = {new: self.id2label[old] for new, old in enumerate(kept) if old in self.id2label}
+        self.register_labels(labels or None)
 
     def label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor, name: str) -> list[int]:
         """Class ids of numbers, names or a list of either; `name` is the argument that an error speaks of.

@@ -1,42 +1,144 @@
-"""LoRA weights of a pipeline's transformer."""
+"""LoRA weights of a pipeline's transformer, and the new classes that come with them."""
 
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
+import contextlib
+
+import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
 
 
 __all__ = ["TransformerLoraMixin"]
 
+# The keys of a file: `transformer.<module>.lora_A.weight`, and `new_classes.<name>` for the embedding of a new class.
+LAYERS, NEW_CLASSES = "transformer.", "new_classes."
+
 
 class TransformerLoraMixin(LoraBaseMixin):
-    """`load_lora_weights` and `save_lora_weights`; `set_adapters`, `fuse_lora` and the rest are diffusers'."""
+    """LoRA layers of `transformer`, which may bring classes of their own. Needs `ClassLabelsMixin`.
+
+    `set_adapters`, `disable_lora` and the rest are diffusers' and act on the layers alone: a new class stays until the
+    adapter that brought it is deleted or unloaded. Where the adapter is fused by then, its classes stay for good:
+    `fuse_lora`, `unload_lora_weights`, `save_pretrained` make a pipeline of all that it has learnt.
+    """
 
     _lora_loadable_modules = ["transformer"]
+    _lora_classes = {}  # adapter name -> names of the classes that it brought; replaced, never changed in place
 
-    def load_lora_weights(
-        self, pretrained_model_name_or_path_or_dict, adapter_name: str | None = None, **kwargs
-    ) -> None:
-        """Load LoRA layers into the transformer.
+    @classmethod
+    def lora_state_dict(
+        cls,
+        pretrained_model_name_or_path_or_dict,
+        *,
+        weight_name: str = LORA_WEIGHT_NAME_SAFE,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | None = None,
+        force_download: bool = False,
+        local_files_only: bool | None = None,
+        proxies: dict | None = None,
+        metadata: dict | None = None,
+    ) -> tuple[dict[str, torch.Tensor], dict | None]:
+        """The tensors of a LoRA file and the configuration of its layers.
 
         Args:
-            pretrained_model_name_or_path_or_dict: Hub id, folder, or state dict with keys `transformer.*.lora_*`.
+            pretrained_model_name_or_path_or_dict: Hub id, folder, or a state dict, which is returned as it is.
+            metadata: the configuration that belongs to a state dict.
+
+        The others are as in `from_pretrained`.
+        """
+        return _fetch_state_dict(
+            pretrained_model_name_or_path_or_dict,
+            weight_name=weight_name,
+            use_safetensors=True,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            proxies=proxies,
+            token=token,
+            revision=revision,
+            subfolder=subfolder,
+            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+            allow_pickle=False,
+            metadata=metadata,
+        )
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = False,
+        **kwargs,
+    ) -> None:
+        """Load LoRA layers into the transformer, and the new classes that were trained with them.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: Hub id, folder, or state dict with the keys of such a file.
             adapter_name: name for `set_adapters`; a running number by default.
-            kwargs: as diffusers' `load_lora_adapter` (`weight_name`, `revision`, `token`, ...).
+            hotswap: replace the layers and the classes of the adapter of this name.
+            low_cpu_mem_usage: do not initialise the layers before they are loaded.
+            kwargs: as `lora_state_dict` (`weight_name`, `revision`, `token`, ...).
 
         Raises:
-            ValueError: the file has no LoRA layers for this transformer.
+            ValueError: the file has no LoRA layers for this transformer; or a new class has another width, or a name
+                that the pipeline already knows: the pipeline is then as it was.
         """
-        kwargs.setdefault("weight_name", LORA_WEIGHT_NAME_SAFE)
+        state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+        in_memory = isinstance(pretrained_model_name_or_path_or_dict, dict)
+        source = "the state dict" if in_memory else repr(str(pretrained_model_name_or_path_or_dict))
+        layers = {key: value for key, value in state_dict.items() if key.startswith(LAYERS)}
+        if not layers:
+            raise ValueError(f"{source} has no LoRA layers named '{LAYERS}*' to load")
+        rows = {key.removeprefix(NEW_CLASSES): row for key, row in state_dict.items() if key.startswith(NEW_CLASSES)}
+        replaced = self._lora_classes.get(adapter_name, []) if hotswap else []
+        known = [name for name in rows if name in self.label2id and name not in replaced]
+        if known:
+            raise ValueError(f"{source} has new classes {known}, but the pipeline already knows these names")
+        width = self.transformer.class_embedding.embedding_dim
+        misfits = {name: tuple(row.shape) for name, row in rows.items() if row.shape != (width,)}
+        if misfits:
+            raise ValueError(f"{source} must have new classes of shape ({width},) for this transformer, got {misfits}")
+
         before = set(getattr(self.transformer, "peft_config", {}))
-        self.transformer.load_lora_adapter(
-            pretrained_model_name_or_path_or_dict,
-            prefix="transformer",
-            adapter_name=adapter_name,
-            _pipeline=self,
-            **kwargs,
-        )
-        if set(getattr(self.transformer, "peft_config", {})) == before:
-            raise ValueError(
-                f"{pretrained_model_name_or_path_or_dict!r} has no LoRA layers named 'transformer.*' to load"
+        with self._without_offloading():
+            self.transformer.load_lora_adapter(
+                layers,
+                prefix=LAYERS.removesuffix("."),
+                adapter_name=adapter_name,
+                hotswap=hotswap,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                metadata=metadata,
+                _pipeline=self,
             )
+            if replaced:
+                self.remove_classes(replaced)
+            if rows:
+                self.add_classes(rows)
+        if not hotswap:
+            (adapter_name,) = set(self.transformer.peft_config) - before
+        self._lora_classes = {**self._lora_classes, adapter_name: list(rows)}
+
+    def unload_lora_weights(self) -> None:
+        """Take out all LoRA layers and their new classes: the model as it was, but for adapters that are fused."""
+        fused = self._fused_adapters()
+        super().unload_lora_weights()
+        self._merged_adapters = set()
+        self._forget_classes(list(self._lora_classes), fused)
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Take out the LoRA layers and the new classes of these adapters; class numbers behind them become smaller."""
+        fused = self._fused_adapters()
+        super().delete_adapters(adapter_names)
+        self._forget_classes([adapter_names] if isinstance(adapter_names, str) else adapter_names, fused)
+
+    def fuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
+        """As diffusers' `fuse_lora`; the transformer by default."""
+        super().fuse_lora(components or self._lora_loadable_modules, **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
+        """As diffusers' `unfuse_lora`; the transformer by default."""
+        super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
 
     @classmethod
     def save_lora_weights(
@@ -44,25 +146,56 @@ class TransformerLoraMixin(LoraBaseMixin):
         save_directory,
         transformer_lora_layers: dict,
         transformer_lora_adapter_metadata: dict | None = None,
+        new_classes: dict[str, torch.Tensor] | None = None,
         weight_name: str | None = None,
         is_main_process: bool = True,
     ) -> None:
-        """Save LoRA layers as safetensors.
+        """Save LoRA layers and the classes that were trained with them as one safetensors file.
 
         Args:
             save_directory: folder, made if need be.
             transformer_lora_layers: `peft.get_peft_model_state_dict(pipe.transformer)`.
             transformer_lora_adapter_metadata: `pipe.transformer.peft_config["default"].to_dict()`; without it the
                 loader has to assume that `lora_alpha` is the rank.
+            new_classes: name -> embedding (dim,) of the classes that the pipeline did not have.
             weight_name: file name, by default `pytorch_lora_weights.safetensors`.
             is_main_process: other processes write nothing.
         """
+        if not is_main_process:  # diffusers takes the argument and writes all the same
+            return
         cls._save_lora_weights(
             save_directory=save_directory,
-            lora_layers={"transformer": transformer_lora_layers},
-            lora_metadata={"transformer": transformer_lora_adapter_metadata},
-            is_main_process=is_main_process,
+            lora_layers={
+                LAYERS.removesuffix("."): transformer_lora_layers,
+                NEW_CLASSES.removesuffix("."): new_classes or {},
+            },
+            lora_metadata={LAYERS.removesuffix("."): transformer_lora_adapter_metadata},
             weight_name=weight_name,
             save_function=None,
             safe_serialization=True,
         )
+
+    def _fused_adapters(self):
+        return {name for module in self.transformer.modules() for name in getattr(module, "merged_adapters", ())}
+
+    def _forget_classes(self, adapters, fused):
+        """Remove the classes of `adapters`, which are gone; those of fused ones stay and belong to nobody."""
+        names = [name for adapter in adapters if adapter not in fused for name in self._lora_classes.get(adapter, [])]
+        self._lora_classes = {key: value for key, value in self._lora_classes.items() if key not in adapters}
+        if names:
+            with self._without_offloading():
+                self.remove_classes(names)
+
+    @contextlib.contextmanager
+    def _without_offloading(self):
+        """Hooks that move weights hold on to the old class table: take them off while it changes."""
+        model_offload, sequential_offload, group_offload = self._optionally_disable_offloading(self)
+        try:
+            yield
+        finally:
+            if model_offload:
+                self.enable_model_cpu_offload()
+            elif sequential_offload:
+                self.enable_sequential_cpu_offload()
+            elif group_offload:
+                _maybe_remove_and_reapply_group_offloading(self.transformer)

@@ -1,0 +1,97 @@
+"""What LoRA fine-tuning trains: low-rank layers, and the embeddings of new classes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+__all__ = ["LORA_TARGETS", "ClassData", "add_lora", "lora_weights"]
+
+# The linear maps of attention and feed-forward, by the ends of their names.
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+
+
+class _NewRows(nn.Module):
+    """A class table whose last rows before the null class are a parameter of their own; all others are frozen."""
+
+    def __init__(self, table, count):
+        super().__init__()
+        self.rows = nn.Parameter(table[-1 - count : -1].detach().clone())
+
+    def forward(self, table):
+        return torch.cat([table[: -1 - len(self.rows)], self.rows, table[-1:]])
+
+
+def add_lora(
+    transformer: nn.Module, rank: int, lora_alpha: float, target_modules: list[str], new_classes: int = 0
+) -> None:
+    """Freeze `transformer`, but for new LoRA layers and the embeddings of its last classes.
+
+    Args:
+        transformer: a denoiser with `class_embedding`, the null class last.
+        rank, lora_alpha: of the layers, which add lora_alpha / rank * B A to a weight.
+        target_modules: ends of the names of linear maps.
+        new_classes: number of trained embeddings.
+
+    Raises:
+        ValueError: `rank` is not positive, or a target is no linear map of `transformer`.
+    """
+    from peft import LoraConfig
+
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    linear = [f".{name}" for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    for target in target_modules:
+        if not any(name.endswith(f".{target}") for name in linear):
+            raise ValueError(
+                f"target_modules must be ends of the names of linear maps, such as {LORA_TARGETS}, got {target!r}"
+            )
+    transformer.requires_grad_(False)
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=target_modules))
+    if new_classes:
+        embedding = transformer.class_embedding
+        parametrize.register_parametrization(embedding, "weight", _NewRows(embedding.weight, new_classes))
+
+
+def lora_weights(transformer: nn.Module, new_classes: list[str]) -> dict:
+    """What `add_lora` has trained, as arguments of `save_lora_weights`.
+
+    Args:
+        new_classes: names of the last classes of `transformer`.
+    """
+    from peft import get_peft_model_state_dict
+
+    num_classes = transformer.config.num_classes
+    rows = transformer.class_embedding.weight[num_classes - len(new_classes) : num_classes].detach()
+    return {
+        "transformer_lora_layers": get_peft_model_state_dict(transformer),
+        "transformer_lora_adapter_metadata": transformer.peft_config["default"].to_dict(),
+        "new_classes": {name: row.clone() for name, row in zip(new_classes, rows, strict=True)},
+    }
+
+
+class ClassData:
+    """Pictures with the class ids of a pipeline.
+
+    Args:
+        data: an `ImageData`.
+        class_ids: the class id of each label of `data`; a single one for data without labels.
+    """
+
+    def __init__(self, data, class_ids: list[int]):
+        self.data = data
+        self.class_ids = torch.tensor(class_ids)
+
+    def batches(self, batch_size: int, **place) -> Iterator[dict]:
+        """As `ImageData.batches`."""
+        return map(self._relabel, self.data.batches(batch_size, **place))
+
+    def validation_batches(self, batch_size: int) -> Iterator[dict]:
+        """As `ImageData.validation_batches`."""
+        return map(self._relabel, self.data.validation_batches(batch_size))
+
+    def _relabel(self, batch):
+        labels = batch.get("class_labels", torch.zeros(len(batch["pixel_values"]), dtype=torch.long))
+        return {**batch, "class_labels": self.class_ids[labels]}

@@ -1,0 +1,128 @@
+"""LoRA fine-tuning of a published generator on a folder of pictures, of classes that it knows or of new ones.
+
+    accelerate launch training_scripts/train_lora.py --config training_scripts/configs/lora_folder.yaml \
+        --pipeline user/fae-dinov2-g-xl-256 --dataset_name pictures --class_name my-dog
+
+A class of the data that has the name of a class of the pipeline is trained as that one; any other becomes a new class.
+`output_dir` gets `pytorch_lora_weights.safetensors`, one file with the LoRA layers and the new classes:
+`pipe.load_lora_weights(output_dir)`, then `pipe("my-dog")`.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate.utils import set_seed
+
+from hf_fae import FAEDiTPipeline
+from hf_fae.images import make_grid
+from hf_fae.training.arguments import LoopArguments, parse_arguments
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.loop import TrainingLoop
+from hf_fae.training.lora import LORA_TARGETS, ClassData, add_lora, lora_weights
+from hf_fae.training.objectives import FlowMatchingObjective
+from hf_fae.training.randomness import ImageRandom
+
+
+@dataclass
+class LoraArguments:
+    """The generator, its classes, the LoRA layers and their loss."""
+
+    pipeline: str = field(metadata={"help": "FAEDiTPipeline to fine-tune: Hub id or local folder."})
+    image_encoder: str | None = field(
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the pipeline comes without it."}
+    )
+    class_name: str | None = field(
+        default=None, metadata={"help": "Class of all pictures, where the data have no label_column."}
+    )
+    init_class: str | None = field(
+        default=None, metadata={"help": "Class whose embedding new classes start from; none: the mean of all."}
+    )
+    rank: int = field(default=16, metadata={"help": "Rank of the LoRA layers."})
+    lora_alpha: float = field(default=16, metadata={"help": "The LoRA layers are scaled by lora_alpha / rank."})
+    target_modules: list[str] = field(
+        default_factory=lambda: LORA_TARGETS.copy(), metadata={"help": "Linear maps with LoRA: ends of their names."}
+    )
+    label_dropout: float = field(default=0.1, metadata={"help": "Share of labels replaced by the null class."})
+    validation_inference_steps: int = field(default=50, metadata={"help": "Steps for the pictures of a validation."})
+    grid_images: int = field(default=16, metadata={"help": "Pictures of a validation, spread over the classes."})
+
+
+def load_pipeline(args: LoraArguments, resolution: int) -> FAEDiTPipeline:
+    """The pipeline in fp32, with the frozen encoder that encodes the training pictures."""
+    pipeline = FAEDiTPipeline.from_pretrained(args.pipeline)
+    if pipeline.vae.config.sample_size != resolution:
+        raise ValueError(
+            f"resolution must be that of the pipeline at {args.pipeline!r}, {pipeline.vae.config.sample_size}, "
+            f"got {resolution}"
+        )
+    if pipeline.vae.image_encoder is None:
+        pipeline.vae.load_encoder(args.image_encoder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def has_validation_split(args: DataArguments) -> bool:
+    """Whether there is something to validate on: a folder of one's own pictures often has no such split."""
+    from datasets import get_dataset_split_names
+
+    default = DataArguments.validation_split
+    return args.validation_split != default or default in get_dataset_split_names(
+        args.dataset_name, args.dataset_config
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, data_args, loop_args, config = parse_arguments(
+        LoraArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
+    if (data_args.label_column is None) == (args.class_name is None):
+        raise ValueError(
+            "the classes must come either from label_column or from class_name, "
+            f"got label_column {data_args.label_column!r} and class_name {args.class_name!r}"
+        )
+    # All that can be wrong comes to light before the loop writes anything. Processes that load the same things at the
+    # same time wait for each other at the locks of the Hub's and the data's caches.
+    pipeline = load_pipeline(args, data_args.resolution)
+    images = ImageData(data_args, loop_args.seed)
+    names = list(images.id2label.values()) if images.id2label else [args.class_name]
+    new_classes = [name for name in names if name not in pipeline.label2id]
+    if new_classes:
+        table = pipeline.transformer.class_embedding.weight.detach()
+        start = table[pipeline.label_ids(args.init_class, "init_class")[0]] if args.init_class else table[:-1].mean(0)
+        pipeline.add_classes(dict.fromkeys(new_classes, start))
+    data = ClassData(images, pipeline.label_ids(names, "label_column"))
+    validation_batches = (
+        list(data.validation_batches(loop_args.train_batch_size)) if has_validation_split(data_args) else []
+    )
+    # The scheduler's shift is 1 / s of the objective's.
+    shift = 1 / pipeline.scheduler.config.shift
+    objective = FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, args.label_dropout)
+    set_seed(loop_args.seed)
+    add_lora(pipeline.transformer, args.rank, args.lora_alpha, args.target_modules, len(new_classes))
+
+    loop = TrainingLoop(loop_args, config)
+    pipeline.to(loop.device)
+    loop.print(f"new classes: {', '.join(new_classes) or 'none'}; {len(names) - len(new_classes)} known ones")
+
+    def validate(step):
+        """Samples of the trained classes and, on a validation split, the loss, with the same noise every time."""
+        drawn = [names[i * len(names) // args.grid_images] for i in range(args.grid_images)]
+        generator = torch.Generator().manual_seed(loop_args.seed)
+        pictures = pipeline(drawn, num_inference_steps=args.validation_inference_steps, generator=generator).images
+        results = {"samples": make_grid(pictures, labels=drawn)}
+        loss, count = 0.0, 0
+        for batch in validation_batches:
+            batch = {name: batch[name].to(loop.device) for name in ("pixel_values", "class_labels")}
+            random = ImageRandom(loop_args.seed, count, loop.device)
+            loss += objective(batch, random)["loss"].item() * len(batch["pixel_values"])
+            count += len(batch["pixel_values"])
+        return {**results, "loss": loss / count} if count else results
+
+    def save():
+        pipeline.save_lora_weights(loop_args.output_dir, **lora_weights(pipeline.transformer, new_classes))
+
+    loop.run(objective, data, validate, save)
+
+
+if __name__ == "__main__":
+    main()
