@@ -321,7 +321,7 @@ def play(kind, rank=0, world_size=1):
     )
     painter = Painter(loss).train()
     inputs, targets = images(12), images(12)
-    run = painter if world_size == 1 else nn.parallel.DistributedDataParallel(painter)
+    run = painter if world_size == 1 else nn.parallel.DistributedDataParallel(painter, broadcast_buffers=False)
     share = 4 // world_size
     for step in range(3):
         first = 4 * step + share * rank
