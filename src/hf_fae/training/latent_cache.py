@@ -1,0 +1,170 @@
+"""A data set encoded once: posterior moments in parquet shards, on which generators train without the encoder.
+
+    folder/index.json            what was encoded with which tokenizer; shards, class names, damaged rows, statistics
+    folder/train/00000.parquet   rows in the order of the data set; likewise validation/
+    folder/tokenizer/            the tokenizer with the statistics of these latents
+
+`latent_encoding.py` writes it. The moments are those of unnormalised latents: they stay valid when the tokenizer's
+statistics change. They are kept in float16, whose error (2^-11 of a mean, at most 0.008 of a log-variance within
+[-30, 20]) is far below the posterior's own spread. A cell holds the bytes of one (2C, h, w) array, which are read five
+times as fast as a list of numbers.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .order import PositionSampler
+
+
+__all__ = ["COPIES", "INDEX", "LABELS", "CachedLatents", "tokenizer_fingerprint"]
+
+INDEX = "index.json"
+COPIES = ("moments", "moments_flipped")
+# Columns beside the moments, and what batches call them.
+LABELS = {"row_id": "row_ids", "label": "class_labels", "caption": "captions"}
+
+
+def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
+    """Hashes of what moments depend on: `"encoder"` (with its feature statistics) and `"image_encoder"`.
+
+    Weights are hashed in fp32 and without their names, which transformers changes between releases; decoders and
+    latent statistics do not count. `"image_encoder"` is None where none is attached.
+    """
+    encoder = [*vae.encoder.parameters(), vae.features_mean, vae.features_std]
+    fingerprint = {"encoder": _hash(encoder, vae.config.encoder_attention_head_dim), "image_encoder": None}
+    if (image_encoder := vae.image_encoder) is not None:
+        settings = [image_encoder.image_mean, image_encoder.image_std, image_encoder.patch_size]
+        fingerprint["image_encoder"] = _hash(image_encoder.parameters(), settings)
+    return fingerprint
+
+
+def _hash(tensors, settings):
+    digests = [hashlib.sha256(tensor.detach().float().cpu().numpy()).hexdigest() for tensor in tensors]
+    return hashlib.sha256(json.dumps([sorted(digests), settings]).encode()).hexdigest()[:32]
+
+
+class CachedLatents:
+    """The latents that `encode_dataset` wrote, as batches: what a generator trains on instead of `ImageData`.
+
+    A batch is `{"moments": (B, 2C, h, w) float32, "row_ids": (B,) long}`, with `"class_labels": (B,) long` and
+    `"captions": list of str` where the data set has them. `latents.normalized_posterior` turns moments into the
+    posterior of normalised latents. Order and mirroring are those of `ImageData` on the same rows.
+
+    Opening a cache for the first time, `datasets` copies its rows into a memory-mapped file of its own cache.
+
+    Args:
+        folder: the cache.
+        seed: of order and mirroring.
+        random_flip: take the mirrored copy of half of the training rows.
+        max_train_samples: train on the first N rows only.
+
+    Attributes:
+        id2label: class id -> name; None without labels.
+        shape: of one row's moments, (2C, h, w).
+
+    Raises:
+        ValueError: `folder` is no finished cache, or `random_flip` is set and it has no mirrored copies.
+    """
+
+    def __init__(
+        self, folder: str | Path, seed: int = 0, random_flip: bool = True, max_train_samples: int | None = None
+    ):
+        self.folder, self.seed = Path(folder), seed
+        if not (self.folder / INDEX).is_file():
+            raise ValueError(f"folder {str(folder)!r} is no latent cache: it has no {INDEX}")
+        self.index = json.loads((self.folder / INDEX).read_text())
+        if "splits" not in self.index:
+            raise ValueError(f"folder {str(folder)!r} is an unfinished latent cache: run cache_latents.py once more")
+        self.shape = tuple(self.index["shape"])
+        id2label = self.index["id2label"]
+        self.id2label = id2label and {int(label): name for label, name in id2label.items()}
+        self.train = self._open("train")
+        self.random_flip = random_flip
+        if random_flip and COPIES[1] not in self.train.column_names:
+            raise ValueError(f"random_flip must be False: {str(folder)!r} has no mirrored copies, got True")
+        if max_train_samples is not None:
+            self.train = self.train.take(min(max_train_samples, len(self.train)))
+
+    def __len__(self) -> int:
+        """Number of training rows."""
+        return len(self.train)
+
+    def check_tokenizer(self, vae: torch.nn.Module) -> None:
+        """Refuse a tokenizer to which these latents mean nothing; its frozen encoder is compared if it is attached.
+
+        Raises:
+            ValueError: another encoder made them.
+        """
+        ours, theirs = self.index["fingerprint"], tokenizer_fingerprint(vae)
+        for part in ours:
+            if theirs[part] not in (None, ours[part]):
+                raise ValueError(
+                    f"vae did not make the latents in {str(self.folder)!r}, which are those of {self.index['fae']!r}: "
+                    f"its {part} has the fingerprint {theirs[part]}, theirs {ours[part]}"
+                )
+
+    def batches(
+        self, batch_size: int, *, images_seen: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    ) -> Iterator[dict]:
+        """Endless training batches of one process; arguments as in `ImageData.batches`."""
+        sampler = PositionSampler(len(self.train), batch_size, self.seed, images_seen, rank, world_size)
+        generator, pin = torch.Generator(), torch.cuda.is_available()
+        return iter(
+            DataLoader(
+                _CachedRows(self),
+                batch_sampler=sampler,
+                collate_fn=_as_it_is,
+                num_workers=num_workers,
+                pin_memory=pin,
+                generator=generator,  # of its own: starting the loader must not draw from the run's random numbers
+            )
+        )
+
+    def validation_batches(self, batch_size: int) -> Iterator[dict]:
+        """The validation rows in their order, unmirrored; the last batch may be smaller."""
+        rows = self._open("validation")
+        for start in range(0, len(rows), batch_size):
+            places = list(range(start, min(start + batch_size, len(rows))))
+            yield self._batch(rows, places, [False] * len(places))
+
+    def _open(self, split):
+        from datasets import load_dataset
+
+        files = [str(self.folder / file) for file, rows in self.index["splits"][split]["shards"].items() if rows]
+        return load_dataset("parquet", data_files=files, split="train").with_format("arrow")
+
+    def _batch(self, rows, places, mirrored):
+        """Rows as one batch. `datasets` gives slices of its memory-mapped file: only the copy in use is read."""
+        table = rows[places]
+        copies = [table[name] for name in COPIES if name in table.column_names]
+        cells = [cell[mirror] for *cell, mirror in zip(*copies, mirrored, strict=True)]
+        moments = np.stack([np.frombuffer(cell.as_buffer(), np.float16) for cell in cells])
+        batch = {"moments": torch.from_numpy(moments).float().unflatten(1, self.shape)}
+        for column, name in LABELS.items():
+            if column in table.column_names:
+                values = table[column].to_pylist()
+                batch[name] = values if name == "captions" else torch.tensor(values)
+        return batch
+
+
+class _CachedRows(Dataset):
+    def __init__(self, latents):
+        self.latents = latents
+
+    def __getitems__(self, keys):
+        latents = self.latents
+        # The first number of the row's generator in this epoch, as in `ImageData`; 0 is its first attempt at a row.
+        mirrored = [
+            latents.random_flip and np.random.default_rng((latents.seed, *key, 0)).random() < 0.5 for key in keys
+        ]
+        return latents._batch(latents.train, [place for _, place in keys], mirrored)
+
+
+def _as_it_is(batch):
+    return batch

@@ -1,0 +1,405 @@
+"""The cache of latents: what it holds, how it is resumed and shared, and how training reads it."""
+
+import io
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from factories import tiny_fae
+from PIL import Image
+from safetensors.torch import load_file
+
+from hf_fae import AutoencoderFAE
+from hf_fae.latents import normalized_posterior
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.latent_cache import CachedLatents, tokenizer_fingerprint
+from hf_fae.training.latent_encoding import encode_dataset, store_latent_statistics
+from hf_fae.training.tokenizer import load_trained_fae
+
+
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+CONFIG = str(SCRIPTS / "configs" / "smoke_cache_latents.yaml")
+
+
+@pytest.fixture(scope="module")
+def fae(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fae")
+    tiny_fae().save_pretrained(folder)
+    return folder
+
+
+def make_data(dataset, seed=0, **kwargs):
+    return ImageData(DataArguments(dataset_name=str(dataset), resolution=32, **kwargs), seed)
+
+
+def encode(folder, fae, data, **kwargs):
+    sizes = {"batch_size": 4, "rows_per_shard": 10, **kwargs}
+    return encode_dataset(folder, load_trained_fae(str(fae), None, 32), data, Accelerator(cpu=True), fae="x", **sizes)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, fae, image_folder):
+    folder = tmp_path_factory.mktemp("latents")
+    encode(folder, fae, make_data(image_folder, label_column="label"))
+    return folder
+
+
+def direct_moments(vae, pixel_values):
+    """What the tokenizer says of images, taken back to the unnormalised scale."""
+    with torch.no_grad():
+        posterior = vae.encode(pixel_values).latent_dist
+    mean = posterior.mean * vae.latents_std + vae.latents_mean
+    return torch.cat([mean, posterior.logvar + 2 * vae.latents_std.log()], dim=1)
+
+
+def take(data, count, batch_size=8, **kwargs):
+    return list(itertools.islice(data.batches(batch_size, **kwargs), count))
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) if torch.is_tensor(first[name]) else first[name] == second[name]
+        for name in first
+    )
+
+
+def shard_bytes(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*.parquet"))}
+
+
+class TestContents:
+    def test_moments_are_those_of_the_tokenizer_in_both_copies(self, cache, fae, image_folder):
+        vae, data = AutoencoderFAE.from_pretrained(fae), make_data(image_folder)
+        for mirrored in (False, True):
+            pixels = torch.stack([data._example(data.train[row])["pixel_values"] for row in range(len(data))])
+            expected = direct_moments(vae, pixels.flip(-1) if mirrored else pixels)
+            latents = CachedLatents(cache)
+            stored = latents._batch(latents.train, list(range(32)), [mirrored] * 32)
+            assert stored["moments"].shape == (32, 8, 4, 4) and stored["moments"].dtype == torch.float32
+            assert stored["row_ids"].tolist() == list(range(32))
+            torch.testing.assert_close(stored["moments"], expected, rtol=2**-10, atol=1e-5)  # float16's rounding
+
+    def test_statistics_are_those_of_samples(self, cache, fae):
+        vae = AutoencoderFAE.from_pretrained(cache / "tokenizer")
+        latents = CachedLatents(cache)
+        both = [latents._batch(latents.train, list(range(32)), [mirrored] * 32)["moments"] for mirrored in (0, 1)]
+        mean, logvar = torch.cat(both).double().chunk(2, dim=1)
+        torch.testing.assert_close(vae.latents_mean.double().flatten(), mean.mean((0, 2, 3)))
+        std = (mean.var((0, 2, 3), correction=0) + logvar.exp().mean((0, 2, 3))).sqrt()
+        torch.testing.assert_close(vae.latents_std.double().flatten(), std)
+        # and so, normalised with them, samples have mean 0 and variance 1
+        samples = normalized_posterior(torch.cat(both * 20), vae.latents_mean, vae.latents_std).sample()
+        assert samples.mean((0, 2, 3)).abs().max() < 0.03
+        assert (samples.std((0, 2, 3)) - 1).abs().max() < 0.03
+
+    def test_the_tokenizer_differs_in_its_statistics_only(self, cache, fae):
+        before, after = (AutoencoderFAE.from_pretrained(folder).state_dict() for folder in (fae, cache / "tokenizer"))
+        assert before.keys() == after.keys()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {"latents_mean", "latents_std"}
+
+    def test_index(self, cache, fae):
+        index = json.loads((cache / "index.json").read_text())
+        shards = {"train/00000.parquet": 10, "train/00001.parquet": 10, "train/00002.parquet": 10}
+        assert index["splits"]["train"] == {"rows": 32, "damaged": {}, "shards": {**shards, "train/00003.parquet": 2}}
+        assert index["splits"]["validation"]["rows"] == 4
+        assert index["shape"] == [8, 4, 4]
+        assert index["fingerprint"] == tokenizer_fingerprint(AutoencoderFAE.from_pretrained(fae))
+        assert not list(cache.rglob("*.part"))
+
+    def test_shards_are_plain_parquet(self, cache):
+        from datasets import load_dataset
+
+        rows = load_dataset("parquet", data_files=str(cache / "train" / "*.parquet"), split="train")
+        assert rows.column_names == ["row_id", "label", "moments", "moments_flipped"]
+        assert rows["row_id"] == list(range(32))
+        assert np.frombuffer(rows[0]["moments"], np.float16).size == 8 * 4 * 4
+
+    @pytest.mark.parametrize(("label", "caption"), [("kind", None), ("number", "kind")])
+    def test_labels_and_captions_of_other_columns(self, tmp_path, fae, parquet_folder, label, caption):
+        data = make_data(parquet_folder, label_column=label, caption_column=caption, random_flip=False)
+        encode(tmp_path, fae, data)
+        latents = CachedLatents(tmp_path, random_flip=False)
+        assert latents.id2label == data.id2label
+        for ours, theirs in zip(take(latents, 3), take(data, 3), strict=True):
+            assert torch.equal(ours["class_labels"], theirs["class_labels"])
+            assert ours.get("captions") == theirs.get("captions") and ("captions" in ours) == (caption is not None)
+
+    def test_without_labels(self, tmp_path, fae, image_folder):
+        encode(tmp_path, fae, make_data(image_folder, max_train_samples=4, random_flip=False))
+        latents = CachedLatents(tmp_path, random_flip=False)
+        assert latents.id2label is None and take(latents, 1, 2)[0].keys() == {"moments", "row_ids"}
+        with pytest.raises(ValueError, match="random_flip must be False: .* has no mirrored copies"):
+            CachedLatents(tmp_path)
+
+
+class TestReading:
+    def test_batches_are_those_of_the_pictures(self, cache, fae, image_folder):
+        """The same rows in the same order, the same ones of them mirrored, over two epochs."""
+        vae = AutoencoderFAE.from_pretrained(fae)
+        latents = CachedLatents(cache, seed=3)
+        data = make_data(image_folder, seed=3, label_column="label")
+        assert len(latents) == len(data) and latents.id2label == data.id2label
+        for ours, theirs in zip(take(latents, 7, 10), take(data, 7, 10), strict=True):
+            assert torch.equal(ours["class_labels"], theirs["class_labels"])
+            assert torch.equal(ours["row_ids"], theirs["row_ids"])
+            expected = direct_moments(vae, theirs["pixel_values"])
+            torch.testing.assert_close(ours["moments"], expected, rtol=2**-10, atol=1e-5)
+
+    def test_validation_batches_are_those_of_the_pictures(self, cache, fae, image_folder):
+        vae = AutoencoderFAE.from_pretrained(fae)
+        ours = list(CachedLatents(cache).validation_batches(3))
+        theirs = list(make_data(image_folder, label_column="label").validation_batches(3))
+        assert [len(batch["moments"]) for batch in ours] == [3, 1]
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a["row_ids"], b["row_ids"]) and torch.equal(a["class_labels"], b["class_labels"])
+            expected = direct_moments(vae, b["pixel_values"])
+            torch.testing.assert_close(a["moments"], expected, rtol=2**-10, atol=1e-5)
+
+    @pytest.mark.parametrize("world_size", [2, 3])
+    def test_ranks_side_by_side_are_one_process_with_larger_batches(self, cache, world_size):
+        latents = CachedLatents(cache)
+        whole = take(latents, 4, batch_size=4 * world_size)
+        ranks = [take(latents, 4, batch_size=4, rank=rank, world_size=world_size) for rank in range(world_size)]
+        for batch, parts in zip(whole, zip(*ranks, strict=True), strict=True):
+            assert same(batch, {name: torch.cat([part[name] for part in parts]) for name in batch})
+
+    def test_going_on_with_workers_equals_never_having_stopped(self, cache):
+        latents = CachedLatents(cache)
+        whole, rest = take(latents, 6), take(latents, 4, images_seen=16, num_workers=2)
+        assert all(same(*pair) for pair in zip(whole[2:], rest, strict=True))
+
+    def test_starting_a_loader_draws_no_random_numbers(self, cache):
+        state = torch.get_rng_state()
+        take(CachedLatents(cache), 1)
+        assert torch.equal(state, torch.get_rng_state())
+
+    def test_max_train_samples_and_no_flip(self, cache):
+        latents = CachedLatents(cache, random_flip=False, max_train_samples=5)
+        assert len(latents) == 5
+        seen = {}
+        for batch in take(latents, 4, batch_size=5):
+            assert sorted(batch["row_ids"].tolist()) == list(range(5))
+            for row, moments in zip(batch["row_ids"].tolist(), batch["moments"], strict=True):
+                assert torch.equal(moments, seen.setdefault(row, moments))
+
+    def test_tokenizers_that_fit_and_one_that_does_not(self, cache, fae):
+        latents = CachedLatents(cache)
+        vae = AutoencoderFAE.from_pretrained(cache / "tokenizer")
+        latents.check_tokenizer(vae)
+        vae.pixel_decoder.requires_grad_(False).proj_out.weight.zero_()  # another decoder
+        vae.image_encoder = None  # as in a generator's pipeline
+        latents.check_tokenizer(vae)
+        with torch.no_grad():
+            vae.encoder.proj_out.bias[0] += 1e-3
+        with pytest.raises(ValueError, match="vae did not make the latents.*its encoder has the fingerprint"):
+            latents.check_tokenizer(vae)
+        vae = AutoencoderFAE.from_pretrained(fae)
+        vae.image_encoder.image_mean = [0.5, 0.5, 0.5]
+        with pytest.raises(ValueError, match="its image_encoder has the fingerprint"):
+            latents.check_tokenizer(vae)
+
+    def test_folders_that_are_no_finished_cache(self, tmp_path):
+        with pytest.raises(ValueError, match="is no latent cache: it has no index.json"):
+            CachedLatents(tmp_path)
+        (tmp_path / "index.json").write_text('{"fae": "x"}')
+        with pytest.raises(ValueError, match="is an unfinished latent cache"):
+            CachedLatents(tmp_path)
+
+
+KILLED = """
+import os, sys
+from pyarrow.parquet import ParquetWriter
+
+write_table, calls = ParquetWriter.write_table, []
+
+def die_in_the_second_shard(self, table):
+    write_table(self, table)
+    calls.append(table)
+    if len(calls) == 5:
+        os._exit(9)
+
+ParquetWriter.write_table = die_in_the_second_shard
+sys.path.insert(0, sys.argv[1])
+import cache_latents
+cache_latents.main(sys.argv[2:])
+"""
+
+
+class TestResuming:
+    @pytest.fixture
+    def environment(self, tmp_path):
+        return {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    @pytest.fixture
+    def flags(self, fae, image_folder):
+        return ["--config", CONFIG, "--fae", str(fae), "--dataset_name", str(image_folder), "--label_column", "label"]
+
+    def test_killed_and_started_again(self, tmp_path, cache, flags, environment, monkeypatch, capsys):
+        folder = tmp_path / "latents"
+        command = [sys.executable, "-c", KILLED, str(SCRIPTS), *flags, "--output_dir", str(folder)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 9, result.stderr[-3000:]
+        assert sorted(path.name for path in folder.rglob("*")) == [
+            "00000.parquet",
+            "00001.part",
+            "index.json",
+            "train",
+        ]
+        with pytest.raises(ValueError, match="unfinished"):
+            CachedLatents(folder)
+        kept = (folder / "train" / "00000.parquet").stat().st_mtime_ns
+
+        monkeypatch.syspath_prepend(SCRIPTS)
+        import cache_latents
+
+        cache_latents.main([*flags, "--output_dir", str(folder)])
+        assert "train: 32 rows in 4 shards" in capsys.readouterr().out
+        assert (folder / "train" / "00000.parquet").stat().st_mtime_ns == kept
+        assert shard_bytes(folder) == shard_bytes(cache)
+        indices = [json.loads((path / "index.json").read_text()) for path in (folder, cache)]
+        assert indices[0]["splits"] == indices[1]["splits"] and indices[0]["statistics"] == indices[1]["statistics"]
+        assert not list(folder.rglob("*.part"))
+
+    def test_two_processes_write_the_same_files(self, tmp_path, cache, flags, environment):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
+        folder, script = tmp_path / "latents", str(SCRIPTS / "cache_latents.py")
+        command = [sys.executable, script, *flags, "--output_dir", str(folder)]
+        processes = [
+            subprocess.Popen(
+                command,
+                env={**environment, **launched, "RANK": rank, "LOCAL_RANK": rank},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in "01"
+        ]
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-3000:]
+        assert shard_bytes(folder) == shard_bytes(cache)
+        index, expected = (json.loads((path / "index.json").read_text()) for path in (folder, cache))
+        assert all(index[name] == expected[name] for name in expected if name not in ("fae", "settings"))
+
+    def test_other_data_or_another_tokenizer(self, tmp_path, cache, fae, image_folder):
+        folder = shutil.copytree(cache, tmp_path / "latents")
+        before = shard_bytes(folder)
+        with pytest.raises(ValueError, match="holds other latents.*: rows_per_shard was 10, now 11$"):
+            encode(folder, fae, make_data(image_folder, label_column="label"), rows_per_shard=11)
+        with pytest.raises(ValueError, match="label_column was 'label', now None; max_train_samples was None, now 7"):
+            encode(folder, fae, make_data(image_folder, max_train_samples=7))
+        other = tiny_fae()
+        other.set_feature_statistics(other.features_mean + 1, other.features_std)
+        other.save_pretrained(tmp_path / "other")
+        with pytest.raises(ValueError, match="holds other latents .of the tokenizer 'x'.*: encoder was '.*', now '"):
+            encode(folder, tmp_path / "other", make_data(image_folder, label_column="label"))
+        assert shard_bytes(folder) == before
+
+    @pytest.mark.parametrize(("name", "value"), [("streaming", True), ("crop", "random")])
+    def test_data_that_cannot_be_cached(self, tmp_path, fae, image_folder, name, value):
+        with pytest.raises(ValueError, match=f"{name} must be .*got {value!r}"):
+            encode(tmp_path / "latents", fae, make_data(image_folder, **{name: value}))
+        assert not (tmp_path / "latents").exists()
+
+    @pytest.mark.parametrize("name", ["batch_size", "rows_per_shard"])
+    def test_sizes(self, tmp_path, fae, image_folder, name):
+        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+            encode(tmp_path / "latents", fae, make_data(image_folder), **{name: 0})
+
+
+@pytest.fixture(scope="module")
+def damaged_folder(tmp_path_factory):
+    """120 rows, of which 10 to 19 hold no picture, 25 is text and 50 has no class."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    def png(number):
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), (2 * number, 0, 0)).save(file, "PNG")
+        return file.getvalue()
+
+    folder = tmp_path_factory.mktemp("damaged")
+    cells = [b"" if 10 <= number < 20 else b"text" if number == 25 else png(number) for number in range(120)]
+    kinds = [None if number == 50 else f"kind {number % 3}" for number in range(120)]
+    features = Features({"image": ImageFeature(), "kind": Value("string")})
+    columns = {"image": [{"bytes": cell, "path": None} for cell in cells], "kind": kinds}
+    for split in ("train", "validation"):
+        Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+class TestDamagedRows:
+    def test_are_left_out_and_counted(self, tmp_path, fae, damaged_folder):
+        data = make_data(damaged_folder, label_column="kind", max_validation_samples=20)
+        index = encode(tmp_path, fae, data, max_damaged_share=0.2)
+        content = index["splits"]["train"]
+        assert content["damaged"] == {"empty": 10, "undecodable": 1, "bad_label": 1}
+        assert content["rows"] == 108 and content["shards"]["train/00001.parquet"] == 0
+        latents = CachedLatents(tmp_path)
+        good = [row for row in range(120) if not 10 <= row < 20 and row not in (25, 50)]
+        seen = [row for batch in take(latents, 9, 12) for row in batch["row_ids"].tolist()]
+        assert sorted(seen) == good
+        # Validation leaves them out, too, of the same choice of rows.
+        chosen = [row for batch in data.validation_batches(8) for row in batch["row_ids"].tolist()]
+        assert [row for batch in latents.validation_batches(8) for row in batch["row_ids"].tolist()] == chosen
+        assert index["splits"]["validation"]["damaged"] == data.validation_damage.counts()
+
+    def test_too_many(self, tmp_path, fae, damaged_folder):
+        data = make_data(damaged_folder, label_column="kind")
+        with pytest.raises(ValueError, match="12 of the .* rows read are damaged.*max_damaged_share=0.05"):
+            encode(tmp_path, fae, data, max_damaged_share=0.05, num_workers=1)
+
+    def test_values_beyond_float16(self, tmp_path, image_folder):
+        vae = tiny_fae()
+        with torch.no_grad():
+            vae.encoder.proj_out.bias[0] = 1e6
+        vae.save_pretrained(tmp_path / "fae")
+        with pytest.raises(ValueError, match="moments in float16 must be finite"):
+            encode(tmp_path / "latents", tmp_path / "fae", make_data(image_folder))
+
+
+class TestStoredStatistics:
+    def test_nothing_else_changes(self, tmp_path, fae):
+        folder = shutil.copytree(fae, tmp_path / "fae")
+        mean, std = torch.arange(4.0).view(4, 1, 1), torch.full((4, 1, 1), 3.0)
+        store_latent_statistics(folder, mean, std)
+        model, before = AutoencoderFAE.from_pretrained(folder), AutoencoderFAE.from_pretrained(fae)
+        assert torch.equal(model.latents_mean, mean) and torch.equal(model.latents_std, std)
+        for name, value in before.state_dict().items():
+            assert name.startswith("latents_") or torch.equal(value, model.state_dict()[name])
+        files = [sorted(path.relative_to(f) for path in f.rglob("*")) for f in (fae, folder)]
+        assert files[0] == files[1]
+        name = "diffusion_pytorch_model.safetensors"
+        assert load_file(folder / name).keys() == load_file(fae / name).keys()
+
+    def test_another_shape_or_no_weights(self, tmp_path, fae):
+        folder = shutil.copytree(fae, tmp_path / "fae")
+        with pytest.raises(ValueError, match=r"has shape \(4, 1, 1\), got \(5, 1, 1\)"):
+            store_latent_statistics(folder, torch.zeros(5, 1, 1), torch.ones(5, 1, 1))
+        with pytest.raises(ValueError, match="holds no weights with latents_mean and latents_std"):
+            store_latent_statistics(tmp_path, torch.zeros(4, 1, 1), torch.ones(4, 1, 1))
+
+    def test_by_the_script(self, tmp_path, fae, image_folder, monkeypatch):
+        monkeypatch.syspath_prepend(SCRIPTS)
+        import cache_latents
+
+        folder = shutil.copytree(fae, tmp_path / "fae")
+        flags = ["--config", CONFIG, "--dataset_name", str(image_folder), "--output_dir", str(tmp_path / "latents")]
+        cache_latents.main([*flags, "--fae", str(folder), "--max_train_samples", "8", "--update_fae"])
+        ours, theirs = (AutoencoderFAE.from_pretrained(f) for f in (folder, tmp_path / "latents" / "tokenizer"))
+        assert torch.equal(ours.latents_mean, theirs.latents_mean)
+        assert torch.equal(ours.latents_std, theirs.latents_std)
+        with pytest.raises(ValueError, match="fae must be a local folder for update_fae, got 'user/fae'"):
+            cache_latents.main([*flags, "--fae", "user/fae", "--update_fae"])

@@ -1,0 +1,72 @@
+"""The posterior moments of a data set, encoded once for training generators; mirrored copies included.
+
+    accelerate launch training_scripts/cache_latents.py --config training_scripts/configs/latents_dinov2_base.yaml
+
+Run it again after an interruption: finished shards are kept. `output_dir/tokenizer` is the tokenizer with the
+statistics of these latents; --update_fae writes them into the tokenizer's own folder, too.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+
+from hf_fae.training.arguments import parse_arguments
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.latent_encoding import encode_dataset, store_latent_statistics
+from hf_fae.training.tokenizer import load_trained_fae
+
+
+@dataclass
+class CacheArguments:
+    """What encodes the data, and where the latents go."""
+
+    fae: str = field(metadata={"help": "Trained AutoencoderFAE: Hub id or local folder."})
+    output_dir: str = field(metadata={"help": "Folder of the cache."})
+    image_encoder: str | None = field(
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the FAE comes without it."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Pictures of a forward pass, per process."})
+    rows_per_shard: int = field(default=4096, metadata={"help": "Rows of the data set in one parquet file."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode pictures, per rank."})
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Autocast precision."})
+    seed: int = field(default=0, metadata={"help": "Chooses the validation rows, as in training."})
+    max_damaged_share: float = field(
+        default=0.1, metadata={"help": "Damaged rows are left out; stop if more than this share of them is."}
+    )
+    update_fae: bool = field(
+        default=False, metadata={"help": "Write the latent statistics into the folder given as --fae, too."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, data_args, _ = parse_arguments(CacheArguments, DataArguments, argv=argv, description=__doc__)
+    if args.update_fae and not Path(args.fae).is_dir():
+        raise ValueError(f"fae must be a local folder for update_fae, got {args.fae!r}")
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    with accelerator.main_process_first():
+        data = ImageData(data_args, args.seed)
+        vae = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
+    index = encode_dataset(
+        args.output_dir,
+        vae.to(accelerator.device),
+        data,
+        accelerator,
+        fae=args.fae,
+        batch_size=args.batch_size,
+        rows_per_shard=args.rows_per_shard,
+        num_workers=args.num_workers,
+        max_damaged_share=args.max_damaged_share,
+    )
+    if accelerator.is_main_process and args.update_fae:
+        store_latent_statistics(args.fae, vae.latents_mean, vae.latents_std)
+    for split, content in index["splits"].items():
+        accelerator.print(f"{split}: {content['rows']:,} rows in {len(content['shards'])} shards", end="")
+        accelerator.print(f"; left out: {json.dumps(content['damaged'])}" if content["damaged"] else "")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
