@@ -13,7 +13,6 @@ from .damage import MAX_ATTEMPTS, first_good
 __all__ = ["StreamedRows"]
 
 ROWS_PER_SHARD = 10**9  # row 7 of shard 3 has the id 3_000_000_007
-READ_ROWS = 32  # handed over by `datasets` at a time
 RESERVE_ROWS = 64
 
 
@@ -83,11 +82,10 @@ class StreamedRows(IterableDataset):
 
     def _shard_rows(self, shard):
         rows = self.data.train if self.num_shards == 1 else self.data.train.shard(self.num_shards, shard)
-        ids = itertools.count(shard * ROWS_PER_SHARD)
-        # `iter` rather than `__iter__`: the latter would split the rows among the workers once more.
-        for columns in rows.iter(batch_size=READ_ROWS):
-            for values in zip(*columns.values(), strict=True):
-                yield next(ids), dict(zip(columns, values, strict=True))
+        # `iter` rather than `__iter__`: the latter would split the rows among the workers once more. One by one, since
+        # `datasets` 4 cannot join rows of a WebDataset of which some lack a file.
+        for number, columns in enumerate(rows.iter(batch_size=1)):
+            yield shard * ROWS_PER_SHARD + number, {name: values[0] for name, values in columns.items()}
 
     def _candidates(self, epoch, first, block, reserve):
         for attempt in range(MAX_ATTEMPTS):
