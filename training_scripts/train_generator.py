@@ -2,6 +2,9 @@
 
     accelerate launch training_scripts/train_generator.py --config training_scripts/configs/lightningdit_xl.yaml
 
+The data are pictures, or latents that cache_latents.py made of them: --dataset_name names either. With --pipeline a
+published generator is trained on; classes that it does not know are added.
+
 `output_dir` becomes an `FAEDiTPipeline` with the class names; its tokenizer comes without the frozen encoder, which
 drawing does not need.
 """
@@ -9,26 +12,37 @@ drawing does not need.
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler, LightningDiTTransformer2DModel
-from hf_fae.images import make_grid
+from hf_fae import (
+    AutoencoderFAE,
+    FAEDiTPipeline,
+    FlowMatchEulerMaruyamaScheduler,
+    LightningDiTTransformer2DModel,
+)
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.generation import GeneratorValidation, load_trained_pipeline, match_classes
+from hf_fae.training.latent_cache import CachedLatents, is_latent_cache
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import FlowMatchingObjective
-from hf_fae.training.randomness import ImageRandom
-from hf_fae.training.tokenizer import load_trained_fae
+from hf_fae.training.tokenizer import check_resolution, load_trained_fae
 
 
 @dataclass
 class GeneratorArguments:
     """The tokenizer, the denoiser, its loss, and how the pipeline draws."""
 
-    fae: str = field(metadata={"help": "Trained AutoencoderFAE: Hub id or local folder."})
+    fae: str | None = field(
+        default=None,
+        metadata={"help": "Trained AutoencoderFAE (Hub id or folder); none: that of the latent cache or pipeline."},
+    )
     image_encoder: str | None = field(
         default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the FAE comes without it."}
+    )
+    pipeline: str | None = field(
+        default=None,
+        metadata={"help": "FAEDiTPipeline to train on (Hub id or folder), instead of a new one of the shape below."},
     )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
     num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser."})
@@ -47,19 +61,33 @@ class GeneratorArguments:
     grid_images: int = field(default=16, metadata={"help": "Pictures of a validation, spread over the classes."})
 
 
-def main(argv: list[str] | None = None) -> None:
-    args, data_args, loop_args, config = parse_arguments(
-        GeneratorArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
-    )
-    if data_args.label_column is None:
+def open_data(args: DataArguments, seed: int) -> ImageData | CachedLatents:
+    """The latents or the pictures that `dataset_name` names.
+
+    Raises:
+        ValueError: pictures without classes.
+    """
+    if is_latent_cache(args.dataset_name):
+        return CachedLatents(args.dataset_name, seed, args.random_flip, args.max_train_samples)
+    if args.label_column is None:
         raise ValueError("label_column must name the column of the classes, got None")
-    loop = TrainingLoop(loop_args, config)
-    with loop.accelerator.main_process_first():
-        data = ImageData(data_args, loop_args.seed)
-        vae = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
-    vae.to(loop.device)
+    return ImageData(args, seed)
+
+
+def load_tokenizer(args: GeneratorArguments, data: ImageData | CachedLatents) -> AutoencoderFAE:
+    """The tokenizer, in fp32; with its frozen encoder where pictures are to be encoded."""
+    if isinstance(data, ImageData):
+        return load_trained_fae(args.fae, args.image_encoder, data.args.resolution)
+    return AutoencoderFAE.from_pretrained(args.fae or data.folder / "tokenizer", image_encoder=None).float()
+
+
+def new_pipeline(args: GeneratorArguments, data: ImageData | CachedLatents) -> FAEDiTPipeline:
+    """A pipeline with a fresh denoiser for the classes of the data."""
+    if args.fae is None and isinstance(data, ImageData):
+        raise ValueError("fae must name the tokenizer for training on pictures, got None")
+    vae = load_tokenizer(args, data)
     transformer = LightningDiTTransformer2DModel(
-        sample_size=data_args.resolution // vae.spatial_compression_ratio,
+        sample_size=vae.config.sample_size // vae.spatial_compression_ratio,
         patch_size=args.patch_size,
         in_channels=vae.config.latent_channels,
         num_layers=args.num_layers,
@@ -70,8 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         ff_type=args.ff_type,
         use_rope=args.use_rope,
         qk_norm=args.qk_norm,
-    ).to(loop.device)
-    objective = FlowMatchingObjective(transformer, vae, args.shift, args.label_dropout)
+    )
     scheduler_class = {"ode": FlowMatchEulerDiscreteScheduler, "sde": FlowMatchEulerMaruyamaScheduler}[args.sampler]
     pipeline = FAEDiTPipeline(
         vae,
@@ -82,26 +109,48 @@ def main(argv: list[str] | None = None) -> None:
         num_inference_steps=args.num_inference_steps,
     )
     pipeline.set_progress_bar_config(disable=True)
-    validation_batches = list(data.validation_batches(loop_args.train_batch_size))
+    return pipeline
 
-    def validate(step):
-        """The loss on the validation split and samples of the classes, with the same noise every time."""
-        loss, count = torch.zeros((), device=loop.device), 0
-        for batch in validation_batches:
-            batch = {name: values.to(loop.device) for name, values in batch.items()}
-            random = ImageRandom(loop_args.seed, count, loop.device)
-            loss += objective(batch, random)["loss"] * len(batch["class_labels"])
-            count += len(batch["class_labels"])
-        classes = [i * len(data.id2label) // args.grid_images for i in range(args.grid_images)]
-        generator = torch.Generator().manual_seed(loop_args.seed)
-        images = pipeline(classes, num_inference_steps=args.validation_inference_steps, generator=generator).images
-        return {
-            "loss": loss.item() / count,
-            "samples": make_grid(images, labels=[data.id2label[label] for label in classes]),
-        }
+
+def trained_pipeline(args: GeneratorArguments, data: ImageData | CachedLatents) -> FAEDiTPipeline:
+    """The pipeline to train on, with its own tokenizer."""
+    if args.fae is not None:
+        raise ValueError(f"fae must be None with pipeline, which has its own tokenizer, got {args.fae!r}")
+    pipeline = load_trained_pipeline(args.pipeline)
+    if isinstance(data, ImageData):
+        check_resolution(pipeline.vae, data.args.resolution)
+        if pipeline.vae.image_encoder is None:
+            pipeline.vae.load_encoder(args.image_encoder)
+    return pipeline
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, data_args, loop_args, config = parse_arguments(
+        GeneratorArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = open_data(data_args, loop_args.seed)
+        pipeline = trained_pipeline(args, data) if args.pipeline else new_pipeline(args, data)
+    if isinstance(data, CachedLatents):
+        data.check_tokenizer(pipeline.vae)
+    data, names, _ = match_classes(pipeline, data)
+    pipeline.to(loop.device)
+    # The scheduler's shift is 1 / s of the objective's.
+    shift = 1 / pipeline.scheduler.config.shift
+    objective = FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, args.label_dropout)
+    validate = GeneratorValidation(
+        pipeline,
+        objective,
+        list(data.validation_batches(loop_args.train_batch_size)),
+        names,
+        args.grid_images,
+        args.validation_inference_steps,
+        loop_args.seed,
+    )
 
     def save():
-        vae.image_encoder = None
+        pipeline.vae.image_encoder = None
         pipeline.save_pretrained(loop_args.output_dir)
 
     loop.run(objective, data, validate, save)

@@ -10,17 +10,15 @@ A class of the data that has the name of a class of the pipeline is trained as t
 
 from dataclasses import dataclass, field
 
-import torch
 from accelerate.utils import set_seed
 
-from hf_fae import FAEDiTPipeline
-from hf_fae.images import make_grid
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.generation import GeneratorValidation, load_trained_pipeline, match_classes
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.lora import LORA_TARGETS, ClassData, add_lora, lora_weights
+from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
 from hf_fae.training.objectives import FlowMatchingObjective
-from hf_fae.training.randomness import ImageRandom
+from hf_fae.training.tokenizer import check_resolution
 
 
 @dataclass
@@ -47,20 +45,6 @@ class LoraArguments:
     grid_images: int = field(default=16, metadata={"help": "Pictures of a validation, spread over the classes."})
 
 
-def load_pipeline(args: LoraArguments, resolution: int) -> FAEDiTPipeline:
-    """The pipeline in fp32, with the frozen encoder that encodes the training pictures."""
-    pipeline = FAEDiTPipeline.from_pretrained(args.pipeline)
-    if pipeline.vae.config.sample_size != resolution:
-        raise ValueError(
-            f"resolution must be that of the pipeline at {args.pipeline!r}, {pipeline.vae.config.sample_size}, "
-            f"got {resolution}"
-        )
-    if pipeline.vae.image_encoder is None:
-        pipeline.vae.load_encoder(args.image_encoder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def has_validation_split(args: DataArguments) -> bool:
     """Whether there is something to validate on: a folder of one's own pictures often has no such split."""
     from datasets import get_dataset_split_names
@@ -75,22 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     args, data_args, loop_args, config = parse_arguments(
         LoraArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
     )
-    if (data_args.label_column is None) == (args.class_name is None):
-        raise ValueError(
-            "the classes must come either from label_column or from class_name, "
-            f"got label_column {data_args.label_column!r} and class_name {args.class_name!r}"
-        )
     # All that can be wrong comes to light before the loop writes anything. Processes that load the same things at the
     # same time wait for each other at the locks of the Hub's and the data's caches.
-    pipeline = load_pipeline(args, data_args.resolution)
+    pipeline = load_trained_pipeline(args.pipeline)
+    if pipeline.vae.image_encoder is None:
+        pipeline.vae.load_encoder(args.image_encoder)
+    check_resolution(pipeline.vae, data_args.resolution)
     images = ImageData(data_args, loop_args.seed)
-    names = list(images.id2label.values()) if images.id2label else [args.class_name]
-    new_classes = [name for name in names if name not in pipeline.label2id]
-    if new_classes:
-        table = pipeline.transformer.class_embedding.weight.detach()
-        start = table[pipeline.label_ids(args.init_class, "init_class")[0]] if args.init_class else table[:-1].mean(0)
-        pipeline.add_classes(dict.fromkeys(new_classes, start))
-    data = ClassData(images, pipeline.label_ids(names, "label_column"))
+    data, names, new_classes = match_classes(pipeline, images, args.class_name, args.init_class)
     validation_batches = (
         list(data.validation_batches(loop_args.train_batch_size)) if has_validation_split(data_args) else []
     )
@@ -104,19 +80,15 @@ def main(argv: list[str] | None = None) -> None:
     pipeline.to(loop.device)
     loop.print(f"new classes: {', '.join(new_classes) or 'none'}; {len(names) - len(new_classes)} known ones")
 
-    def validate(step):
-        """Samples of the trained classes and, on a validation split, the loss, with the same noise every time."""
-        drawn = [names[i * len(names) // args.grid_images] for i in range(args.grid_images)]
-        generator = torch.Generator().manual_seed(loop_args.seed)
-        pictures = pipeline(drawn, num_inference_steps=args.validation_inference_steps, generator=generator).images
-        results = {"samples": make_grid(pictures, labels=drawn)}
-        loss, count = 0.0, 0
-        for batch in validation_batches:
-            batch = {name: batch[name].to(loop.device) for name in ("pixel_values", "class_labels")}
-            random = ImageRandom(loop_args.seed, count, loop.device)
-            loss += objective(batch, random)["loss"].item() * len(batch["pixel_values"])
-            count += len(batch["pixel_values"])
-        return {**results, "loss": loss / count} if count else results
+    validate = GeneratorValidation(
+        pipeline,
+        objective,
+        validation_batches,
+        names,
+        args.grid_images,
+        args.validation_inference_steps,
+        loop_args.seed,
+    )
 
     def save():
         pipeline.save_lora_weights(loop_args.output_dir, **lora_weights(pipeline.transformer, new_classes))

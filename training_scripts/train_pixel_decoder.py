@@ -13,11 +13,13 @@ import torch
 
 from hf_fae.evaluation.reconstruction import psnr
 from hf_fae.images import make_grid, to_pil
+from hf_fae.training.adversarial import AdversarialLoss, PatchDiscriminator, TokenDiscriminator
 from hf_fae.training.arguments import LoopArguments, parse_arguments
+from hf_fae.training.augmentation import DiffAugment
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import PixelObjective
-from hf_fae.training.perceptual import FeatureDistance
+from hf_fae.training.perceptual import load_perceptual
 from hf_fae.training.tokenizer import load_trained_fae
 
 
@@ -32,11 +34,49 @@ class PixelDecoderArguments:
     stage: Literal["Ib", "II"] = field(default="Ib", metadata={"help": "Ib: noisy features; II: decoded features."})
     noise_sigma: float = field(default=0.4, metadata={"help": "Stage Ib: noise on standardised features."})
     reconstruction_loss: Literal["l2", "l1"] = field(default="l2", metadata={"help": "Distance of pixels."})
-    perceptual_model: str | None = field(
-        default=None, metadata={"help": "timm or transformers model (Hub id or folder) of the perceptual loss."}
+    perceptual: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Perceptual terms, KIND=WEIGHT or KIND:SOURCE=WEIGHT, whose weighted average is taken: lpips, "
+            "logits:TIMM_MODEL, features:TIMM_OR_TRANSFORMERS_MODEL."
+        },
     )
-    perceptual_weight: float = field(default=1.1, metadata={"help": "Weight of the perceptual loss."})
+    perceptual_weight: float = field(default=1.1, metadata={"help": "Weight of the perceptual average."})
+    discriminator: Literal["none", "patch", "token"] = field(
+        default="none", metadata={"help": "patch: convolutional; token: heads on a frozen vision transformer."}
+    )
+    discriminator_model: str = field(
+        default="facebook/dino-vits8", metadata={"help": "Frozen network of the token discriminator."}
+    )
+    discriminator_channels: int = field(default=128, metadata={"help": "Base width of the patch discriminator."})
+    discriminator_learning_rate: float | None = field(default=None, metadata={"help": "By default learning_rate."})
+    discriminator_start: int = field(default=0, metadata={"help": "First step at which the discriminator learns."})
+    adversarial_weight: float = field(default=0.1, metadata={"help": "Weight of the adversarial loss."})
+    adversarial_start: int = field(default=0, metadata={"help": "First step at which the decoder feels it."})
+    adaptive_weight: bool = field(
+        default=False, metadata={"help": "Scale the adversarial gradient to that of the other losses."}
+    )
+    lecam_weight: float = field(default=0.0, metadata={"help": "Weight of the LeCam penalty."})
+    diff_augment: bool = field(default=False, metadata={"help": "Augment what the discriminator sees."})
     grid_images: int = field(default=8, metadata={"help": "Validation images in the picture of reconstructions."})
+
+
+def make_adversarial_loss(args: PixelDecoderArguments) -> AdversarialLoss | None:
+    if args.discriminator == "none":
+        return None
+    if args.discriminator == "patch":
+        discriminator = PatchDiscriminator(args.discriminator_channels)
+    else:
+        discriminator = TokenDiscriminator.from_pretrained(args.discriminator_model)
+    return AdversarialLoss(
+        discriminator,
+        args.adversarial_weight,
+        args.adaptive_weight,
+        args.lecam_weight,
+        DiffAugment() if args.diff_augment else None,
+        args.discriminator_start,
+        args.adversarial_start,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,15 +87,18 @@ def main(argv: list[str] | None = None) -> None:
     with loop.accelerator.main_process_first():
         data = ImageData(data_args, loop_args.seed)
         model = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
-        perceptual = FeatureDistance.from_pretrained(args.perceptual_model) if args.perceptual_model else None
+        perceptual = load_perceptual(args.perceptual) if args.perceptual else None
+        adversarial = make_adversarial_loss(args)
     objective = PixelObjective(
-        model.to(loop.device),
+        model,
         args.stage,
         args.noise_sigma,
         args.reconstruction_loss,
         perceptual,
         args.perceptual_weight,
-    )
+        adversarial,
+        args.discriminator_learning_rate,
+    ).to(loop.device)
     validation_batches = list(data.validation_batches(loop_args.train_batch_size))
 
     def validate(step):

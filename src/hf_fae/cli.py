@@ -134,7 +134,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from .evaluation.reconstruction import feature_cosine, psnr
     from .images import make_grid, to_pil
     from .layers.positions import grid_size
-    from .training.data import center_crop
+    from .training.pictures import center_crop
 
     pictures = [_read_picture(path) for path in args.images]
     vae = _load_tokenizer(args)
@@ -162,7 +162,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _read_picture(path: Path):
-    from .training.data import decode_image
+    from .training.pictures import decode_image
 
     try:
         return decode_image(path)

@@ -1,4 +1,5 @@
 from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -71,17 +72,27 @@ CONFIGS = sorted(Path(__file__).parents[2].glob("training_scripts/configs/*.yaml
 def test_shipped_configs_parse(path, monkeypatch):
     """Every key of every config is an argument of its script, with a value of the right type."""
     monkeypatch.syspath_prepend(path.parents[1])
-    if "pixel_decoder" in path.stem:
-        from train_pixel_decoder import PixelDecoderArguments as Arguments
-    elif "generator" in path.stem or "dit" in path.stem:
-        from train_generator import GeneratorArguments as Arguments
-    else:
-        from train_fae import FAEArguments as Arguments
+    groups = [*script_arguments(path.stem), DataArguments]
     values = yaml.safe_load(path.read_text())
-    required = [field.name for group in (Arguments, DataArguments, LoopArguments) for field in required_fields(group)]
+    required = [field.name for group in groups for field in required_fields(group)]
     flags = [f"--{name}=x" for name in required if name not in values]  # what a smoke config leaves open
-    *_, config = parse_arguments(Arguments, DataArguments, LoopArguments, argv=["--config", str(path), *flags])
+    *_, config = parse_arguments(*groups, argv=["--config", str(path), *flags])
     assert {name: config[name] for name in values} == values
+
+
+def script_arguments(config):
+    """What the script of a config takes beside the data."""
+    if "latents" in config:
+        return [import_module("cache_latents").CacheArguments]
+    if "pixel_decoder" in config:
+        group = import_module("train_pixel_decoder").PixelDecoderArguments
+    elif "lora" in config:
+        group = import_module("train_lora").LoraArguments
+    elif "generator" in config or "dit" in config:
+        group = import_module("train_generator").GeneratorArguments
+    else:
+        group = import_module("train_fae").FAEArguments
+    return [group, LoopArguments]
 
 
 def required_fields(group):

@@ -58,9 +58,21 @@ class LoopArguments:
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
         default="tensorboard", metadata={"help": "Tracker beside log.jsonl, if it is installed."}
     )
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the result with its card at the end."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository of the result, such as user/name."})
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Make a new repository private; none: as your account has it."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the trained weights, as the Hub names it: for the card."}
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "Set everything up, run one step and one validation, write nothing."}
     )
+
+    def __post_init__(self):
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("hub_model_id must name the repository for push_to_hub, got None")
 
 
 def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:

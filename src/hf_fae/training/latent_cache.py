@@ -22,12 +22,17 @@ from torch.utils.data import DataLoader, Dataset
 from .order import PositionSampler
 
 
-__all__ = ["COPIES", "INDEX", "LABELS", "CachedLatents", "tokenizer_fingerprint"]
+__all__ = ["COPIES", "INDEX", "LABELS", "CachedLatents", "is_latent_cache", "tokenizer_fingerprint"]
 
 INDEX = "index.json"
 COPIES = ("moments", "moments_flipped")
 # Columns beside the moments, and what batches call them.
 LABELS = {"row_id": "row_ids", "label": "class_labels", "caption": "captions"}
+
+
+def is_latent_cache(folder: str | Path) -> bool:
+    """Whether `folder` was written by `encode_dataset`, finished or not."""
+    return (Path(folder) / INDEX).is_file()
 
 
 def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
@@ -76,7 +81,7 @@ class CachedLatents:
         self, folder: str | Path, seed: int = 0, random_flip: bool = True, max_train_samples: int | None = None
     ):
         self.folder, self.seed = Path(folder), seed
-        if not (self.folder / INDEX).is_file():
+        if not is_latent_cache(folder):
             raise ValueError(f"folder {str(folder)!r} is no latent cache: it has no {INDEX}")
         self.index = json.loads((self.folder / INDEX).read_text())
         if "splits" not in self.index:

@@ -27,6 +27,7 @@ from .arguments import LoopArguments
 from .checkpoints import clear_leftovers, commit_checkpoint, find_checkpoint
 from .damage import DamageReport
 from .flops import FlopMeter, matmul_peak
+from .hub import publish, training_run
 from .meter import Meter, peak_memory
 from .objectives import Objective
 from .randomness import ImageRandom
@@ -43,7 +44,8 @@ class TrainingLoop:
 
     Args:
         args: see `LoopArguments`.
-        config: all arguments of the run as plain values, written to `output_dir/config.yaml`.
+        config: all arguments of the run as plain values, written to `output_dir/config.yaml` and into the card of
+            what is saved; without it there is no card.
 
     Attributes:
         accelerator, device: where the run takes place; ready before the objective is built.
@@ -56,7 +58,7 @@ class TrainingLoop:
     """
 
     def __init__(self, args: LoopArguments, config: dict | None = None):
-        self.args = args
+        self.args, self.config = args, config or {}
         self.output_dir = Path(args.output_dir)
         self.step = self.images_seen = 0
         self.damage, self.new_damage, self.meter = DamageReport(), [], Meter()
@@ -80,10 +82,10 @@ class TrainingLoop:
         if self.is_main and not args.dry_run:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             clear_leftovers(self.output_dir)
-            if config:
-                (self.output_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+            if self.config:
+                (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
         if tracker:
-            plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in (config or {}).items()}
+            plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in self.config.items()}
             project = "tensorboard" if tracker == "tensorboard" else "hf_fae"  # its folder, or the project's name
             self.accelerator.init_trackers(project, plain)
 
@@ -107,7 +109,7 @@ class TrainingLoop:
                 dicts of tensors and lists; the list "damaged", if any, goes into the report of damaged rows.
             validate: called with the step under EMA weights, in eval mode, without gradient, on every process, after
                 the same seed every time; returns numbers (logged) and PIL pictures (written to `validation/`).
-            save: called at the end under EMA weights on the main process.
+            save: called at the end under EMA weights on the main process; the card is written beside what it saves.
 
         Returns:
             What the last call of `validate` returned.
@@ -177,7 +179,9 @@ class TrainingLoop:
                     remove_sharding(self.module)
                 if self.is_main:
                     save()
-            self.print(f"saved to {self.output_dir}")
+                    if self.config or args.push_to_hub:
+                        publish(args, training_run(self.config, self.step, self.images_seen, results))
+            self.print(f"saved to {args.hub_model_id if args.push_to_hub else self.output_dir}")
             accelerator.wait_for_everyone()
         accelerator.end_training()
         return results
@@ -194,7 +198,8 @@ class TrainingLoop:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self.averaged, trained)
+                for parameter, value in zip(self.averaged, trained, strict=True):
+                    parameter.copy_(value)
 
     def _prepare(self, objective):
         """Optimiser, schedule, wrapping for the devices, EMA, resume: in this order."""
@@ -223,8 +228,10 @@ class TrainingLoop:
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.averaged = self.optimizer.param_groups[0]["params"]
         self.nonfinite_row, self.nonfinite_total = torch.zeros(2, device=self.device).unbind()
-        self.ema = EMAModel(self.averaged, decay=args.ema_decay, foreach=True) if args.ema_decay else None
-        if self.ema is not None:
+        self.ema = None
+        if args.ema_decay:
+            # torch cannot copy lists of sharded tensors at once.
+            self.ema = EMAModel(self.averaged, decay=args.ema_decay, foreach=not accelerator.is_fsdp2)
             self.ema.to(dtype=torch.float32)
 
         if self.resume_from:

@@ -1,13 +1,11 @@
 """What LoRA fine-tuning trains: low-rank layers, and the embeddings of new classes."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 
-__all__ = ["LORA_TARGETS", "ClassData", "add_lora", "lora_weights"]
+__all__ = ["LORA_TARGETS", "add_lora", "lora_weights"]
 
 # The linear maps of attention and feed-forward, by the ends of their names.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
@@ -70,28 +68,3 @@ def lora_weights(transformer: nn.Module, new_classes: list[str]) -> dict:
         "transformer_lora_adapter_metadata": transformer.peft_config["default"].to_dict(),
         "new_classes": {name: row.clone() for name, row in zip(new_classes, rows, strict=True)},
     }
-
-
-class ClassData:
-    """Pictures with the class ids of a pipeline.
-
-    Args:
-        data: an `ImageData`.
-        class_ids: the class id of each label of `data`; a single one for data without labels.
-    """
-
-    def __init__(self, data, class_ids: list[int]):
-        self.data = data
-        self.class_ids = torch.tensor(class_ids)
-
-    def batches(self, batch_size: int, **place) -> Iterator[dict]:
-        """As `ImageData.batches`."""
-        return map(self._relabel, self.data.batches(batch_size, **place))
-
-    def validation_batches(self, batch_size: int) -> Iterator[dict]:
-        """As `ImageData.validation_batches`."""
-        return map(self._relabel, self.data.validation_batches(batch_size))
-
-    def _relabel(self, batch):
-        labels = batch.get("class_labels", torch.zeros(len(batch["pixel_values"]), dtype=torch.long))
-        return {**batch, "class_labels": self.class_ids[labels]}

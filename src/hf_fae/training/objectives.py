@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..evaluation.reconstruction import feature_cosine
 from ..latents import normalized_posterior
-from .perceptual import FeatureDistance
+from .adversarial import AdversarialLoss
 from .randomness import ImageRandom
 
 
@@ -128,6 +128,8 @@ class PixelObjective(Objective):
         noise_sigma: fixed noise level of stage Ib (0.4 for DINOv2).
         reconstruction_loss: `"l2"` or `"l1"`.
         perceptual: a distance of images, with `perceptual_weight`; None for none.
+        adversarial: the game with a discriminator, which is trained as well, at `discriminator_learning_rate` (by
+            default the run's); None for none.
     """
 
     def __init__(
@@ -136,8 +138,10 @@ class PixelObjective(Objective):
         stage: Literal["Ib", "II"] = "Ib",
         noise_sigma: float = 0.4,
         reconstruction_loss: Literal["l2", "l1"] = "l2",
-        perceptual: FeatureDistance | None = None,
+        perceptual: nn.Module | None = None,
         perceptual_weight: float = 1.1,
+        adversarial: AdversarialLoss | None = None,
+        discriminator_learning_rate: float | None = None,
     ):
         if stage not in ("Ib", "II"):
             raise ValueError(f"stage must be 'Ib' or 'II', got {stage!r}")
@@ -147,6 +151,20 @@ class PixelObjective(Objective):
         self.stage, self.noise_sigma = stage, noise_sigma
         self.pixel_distance = F.mse_loss if reconstruction_loss == "l2" else F.l1_loss
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+        self.adversarial, self.discriminator_learning_rate = adversarial, discriminator_learning_rate
+        self.step = 0
+
+    def parameter_groups(self) -> list[dict]:
+        groups = [{"params": list(self.model.pixel_decoder.parameters())}]
+        if self.adversarial is not None:
+            params = [p for p in self.adversarial.parameters() if p.requires_grad]
+            groups.append(
+                {"params": params, "learning_rate": self.discriminator_learning_rate, "name": "discriminator"}
+            )
+        return groups
+
+    def before_step(self, step: int) -> None:
+        self.step = step
 
     @torch.no_grad()
     def decoder_input(self, features: torch.Tensor, grid: tuple[int, int], random: ImageRandom) -> torch.Tensor:
@@ -166,6 +184,11 @@ class PixelObjective(Objective):
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(decoded, images)
             losses["loss"] = reconstruction + self.perceptual_weight * losses["perceptual"]
+        if self.adversarial is not None:
+            last_layer = self.model.pixel_decoder.proj_out.weight
+            game = self.adversarial(decoded, images, losses["loss"], last_layer, self.step, random)
+            losses["loss"] = losses["loss"] + game.pop("loss")
+            losses |= {f"adversarial/{name}": value for name, value in game.items()}
         return losses
 
 

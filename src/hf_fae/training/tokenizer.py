@@ -3,7 +3,7 @@
 from ..autoencoders.fae import AutoencoderFAE
 
 
-__all__ = ["load_trained_fae"]
+__all__ = ["check_resolution", "load_trained_fae"]
 
 
 def load_trained_fae(path: str, image_encoder: str | None, resolution: int) -> AutoencoderFAE:
@@ -18,10 +18,17 @@ def load_trained_fae(path: str, image_encoder: str | None, resolution: int) -> A
         ValueError: the FAE was trained on pictures of another size.
     """
     model = AutoencoderFAE.from_pretrained(path)
-    if model.config.sample_size != resolution:
-        raise ValueError(
-            f"resolution must be that of the FAE at {path!r}, {model.config.sample_size}, got {resolution}"
-        )
+    check_resolution(model, resolution)
     if model.image_encoder is None:
         model.load_encoder(image_encoder)
     return model.float()
+
+
+def check_resolution(vae: AutoencoderFAE, resolution: int) -> None:
+    """Refuse pictures of another size than the tokenizer was trained on.
+
+    Raises:
+        ValueError: they are.
+    """
+    if vae.config.sample_size != resolution:
+        raise ValueError(f"resolution must be that of the tokenizer, {vae.config.sample_size}, got {resolution}")

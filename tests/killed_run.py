@@ -1,0 +1,91 @@
+"""Train in a child process and kill it, again and again, until it gets through. Run by training/test_kills.py.
+
+    python killed_run.py FOLDER DATA KILLS STREAMING
+
+The children are forked after all imports, so that a kill costs a fraction of a second.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hf_fae.training.arguments import LoopArguments
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.loop import TrainingLoop
+from hf_fae.training.objectives import Objective
+
+
+class Ledger(Objective):
+    """Learns something, and writes down which rows it has seen as which images of the run."""
+
+    def __init__(self, path):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 512), nn.SiLU(), nn.Linear(512, 1024))
+        super().__init__(model, [model])
+        self.path = path
+
+    def forward(self, batch, random):
+        line = json.dumps([random.first_image, batch["row_ids"].tolist()]) + "\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(file, line.encode())  # one call: a kill leaves all of the line or nothing
+        os.close(file)
+        images = nn.functional.adaptive_avg_pool2d(batch["pixel_values"], 8)
+        output = self.model(images + 0.1 * random.normal(*images.shape))
+        return {"loss": (output - batch["row_ids"][:, None]).square().mean()}
+
+
+def train(folder, dataset, streaming):
+    args = LoopArguments(
+        output_dir=str(folder),
+        max_train_steps=200,
+        train_batch_size=4,
+        learning_rate=1e-3,
+        ema_decay=0.9,
+        logging_steps=5,
+        checkpointing_steps=3,
+        validation_steps=10,
+        checkpoints_total_limit=2,
+        resume_from_checkpoint="latest",
+        report_to="none",
+    )
+    data = ImageData(
+        DataArguments(dataset_name=dataset, resolution=32, streaming=streaming, shuffle_block=8), args.seed
+    )
+    loop = TrainingLoop(args)
+    objective = Ledger(folder.with_suffix(".ledger"))
+    loop.run(objective, data, validate=lambda step: {"norm": objective.model[1].weight.norm().item()})
+
+
+def main(folder, dataset, kills, streaming):
+    """Kill `kills` times at random moments, then let it finish; prints how often a checkpoint was being written."""
+    chance = random.Random(0)
+    while_writing = done = 0
+    while done <= kills:
+        child = os.fork()
+        if child == 0:
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), 2)
+                train(folder, dataset, streaming)
+                os._exit(0)
+        if done < kills:
+            time.sleep(chance.uniform(0.1, 1.5))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if done < kills and os.WIFEXITED(status):
+            raise SystemExit("the run ended before it could be killed: give it more steps")
+        if status and done == kills:
+            raise SystemExit(f"the run failed with status {status}")
+        while_writing += done < kills and any(folder.glob(".checkpoint-*"))
+        done += 1
+    print(while_writing)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "streaming")

@@ -1,0 +1,120 @@
+"""Several processes on a CPU: the numbers of one with the larger batch, also when FSDP2 shards the parameters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from factories import tiny_fae, tiny_lightning_dit
+from safetensors.torch import load_file
+from training_runs import ImageNoise, read_log, run
+
+from hf_fae import LightningDiTTransformer2DModel
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.objectives import FlowMatchingObjective
+
+
+HERE = Path(__file__).parent
+
+# What `accelerate launch` does on several devices; on a CPU alone it starts one process.
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+# Accelerate takes FSDP for GPUs only. Told that these processes have some, it shards on a CPU in the very same way.
+PRETEND_GPU = """
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+PartialState(cpu=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+"""
+
+
+def run_in_two_processes(folder, call, fsdp=False):
+    """Run a function of this module, written as a call, in two processes."""
+    script = folder / "script.py"
+    paths = [str(HERE.parent), str(HERE), str(HERE.parents[1] / "training_scripts")]
+    script.write_text(
+        f"import sys; sys.path[:0] = {paths!r}\n{PRETEND_GPU if fsdp else ''}\n"
+        f"import test_distributed; test_distributed.{call}\n"
+    )
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if fsdp:
+        env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    result = subprocess.run([*LAUNCH, str(script)], env=env, timeout=300, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+def train_image_noise(folder, batch_size, **kwargs):
+    torch.manual_seed(0)
+    loop, _, _ = run(folder, objective=ImageNoise(), train_batch_size=batch_size, **kwargs)
+    assert (loop.step, loop.images_seen) == (12, 48)
+
+
+def assert_close_checkpoints(one, other):
+    """Equal but for the order of sums, which Adam magnifies where a gradient is tiny: within 1 % of the rate 0.01."""
+    for name in ("model", "ema", "optimizer"):
+        left, right = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        assert left.keys() == right.keys()
+        for key in left:
+            torch.testing.assert_close(left[key], right[key], rtol=1e-4, atol=1e-4)
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
+    train_image_noise(tmp_path / "one", 4)
+    run_in_two_processes(tmp_path, f"train_image_noise({str(tmp_path / 'two')!r}, 2)")
+    assert_close_checkpoints(tmp_path / "one" / "checkpoint-12", tmp_path / "two" / "checkpoint-12")
+    one, two = (read_log(tmp_path / folder) for folder in ("one", "two"))
+    assert [line["images"] for line in one] == [line["images"] for line in two]
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-5)
+
+
+def train_flow(folder, data_folder, batch_size, **kwargs):
+    """A real generator on a real tokenizer, with validation; the result is a pipeline."""
+    data = ImageData(DataArguments(dataset_name=data_folder, resolution=32, label_column="label"))
+    torch.manual_seed(0)
+    transformer = tiny_lightning_dit(num_classes=4)
+    objective = FlowMatchingObjective(transformer, tiny_fae())
+
+    def validate(step):
+        z = torch.ones(1, transformer.config.in_channels, 4, 4)
+        return {"output": transformer(z, torch.tensor([500.0]), torch.tensor([1])).sample.sum().item()}
+
+    run(
+        folder,
+        data,
+        objective,
+        validate,
+        save=lambda: transformer.save_pretrained(Path(folder) / "transformer"),
+        train_batch_size=batch_size,
+        **{"max_train_steps": 6, "checkpointing_steps": 3, "validation_steps": 3, **kwargs},
+    )
+
+
+def test_fsdp2_trains_as_one_process_and_its_checkpoints_are_ordinary_ones(tmp_path, image_folder):
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_flow(one, str(image_folder), 8)
+    run_in_two_processes(tmp_path, f"train_flow({str(two)!r}, {str(image_folder)!r}, 4)", fsdp=True)
+    for step in (3, 6):
+        assert_close_checkpoints(one / f"checkpoint-{step}", two / f"checkpoint-{step}")
+    outputs = [
+        [line["validation/output"] for line in read_log(run) if "validation/output" in line] for run in (one, two)
+    ]
+    assert outputs[0] == pytest.approx(outputs[1], rel=1e-4) and len(outputs[0]) == 2
+
+    saved = [LightningDiTTransformer2DModel.from_pretrained(run / "transformer") for run in (one, two)]
+    for left, right in zip(*(model.parameters() for model in saved), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+
+    resumed = {"resume_from_checkpoint": str(two / "checkpoint-3")}
+    train_flow(tmp_path / "resumed", str(image_folder), 8, **resumed)
+    assert_close_checkpoints(one / "checkpoint-6", tmp_path / "resumed" / "checkpoint-6")
+
+
+@pytest.mark.slow
+def test_fsdp2_goes_on_from_a_checkpoint_of_one_process(tmp_path, image_folder):
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_flow(one, str(image_folder), 8)
+    resumed = {"resume_from_checkpoint": str(one / "checkpoint-3")}
+    run_in_two_processes(tmp_path, f"train_flow({str(two)!r}, {str(image_folder)!r}, 4, **{resumed!r})", fsdp=True)
+    assert_close_checkpoints(one / "checkpoint-6", two / "checkpoint-6")
