@@ -12,6 +12,12 @@ from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import Objective
 
 
+# Everything of both recipes at once; the discriminator rests for a step, the decoder feels it one step later.
+ADVERSARIAL = ["--discriminator", "patch", "--discriminator_channels", "32", "--discriminator_start", "1"]
+ADVERSARIAL += ["--adversarial_start", "2", "--adaptive_weight", "--lecam_weight", "0.1", "--diff_augment"]
+ADVERSARIAL += ["--discriminator_learning_rate", "0.002"]
+
+
 class Stopped(BaseException):
     """Stands for a kill: nothing catches it."""
 

@@ -1,5 +1,6 @@
 """Several processes on a CPU: the numbers of one with the larger batch, also when FSDP2 shards the parameters."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import tiny_fae, tiny_lightning_dit
+from accelerate.state import AcceleratorState
+from factories import tiny_encoder, tiny_fae, tiny_lightning_dit
 from safetensors.torch import load_file
-from training_runs import ImageNoise, read_log, run
+from training_runs import ADVERSARIAL, ImageNoise, read_log, run
 
 from hf_fae import LightningDiTTransformer2DModel
 from hf_fae.training.data import DataArguments, ImageData
@@ -17,6 +19,7 @@ from hf_fae.training.objectives import FlowMatchingObjective
 
 
 HERE = Path(__file__).parent
+SCRIPTS = HERE.parents[1] / "training_scripts"
 
 # What `accelerate launch` does on several devices; on a CPU alone it starts one process.
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -33,7 +36,7 @@ PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 def run_in_two_processes(folder, call, fsdp=False):
     """Run a function of this module, written as a call, in two processes."""
     script = folder / "script.py"
-    paths = [str(HERE.parent), str(HERE), str(HERE.parents[1] / "training_scripts")]
+    paths = [str(HERE.parent), str(HERE), str(SCRIPTS)]
     script.write_text(
         f"import sys; sys.path[:0] = {paths!r}\n{PRETEND_GPU if fsdp else ''}\n"
         f"import test_distributed; test_distributed.{call}\n"
@@ -67,6 +70,49 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     one, two = (read_log(tmp_path / folder) for folder in ("one", "two"))
     assert [line["images"] for line in one] == [line["images"] for line in two]
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-5)
+
+
+def train_scripts(folder, published, data, batch_size):
+    """One step of the scripts of a VAE, of a GAN and of a generator, as they are."""
+    common = ["--dataset_name", data, "--train_batch_size", str(batch_size), "--mixed_precision", "no"]
+    common += ["--max_train_steps", "2", "--max_grad_norm", "0", "--report_to", "none"]
+    common += ["--checkpoints_total_limit", "2"]
+    fae = ["--fae", f"{published}/fae"]
+    for script, flags in (
+        ("fae", ["--image_encoder", f"{published}/encoder"]),
+        (
+            "pixel_decoder",
+            [*fae, "--stage", "II", *ADVERSARIAL, "--discriminator_start", "0", "--adversarial_start", "0"],
+        ),
+        ("generator", [*fae, "--label_column", "label"]),
+    ):
+        AcceleratorState._reset_state(reset_partial_state=True)  # the one before has ended its process group
+        config = str(SCRIPTS / "configs" / f"smoke_{script}.yaml")
+        main = importlib.import_module(f"train_{script}").main
+        main(["--config", config, "--output_dir", f"{folder}/{script}", *flags, *common, "--checkpointing_steps", "1"])
+
+
+def test_scripts_in_two_processes_have_the_gradients_of_one(tmp_path, image_folder, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    tiny_encoder().save_pretrained(tmp_path / "encoder")
+    tiny_fae().save_pretrained(tmp_path / "fae")
+    train_scripts(str(tmp_path / "one"), str(tmp_path), str(image_folder), 8)
+    call = f"train_scripts({str(tmp_path / 'two')!r}, {str(tmp_path)!r}, {str(image_folder)!r}, 4)"
+    run_in_two_processes(tmp_path, call)
+    for script in ("fae", "pixel_decoder", "generator"):
+        # After the first step AdamW's first moment is the gradient times 1 - beta1, as nothing was clipped.
+        one, two = (
+            load_file(tmp_path / run / script / "checkpoint-1" / "optimizer.safetensors") for run in ("one", "two")
+        )
+        assert one.keys() == two.keys()
+        gradients = {}
+        for name in one:
+            if name.endswith(".exp_avg"):
+                gradients.setdefault(name.split(".")[0], []).append((one[name], two[name]))
+        assert set(gradients) == ({"model", "adversarial"} if script == "pixel_decoder" else {"model"})
+        for network, pairs in gradients.items():
+            difference = max((left - right).abs().max() for left, right in pairs)
+            assert difference <= 1e-5 * max(left.abs().max() for left, _ in pairs), (script, network)
 
 
 def train_flow(folder, data_folder, batch_size, **kwargs):

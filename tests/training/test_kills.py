@@ -2,15 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from training_runs import assert_equal_checkpoints, read_log
+from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
+from training_runs import ADVERSARIAL, assert_equal_checkpoints, read_log
 
 
 TESTS = Path(__file__).parents[1]
+SCRIPTS = TESTS.parent / "training_scripts"
 
 
 def run_killed(folder, data, kills, mode):
@@ -46,3 +50,71 @@ def test_twenty_kills(tmp_path, parquet_folder, mode):
     assert sorted(rows) == list(range(800))
     epochs = [{rows[image] for image in range(start, start + 32)} for start in range(0, 800, 32)]
     assert all(epoch == epochs[0] and len(epoch) == 32 for epoch in epochs)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, parquet_folder):
+    """What the scripts start from: an encoder, a tokenizer, a pipeline, cached latents."""
+    folder = tmp_path_factory.mktemp("published")
+    tiny_encoder().save_pretrained(folder / "encoder")
+    tiny_fae().save_pretrained(folder / "fae")
+    tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=4)).save_pretrained(folder / "pipeline")
+    flags = ["--fae", folder / "fae", "--dataset_name", parquet_folder, "--label_column", "kind"]
+    command = [sys.executable, SCRIPTS / "cache_latents.py", *flags, "--output_dir", folder / "latents"]
+    config = SCRIPTS / "configs" / "smoke_cache_latents.yaml"
+    subprocess.run([str(part) for part in [*command, "--config", config]], check=True, capture_output=True)
+    return folder
+
+
+RUNS = {
+    "fae": ("train_fae.py", "smoke_fae.yaml", ["--image_encoder", "{published}/encoder"]),
+    "pixel-decoder": (
+        "train_pixel_decoder.py",
+        "smoke_pixel_decoder.yaml",
+        ["--fae", "{published}/fae", "--stage", "Ib", *ADVERSARIAL],
+    ),
+    "generator": (
+        "train_generator.py",
+        "smoke_generator.yaml",
+        ["--fae", "{published}/fae", "--label_column", "kind", "--dataloader_num_workers", "1"],
+    ),
+    "generator-streaming": (
+        "train_generator.py",
+        "smoke_generator.yaml",
+        ["--fae", "{published}/fae", "--label_column", "kind", "--streaming", "true", "--shuffle_block", "4"],
+    ),
+    "generator-latents": ("train_generator.py", "smoke_generator.yaml", ["--dataset_name", "{published}/latents"]),
+    "lora": (
+        "train_lora.py",
+        "smoke_lora.yaml",
+        ["--pipeline", "{published}/pipeline", "--image_encoder", "{published}/encoder", "--label_column", "kind"],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_every_script_killed_twice(tmp_path, published, parquet_folder, name):
+    script, config, flags = RUNS[name]
+    command = [sys.executable, str(SCRIPTS / script), "--config", str(SCRIPTS / "configs" / config)]
+    command += ["--dataset_name", str(parquet_folder), "--resume_from_checkpoint", "latest", "--report_to", "none"]
+    command += [flag.format(published=published) for flag in flags]
+    command += ["--max_train_steps", "6", "--checkpointing_steps", "2", "--validation_steps", "3"]
+    command += ["--checkpoints_total_limit", "5"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "--output_dir", str(whole)], env=env, check=True, capture_output=True)
+    for checkpoint in ("checkpoint-2", "checkpoint-4"):
+        child = subprocess.Popen([*command, "--output_dir", str(killed)], env=env, stderr=subprocess.DEVNULL)
+        while child.poll() is None and not (killed / checkpoint).exists():
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--output_dir", str(killed)], env=env, check=True, capture_output=True)
+    for step in (2, 4, 6):
+        assert_equal_checkpoints(*(run / f"checkpoint-{step}" for run in (whole, killed)))
+    assert read_log(whole) == read_log(killed)
+    results = [sorted(path.relative_to(run) for path in run.rglob("*.safetensors")) for run in (whole, killed)]
+    assert results[0] == results[1]
+    for path in results[0]:
+        assert (whole / path).read_bytes() == (killed / path).read_bytes(), path

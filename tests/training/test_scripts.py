@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from factories import tiny_encoder
 from PIL import Image
 from safetensors.torch import load_file
+from training_runs import ADVERSARIAL
 
 from hf_fae import AutoencoderFAE, FAEDiTPipeline
 
@@ -33,15 +35,19 @@ def train_here(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
 
     def train(script, config, folder, *flags):
+        AcceleratorState._reset_state(reset_partial_state=True)
         config = str(SCRIPTS / "configs" / config)
         importlib.import_module(script).main(["--config", config, "--output_dir", str(folder), *flags])
 
     return train
 
 
+def entries(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def last(folder, name):
-    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [entry[name] for entry in entries if name in entry][-1]
+    return [entry[name] for entry in entries(folder) if name in entry][-1]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,7 @@ def fae(tmp_path_factory, encoder, parquet_folder, cache):
 @pytest.fixture(scope="module")
 def decoded(tmp_path_factory, fae, image_folder, cache):
     folder = tmp_path_factory.mktemp("pixel-decoder")
-    flags = ["--fae", str(fae), "--stage", "II", "--dataset_name", str(image_folder)]
+    flags = ["--fae", str(fae), "--stage", "II", "--dataset_name", str(image_folder), *ADVERSARIAL]
     train("train_pixel_decoder.py", "smoke_pixel_decoder.yaml", folder, cache, *flags)
     return folder
 
@@ -99,6 +105,14 @@ def test_train_pixel_decoder(fae, decoded):
     }
     assert changed == {"pixel_decoder"}
     assert last(decoded, "validation/psnr") > 0 and last(decoded, "validation/psnr_of_encoder_features") > 0
+    # The discriminator is part of the checkpoint, not of the averages or of the result.
+    state = load_file(decoded / "checkpoint-4" / "model.safetensors")
+    assert any(name.startswith("adversarial.discriminator.") for name in state)
+    assert "adversarial.lecam.real_mean" in state and state["adversarial.lecam.real_mean"] != 0
+    assert all(name.startswith("model.") for name in load_file(decoded / "checkpoint-4" / "ema.safetensors"))
+    steps = load_file(decoded / "checkpoint-4" / "optimizer.safetensors")
+    assert {value.item() for name, value in steps.items() if name.endswith(".step")} == {4.0, 3.0}
+    assert last(decoded, "adversarial/adaptive_weight") > 0 and last(decoded, "discriminator_grad_norm") > 0
     with Image.open(decoded / "validation" / "reconstructions-0000004.png") as grid:
         assert grid.size == (4 * 36, 2 * 36)  # 4 originals above 4 reconstructions
 
@@ -123,6 +137,50 @@ def test_train_generator_resumed(tmp_path, decoded, image_folder, cache, train_h
     assert [image.size for image in images] == [(32, 32)] * 2
     assert last(first, "validation/loss") > 0
     assert (first / "validation" / "samples-0000004.png").is_file()
+
+
+def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path, decoded, image_folder, train_here):
+    latents, first, second = (tmp_path / name for name in ("latents", "first", "second"))
+    flags = ["--fae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
+    train_here("cache_latents", "smoke_cache_latents.yaml", latents, *flags)
+    # The tokenizer is that of the cache, with its statistics and without its encoder.
+    train_here("train_generator", "smoke_generator.yaml", first, "--dataset_name", str(latents))
+    pipeline = FAEDiTPipeline.from_pretrained(first)
+    assert pipeline.vae.image_encoder is None and pipeline.id2label == {0: "circle", 1: "cross", 2: "dot", 3: "ring"}
+    assert torch.equal(pipeline.vae.latents_mean, AutoencoderFAE.from_pretrained(latents / "tokenizer").latents_mean)
+    assert last(first, "validation/loss") > 0 and any("loss_t/" in name for name in entries(first)[0])
+
+    # Full fine-tuning on pictures of which two classes are new; the known ones keep their numbers.
+    other = tmp_path / "pictures"
+    for split in ("train", "validation"):
+        for name in ("ring", "square", "star"):
+            for number in range(4):
+                path = other / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(path)
+    encoder = ["--image_encoder", str(decoded / "image_encoder.d")]
+    flags = ["--pipeline", str(first), "--dataset_name", str(other), "--label_column", "label", *encoder]
+    train_here("train_generator", "smoke_generator.yaml", second, *flags)
+    tuned = FAEDiTPipeline.from_pretrained(second)
+    assert tuned.id2label == {0: "circle", 1: "cross", 2: "dot", 3: "ring", 4: "square", 5: "star"}
+    assert tuned.transformer.config.num_classes == 6
+    assert len(tuned(["star", "circle"], output_type="pt").images) == 2
+
+
+def test_result_has_a_card(fae, decoded):
+    for folder, words in (
+        (fae, ["from_pretrained(", "learning_rate: 0.001", "feature_cosine", "accelerate launch"]),
+        (decoded, ["reconstructions-0000004.png", "discriminator: patch", "psnr"]),
+    ):
+        card = (folder / "README.md").read_text()
+        assert [word for word in words if word not in card] == []
+
+
+def test_push_to_hub_without_a_name(tmp_path, train_here):
+    with pytest.raises(ValueError, match="hub_model_id must name the repository for push_to_hub, got None"):
+        train_here(
+            "train_fae", "smoke_fae.yaml", tmp_path, "--image_encoder", "x", "--dataset_name", "x", "--push_to_hub"
+        )
 
 
 def test_dry_run_writes_nothing(tmp_path, fae, parquet_folder, train_here, capsys):

@@ -151,7 +151,7 @@ def test_a_folder_of_one_class(tmp_path, train, published, image_folder):
     [
         ({}, "either from label_column or from class_name, got no labels"),
         ({"class_name": "a", "label_column": "label"}, "either from label_column or from class_name"),
-        ({"label_column": "label", "resolution": 64}, "resolution must be that of the pipeline .* 32, got 64"),
+        ({"label_column": "label", "resolution": 64}, "resolution must be that of the tokenizer, 32, got 64"),
         ({"label_column": "label", "init_class": "dgo"}, "init_class has the unknown name 'dgo'.*'dog'"),
         ({"label_column": "label", "rank": 0}, "rank must be at least 1, got 0"),
         ({"label_column": "label", "target_modules": "to_x"}, "target_modules .*got 'to_x'"),

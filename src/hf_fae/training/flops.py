@@ -3,32 +3,39 @@
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 
 __all__ = ["FlopMeter", "matmul_peak"]
 
 
-class FlopMeter:
+class FlopMeter(TorchDispatchMode):
     """Counts the floating-point operations of matrix products, convolutions and attention within its context.
 
-    Compiled code runs eagerly there, as only eager operations can be counted.
+    Compiled code runs eagerly there, as only eager operations can be counted. torch's own `FlopCounterMode` hooks into
+    modules as well, which a forward pass that takes gradients itself (adaptive weights) does not survive.
     """
 
     def __init__(self):
+        super().__init__()
         self.flops = 0
+        self._eagerly = torch.compiler.set_stance("force_eager")
 
     def __enter__(self) -> "FlopMeter":
-        self._stance = torch.compiler.set_stance("force_eager")
-        self._counter = FlopCounterMode(display=False)
-        self._stance.__enter__()
-        self._counter.__enter__()
-        return self
+        self._eagerly.__enter__()
+        return super().__enter__()
 
     def __exit__(self, *exception) -> None:
-        self._counter.__exit__(*exception)
-        self._stance.__exit__(*exception)
-        self.flops = self._counter.get_total_flops()
+        super().__exit__(*exception)
+        self._eagerly.__exit__(*exception)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
+        return result
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
