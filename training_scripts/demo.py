@@ -2,9 +2,9 @@
 
     make demo
 
-DINOv2-small is the frozen encoder. Four trainings follow each other, each by the repository's own script and a config
-`configs/demo_*.yaml`: encoder and feature decoder (stage Ia), pixel decoder on noisy features (Ib) and on decoded ones
-(II), LightningDiT on the latents. New processes then reload what was saved and draw two pictures.
+DINOv2-small is the frozen encoder. Each step is one of the repository's own scripts with a config `configs/demo_*.yaml`:
+encoder and feature decoder (stage Ia), pixel decoder on noisy features (Ib) and on decoded ones (II), the latents of all
+pictures, LightningDiT on these. New processes then reload what was saved and draw two pictures.
 """
 
 import argparse
@@ -55,14 +55,16 @@ def main() -> None:
     precision = "bf16" if has_fast_bf16() else "no"
 
     start = time.monotonic()
-    common = ["--dataset_name", data, "--mixed_precision", precision]
-    fae, decoder_ib, decoder_ii, generator = (
-        args.output / name for name in ("1-fae", "2-pixels", "3-pixels", "4-dit")
+    common = ["--mixed_precision", precision]
+    pictures = ["--dataset_name", data, *common]
+    fae, decoder_ib, decoder_ii, latents, generator = (
+        args.output / name for name in ("1-fae", "2-pixels", "3-pixels", "latents", "4-dit")
     )
-    train("train_fae.py", "demo_fae.yaml", fae, "--image_encoder", encoder, *common)
-    train("train_pixel_decoder.py", "demo_pixel_decoder_ib.yaml", decoder_ib, "--fae", str(fae), *common)
-    train("train_pixel_decoder.py", "demo_pixel_decoder_ii.yaml", decoder_ii, "--fae", str(decoder_ib), *common)
-    train("train_generator.py", "demo_generator.yaml", generator, "--fae", str(decoder_ii), *common)
+    run("train_fae.py", "demo_fae.yaml", fae, "--image_encoder", encoder, *pictures)
+    run("train_pixel_decoder.py", "demo_pixel_decoder_ib.yaml", decoder_ib, "--fae", str(fae), *pictures)
+    run("train_pixel_decoder.py", "demo_pixel_decoder_ii.yaml", decoder_ii, "--fae", str(decoder_ib), *pictures)
+    run("cache_latents.py", "demo_latents.yaml", latents, "--fae", str(decoder_ii), *pictures)
+    run("train_generator.py", "demo_generator.yaml", generator, "--dataset_name", str(latents), *common)
 
     print("\n== Drawing, each picture in a new process", flush=True)
     originals = save_originals(data, args.output / "originals")
@@ -103,7 +105,7 @@ def has_fast_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def train(script: str, config: str, output: Path, *arguments: str) -> None:
+def run(script: str, config: str, output: Path, *arguments: str) -> None:
     print(f"\n== {script} with {config}", flush=True)
     command = [sys.executable, str(SCRIPTS / script), "--config", str(SCRIPTS / "configs" / config)]
     # Threads that sleep while they wait lose little on idle cores, and far less than spinning ones beside a neighbour.

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from factories import tiny_encoder, tiny_fae, tiny_lightning_dit
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 from training_runs import ADVERSARIAL, ImageNoise, read_log, run
 
 from hf_fae import LightningDiTTransformer2DModel
@@ -123,6 +124,8 @@ def train_flow(folder, data_folder, batch_size, **kwargs):
     objective = FlowMatchingObjective(transformer, tiny_fae())
 
     def validate(step):
+        sharded = [type(module).__name__ for module in transformer.modules() if isinstance(module, FSDPModule)]
+        assert sharded == (["FSDPLightningDiTBlock"] * 2 if torch.distributed.is_initialized() else [])
         z = torch.ones(1, transformer.config.in_channels, 4, 4)
         return {"output": transformer(z, torch.tensor([500.0]), torch.tensor([1])).sample.sum().item()}
 

@@ -270,6 +270,7 @@ class TestResuming:
         assert indices[0]["splits"] == indices[1]["splits"] and indices[0]["statistics"] == indices[1]["statistics"]
         assert not list(folder.rglob("*.part"))
 
+    @pytest.mark.slow
     def test_two_processes_write_the_same_files(self, tmp_path, cache, flags, environment):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -64,6 +64,11 @@ class Objective(nn.Module):
         for part in trained:
             part.requires_grad_(True)
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The blocks that FSDP2 shards one by one."""
+        return getattr(self.model, "_no_split_modules", None) or []
+
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
