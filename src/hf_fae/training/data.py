@@ -94,7 +94,7 @@ class ImageData:
             raise ValueError(f"crop must be 'center' or 'random', got {args.crop!r}")
         self.args = args
         self.seed = seed
-        self.validation_damage = DamageReport()
+        self.validation_damage, self._validation_samples = DamageReport(), None
         self.train = self._open(args.train_split)
         if args.max_train_samples is not None:
             take = args.max_train_samples
@@ -159,8 +159,19 @@ class ImageData:
         chosen = sorted(chosen.tolist())
         return chosen, rows.select(chosen)
 
+    def facts(self) -> dict:
+        """What a card tells of the data; `validation_samples` are those of the last pass, None before the first."""
+        args = self.args
+        return {
+            "dataset": args.dataset_name,
+            "split": args.train_split,
+            "validation_split": args.validation_split,
+            "resolution": args.resolution,
+            "validation_samples": self._validation_samples,
+        }
+
     def _validation_examples(self):
-        self.validation_damage = DamageReport()
+        self.validation_damage, self._validation_samples = DamageReport(), 0
         if self.args.streaming:
             row_ids = range(self.args.max_validation_samples)
             rows = self._open(self.args.validation_split).take(self.args.max_validation_samples)
@@ -169,6 +180,7 @@ class ImageData:
         for row_id, row in zip(row_ids, rows, strict=False):
             try:
                 yield {**self._example(row), "row_ids": row_id}
+                self._validation_samples += 1
             except DamagedRow as error:
                 self.validation_damage.add([(row_id, error.kind)])
 

@@ -138,6 +138,17 @@ class CachedLatents:
             places = list(range(start, min(start + batch_size, len(rows))))
             yield self._batch(rows, places, [False] * len(places))
 
+    def facts(self) -> dict:
+        """What a card tells of the data: of those that were encoded, as `ImageData.facts`."""
+        settings = self.index["settings"]
+        return {
+            "dataset": settings["dataset_name"],
+            "split": settings["train_split"],
+            "validation_split": settings["validation_split"],
+            "resolution": settings["resolution"],
+            "validation_samples": self.index["splits"]["validation"]["rows"],
+        }
+
     def _open(self, split):
         from datasets import load_dataset
 
