@@ -2,9 +2,9 @@
 
     make demo
 
-DINOv2-small is the frozen encoder. Each step is one of the repository's own scripts with a config `configs/demo_*.yaml`:
-encoder and feature decoder (stage Ia), pixel decoder on noisy features (Ib) and on decoded ones (II), the latents of all
-pictures, LightningDiT on these. New processes then reload what was saved and draw two pictures.
+DINOv2-small is the frozen encoder. Each step is one of the repository's own scripts with a config
+`configs/demo_*.yaml`: encoder and feature decoder (stage Ia), pixel decoder on noisy features (Ib) and on decoded ones
+(II), the latents of all pictures, LightningDiT on these. New processes then reload what was saved and draw pictures.
 """
 
 import argparse

@@ -52,7 +52,9 @@ class PixelDecoderArguments:
     discriminator_learning_rate: float | None = field(default=None, metadata={"help": "By default learning_rate."})
     discriminator_start: int = field(default=0, metadata={"help": "First step at which the discriminator learns."})
     adversarial_weight: float = field(default=0.1, metadata={"help": "Weight of the adversarial loss."})
-    adversarial_start: int = field(default=0, metadata={"help": "First step at which the decoder feels it."})
+    adversarial_start: int | None = field(
+        default=None, metadata={"help": "First step at which the decoder feels it; none: discriminator_start."}
+    )
     adaptive_weight: bool = field(
         default=False, metadata={"help": "Scale the adversarial gradient to that of the other losses."}
     )

@@ -53,7 +53,8 @@ class Painter(nn.Module):
         fakes = self.layers(inputs)
         reconstruction = (fakes - targets).abs().mean()
         last = self.layers[2].weight
-        losses = self.adversarial(fakes, targets, reconstruction, last, step, random)
+        self.adversarial.before_step(step)
+        losses = self.adversarial(fakes, targets, reconstruction, last, random)
         return {**losses, "fakes": fakes, "loss": reconstruction + losses["loss"]}
 
 
@@ -247,13 +248,13 @@ class TestAdversarialLoss:
         assert x.grad.abs().sum() > 0 and not gradients(discriminator)
 
     def test_the_discriminators_term_leaves_the_generator_alone(self, discriminator):
-        adversarial = AdversarialLoss(discriminator, lecam_weight=0.1, generator_start=1)
+        adversarial = AdversarialLoss(discriminator, lecam_weight=0.1, adversarial_start=1)
         x = images().requires_grad_()
-        adversarial(x, images(), x.mean(), x, 0, ImageRandom(0, 0))["loss"].backward()
+        adversarial(x, images(), x.mean(), x, ImageRandom(0, 0))["loss"].backward()
         assert x.grad is None and gradients(discriminator)
 
     def test_starts(self, discriminator):
-        adversarial = AdversarialLoss(discriminator, lecam_weight=0.1, discriminator_start=3, generator_start=5)
+        adversarial = AdversarialLoss(discriminator, lecam_weight=0.1, discriminator_start=3, adversarial_start=5)
         painter = Painter(adversarial)
         keys = {
             2: set(),
@@ -279,6 +280,13 @@ class TestAdversarialLoss:
                 after = gradients(painter.layers)
         assert any(not torch.equal(before[name], after[name]) for name in before)
 
+    def test_a_step_that_is_not_finite_does_not_live_on(self):
+        adversarial = AdversarialLoss(PatchDiscriminator(32, 1), lecam_weight=0.1).train()
+        for scale, finite in ((1.0, True), (float("nan"), False), (1.0, True)):
+            x = scale * images()
+            loss = adversarial(x, images(), x.mean(), x, ImageRandom(0, 0))["loss"]
+            assert torch.isfinite(loss).item() == finite
+
     def test_the_game(self):
         """Real images are striped: the discriminator finds out, and a generator that has it alone paints stripes."""
         adversarial = AdversarialLoss(PatchDiscriminator(32, 1), weight=1.0, augment=DiffAugment(translation=0))
@@ -288,7 +296,7 @@ class TestAdversarialLoss:
         logits = []
         for step in range(40):
             optimizer.zero_grad()
-            losses = adversarial(fakes, stripes, fakes.mean(), fakes, step, ImageRandom(0, 4 * step))
+            losses = adversarial(fakes, stripes, fakes.mean(), fakes, ImageRandom(0, 4 * step))
             losses["loss"].backward()
             optimizer.step()
             logits.append(losses["logits_real"] - losses["logits_fake"])
@@ -300,7 +308,10 @@ class TestAdversarialLoss:
         [
             ({"weight": -1.0}, "weight must not be negative, got -1.0"),
             ({"lecam_weight": -0.1}, "lecam_weight must not be negative, got -0.1"),
-            ({"discriminator_start": 5}, "generator_start must not be before discriminator_start, got 0 and 5"),
+            (
+                {"discriminator_start": 5, "adversarial_start": 2},
+                "adversarial_start must not be before discriminator_start, got 2 and 5",
+            ),
         ],
     )
     def test_bad_input(self, kwargs, message):
@@ -317,7 +328,7 @@ def play(kind, rank=0, world_size=1):
         adaptive=True,
         lecam_weight=0.1,
         augment=DiffAugment(cutout=0.2),
-        generator_start=1,
+        adversarial_start=1,
     )
     painter = Painter(loss).train()
     inputs, targets = images(12), images(12)

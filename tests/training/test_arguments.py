@@ -80,6 +80,17 @@ def test_shipped_configs_parse(path, monkeypatch):
     assert {name: config[name] for name in values} == values
 
 
+@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "lora", "generator", "latents"])
+def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS[0].parents[1])
+    groups = [*script_arguments(script), DataArguments]
+    required = [f"--{field.name}=x" for group in groups for field in required_fields(group)]
+    *_, config = parse_arguments(*groups, argv=required)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    *_, again = parse_arguments(*groups, argv=["--config", str(tmp_path / "config.yaml")])
+    assert again == config
+
+
 def script_arguments(config):
     """What the script of a config takes beside the data."""
     if "latents" in config:

@@ -41,7 +41,7 @@ def test_twenty_kills(tmp_path, parquet_folder, mode):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_killed(whole, parquet_folder, 0, mode)
     while_writing = run_killed(killed, parquet_folder, 20, mode)
-    print(f"{while_writing} of 20 kills hit a checkpoint that was being written")
+    assert while_writing > 0  # of the kills, some hit a checkpoint that was being written
     assert_equal_checkpoints(*(run / "checkpoint-200" for run in (whole, killed)))
     assert read_log(whole) == read_log(killed)
 
@@ -94,7 +94,7 @@ RUNS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_every_script_killed_twice(tmp_path, published, parquet_folder, name):
+def test_every_script_killed_again_and_again(tmp_path, published, parquet_folder, name):
     script, config, flags = RUNS[name]
     command = [sys.executable, str(SCRIPTS / script), "--config", str(SCRIPTS / "configs" / config)]
     command += ["--dataset_name", str(parquet_folder), "--resume_from_checkpoint", "latest", "--report_to", "none"]
@@ -104,12 +104,13 @@ def test_every_script_killed_twice(tmp_path, published, parquet_folder, name):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, "--output_dir", str(whole)], env=env, check=True, capture_output=True)
-    for checkpoint in ("checkpoint-2", "checkpoint-4"):
+    for checkpoint in ("checkpoint-2", "checkpoint-4", "checkpoint-6"):
         child = subprocess.Popen([*command, "--output_dir", str(killed)], env=env, stderr=subprocess.DEVNULL)
         while child.poll() is None and not (killed / checkpoint).exists():
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
+        child.wait()
+        assert (killed / checkpoint).is_dir()
     subprocess.run([*command, "--output_dir", str(killed)], env=env, check=True, capture_output=True)
     for step in (2, 4, 6):
         assert_equal_checkpoints(*(run / f"checkpoint-{step}" for run in (whole, killed)))

@@ -63,11 +63,27 @@ class TestResume:
         assert all(torch.equal(a, b) for a, b in zip(objective.parameters(), again.parameters(), strict=True))
 
     def test_finished_run_only_validates_and_saves(self, tmp_path):
-        run(tmp_path)
-        log, called = (tmp_path / "log.jsonl").read_text(), []
-        run(tmp_path, save=lambda: called.append("save"), resume_from_checkpoint="latest")
-        assert called == ["save"]
+        called = []
+
+        def validate(step):
+            called.append(step)
+            return {"score": 1.0}
+
+        run(tmp_path, validate=validate)
+        log = (tmp_path / "log.jsonl").read_text()
+        called.clear()
+        for _ in range(2):
+            run(tmp_path, validate=validate, save=lambda: called.append("save"), resume_from_checkpoint="latest")
+        assert called == [12, "save"] * 2
         assert (tmp_path / "log.jsonl").read_text() == log
+
+    def test_going_back_leaves_the_other_way_behind(self, tmp_path):
+        run(tmp_path)
+        flags = {"resume_from_checkpoint": str(tmp_path / "checkpoint-4"), "checkpoints_total_limit": 2}
+        with pytest.raises(Stopped):
+            run(tmp_path, Vectors(kill_after=9 * 4), **flags)
+        assert checkpoints(tmp_path) == ["checkpoint-4", "checkpoint-8"]
+        assert read_log(tmp_path)[-1]["step"] == 9
 
     def test_latest_without_checkpoints_starts_a_new_log(self, tmp_path):
         (tmp_path / "log.jsonl").write_text('{"step": 3, "loss": 1.0}\n{"step": 6, "lo')  # killed before checkpoint 1
@@ -189,9 +205,10 @@ class TestNumerics:
         for name in ("constant", "cosine"):
             run(tmp_path / name, lr_scheduler=name, lr_warmup_steps=4, logging_steps=1, max_train_steps=8)
             rates[name] = [line["learning_rate"] for line in read_log(tmp_path / name)]
-        assert rates["constant"] == pytest.approx([0.0025, 0.005, 0.0075] + [0.01] * 5)
-        assert rates["cosine"][:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
-        assert rates["cosine"][5] == pytest.approx(0.005) and rates["cosine"][7] == pytest.approx(0, abs=1e-9)
+        # That of step 1 is logged after step 1; the last step is the one before a cosine reaches 0.
+        assert rates["constant"] == pytest.approx([0, 0.0025, 0.005, 0.0075] + [0.01] * 4)
+        assert rates["cosine"][:5] == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01])
+        assert rates["cosine"][6] == pytest.approx(0.005) and 0 < rates["cosine"][7] < 0.002
 
 
 class TestValidation:

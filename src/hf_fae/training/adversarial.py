@@ -41,11 +41,13 @@ def adaptive_weight(
     Both gradients are those of `last_layer_weight` (arXiv 2012.09841, eq. 7; eps as in RAE), averaged over the
     processes before their norms are taken. The graphs are kept.
     """
+    scale = 2.0**16  # in fp16 gradients of means would underflow
     gradients = [
-        torch.autograd.grad(loss, last_layer_weight, retain_graph=True)[0]
+        torch.autograd.grad(scale * loss, last_layer_weight, retain_graph=True)[0]
         for loss in (reconstruction_loss, generator_loss)
     ]
-    reconstruction, generator = _mean_over_processes(torch.stack(gradients).float()).flatten(1).norm(dim=1)
+    gradients = _mean_over_processes(torch.stack(gradients).float()) / scale
+    reconstruction, generator = gradients.flatten(1).norm(dim=1)
     return (reconstruction / (generator + 1e-6)).clamp(0, 1e4)
 
 
@@ -81,8 +83,9 @@ class LeCam(nn.Module):
         real, fake = local + (everywhere - local).detach()
         loss = F.relu(real - self.fake_mean).square() + F.relu(self.real_mean - fake).square()
         if self.training:
-            self.real_mean.lerp_(everywhere[0], 1 - self.decay)
-            self.fake_mean.lerp_(everywhere[1], 1 - self.decay)
+            for average, mean in zip((self.real_mean, self.fake_mean), everywhere, strict=True):
+                # A step that is not finite is skipped, and must not live on in here.
+                average.lerp_(torch.where(torch.isfinite(mean), mean, average), 1 - self.decay)
         return loss
 
 
@@ -210,11 +213,12 @@ class AdversarialLoss(nn.Module):
         adaptive: multiply `weight` by `adaptive_weight`.
         lecam_weight: of the `LeCam` penalty on the discriminator (TiTok's recipe 0.001); 0 for none.
         augment: applied to all that the discriminator sees, each time anew; None for nothing.
-        discriminator_start, generator_start: first steps at which the discriminator is trained and at which the
-            generator feels it (RAE: epochs 6 and 8 of 16). Before the first, no parameter gets a gradient.
+        discriminator_start, adversarial_start: first steps at which the discriminator is trained and at which the
+            generator feels it (RAE: epochs 6 and 8 of 16), the latter by default with the former. Before
+            `discriminator_start` no parameter gets a gradient.
 
     Raises:
-        ValueError: a weight below 0, or a generator_start before discriminator_start.
+        ValueError: a weight below 0, or an adversarial_start before discriminator_start.
     """
 
     def __init__(
@@ -225,20 +229,28 @@ class AdversarialLoss(nn.Module):
         lecam_weight: float = 0.0,
         augment: DiffAugment | None = None,
         discriminator_start: int = 0,
-        generator_start: int = 0,
+        adversarial_start: int | None = None,
     ):
         for name, value in (("weight", weight), ("lecam_weight", lecam_weight)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if not 0 <= discriminator_start <= generator_start:
+        if adversarial_start is None:
+            adversarial_start = discriminator_start
+        if not 0 <= discriminator_start <= adversarial_start:
             raise ValueError(
-                f"generator_start must not be before discriminator_start, got {generator_start} and "
+                f"adversarial_start must not be before discriminator_start, got {adversarial_start} and "
                 f"{discriminator_start}"
             )
         super().__init__()
         self.discriminator, self.weight, self.adaptive, self.augment = discriminator, weight, adaptive, augment
         self.lecam_weight, self.lecam = lecam_weight, LeCam() if lecam_weight else None
-        self.discriminator_start, self.generator_start = discriminator_start, generator_start
+        self.discriminator_start, self.adversarial_start = discriminator_start, adversarial_start
+        self.before_step(0)
+
+    def before_step(self, step: int) -> None:
+        """Switch on what has started by this step of the training: two booleans, which a compiler can rely on."""
+        self.discriminator_learns = step >= self.discriminator_start
+        self.generator_feels = step >= self.adversarial_start
 
     def forward(
         self,
@@ -246,7 +258,6 @@ class AdversarialLoss(nn.Module):
         targets: torch.Tensor,
         reconstruction_loss: torch.Tensor,
         last_layer_weight: torch.Tensor,
-        step: int,
         random: ImageRandom,
     ) -> dict[str, torch.Tensor]:
         """What to add to the loss, and its parts.
@@ -256,15 +267,14 @@ class AdversarialLoss(nn.Module):
             targets: real images of the same shape in [-1, 1].
             reconstruction_loss: all other terms of the generator's loss; used by `adaptive`.
             last_layer_weight: the generator's last layer, from which `images` are computed; used by `adaptive`.
-            step: of the training, from 0.
 
         Returns:
             "loss": to be added to `reconstruction_loss`; 0 before `discriminator_start`. The rest has no graph:
-            "generator" and "adaptive_weight" (from `generator_start`), "discriminator", "lecam", "logits_real",
+            "generator" and "adaptive_weight" (from `adversarial_start`), "discriminator", "lecam", "logits_real",
             "logits_fake" (from `discriminator_start`).
         """
         losses = {"loss": images.new_zeros((), dtype=torch.float32)}
-        if step >= self.generator_start:
+        if self.generator_feels:
             generator = hinge_loss_generator(self._judge_as_constant(images, random))
             weight = self.weight
             if self.adaptive:
@@ -272,7 +282,7 @@ class AdversarialLoss(nn.Module):
                 weight = weight * losses["adaptive_weight"]
             losses["generator"] = generator.detach()
             losses["loss"] = losses["loss"] + weight * generator
-        if step >= self.discriminator_start:
+        if self.discriminator_learns:
             real, fake = self._judge_pairs(targets, images, random)
             discriminator = hinge_loss_discriminator(real, fake)
             losses["discriminator"] = discriminator.detach()

@@ -102,7 +102,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
             parser.error(f"--config {path}: the file must hold a mapping of arguments, not {type(values).__name__}")
         typed = []
         for name, value in values.items():
-            if value is not None:
+            if value is not None and value != []:
                 typed += [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
         argv = typed + argv
     *parsed, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)

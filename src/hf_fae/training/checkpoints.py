@@ -1,11 +1,12 @@
 """Checkpoint folders `checkpoint-<step>`: whole or not there at all, whenever the process is killed."""
 
+import os
 import re
 import shutil
 from pathlib import Path
 
 
-__all__ = ["clear_leftovers", "commit_checkpoint", "find_checkpoint", "list_checkpoints"]
+__all__ = ["clear_leftovers", "commit_checkpoint", "find_checkpoint", "list_checkpoints", "remove_later"]
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -41,12 +42,23 @@ def find_checkpoint(output_dir: Path, wanted: str | None, fresh: bool = True) ->
 
 def commit_checkpoint(partial: Path, limit: int | None) -> None:
     """Rename the complete `.checkpoint-<step>` to `checkpoint-<step>`; then delete the oldest beyond `limit`."""
+    for path in [*partial.iterdir(), partial]:  # on the disk before the name says so and older ones are deleted
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
     final = partial.with_name(partial.name.removeprefix("."))
     if final.exists():  # a resumed run passes a step for the second time
         _remove(final)
     partial.rename(final)
     for old in list_checkpoints(final.parent)[:-limit] if limit else []:
         _remove(old)
+
+
+def remove_later(output_dir: Path, step: int) -> None:
+    """Delete the checkpoints after `step`: a run that went back to it takes another way from there."""
+    for path in list_checkpoints(output_dir):
+        if int(path.name.removeprefix("checkpoint-")) > step:
+            _remove(path)
 
 
 def clear_leftovers(output_dir: Path) -> None:

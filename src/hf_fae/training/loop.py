@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,13 +19,19 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from .arguments import LoopArguments
-from .checkpoints import clear_leftovers, commit_checkpoint, find_checkpoint
+from .checkpoints import clear_leftovers, commit_checkpoint, find_checkpoint, remove_later
 from .damage import DamageReport
 from .flops import FlopMeter, matmul_peak
 from .hub import publish, training_run
@@ -37,6 +44,14 @@ from .state import load_tensors, remove_sharding, save_tensors
 __all__ = ["LoopArguments", "TrainingLoop"]
 
 logger = logging.getLogger(__name__)
+
+# The others wait while one process prepares a large data set or takes statistics: longer than torch's ten minutes.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+
+
+def name_of(group: dict, value: str) -> str:
+    """What a value of a parameter group is called in the log."""
+    return f"{group['name']}_{value}" if group["name"] else value
 
 
 class TrainingLoop:
@@ -62,7 +77,6 @@ class TrainingLoop:
         self.output_dir = Path(args.output_dir)
         self.step = self.images_seen = 0
         self.damage, self.new_damage, self.meter = DamageReport(), [], Meter()
-        self.resume_from = find_checkpoint(self.output_dir, args.resume_from_checkpoint, fresh=not args.dry_run)
         tracker = args.report_to if args.report_to != "none" and not args.dry_run else None
         if tracker and find_spec(tracker) is None:
             logger.warning("report_to=%r but it is not installed: only log.jsonl is written", tracker)
@@ -72,10 +86,11 @@ class TrainingLoop:
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=tracker,
             project_dir=str(self.output_dir),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENCE],
         )
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
+        self.resume_from = self._find_checkpoint()
         if args.allow_tf32:
             torch.set_float32_matmul_precision("high")
         set_seed(args.seed)
@@ -83,11 +98,29 @@ class TrainingLoop:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             clear_leftovers(self.output_dir)
             if self.config:
-                (self.output_dir / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+                self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         if tracker:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in self.config.items()}
             project = "tensorboard" if tracker == "tensorboard" else "hf_fae"  # its folder, or the project's name
             self.accelerator.init_trackers(project, plain)
+
+    def _find_checkpoint(self):
+        """Where to go on from: what the main process finds, if all processes see the same files."""
+        args = self.args
+        found = find_checkpoint(self.output_dir, args.resume_from_checkpoint, fresh=not args.dry_run)
+        (main,) = broadcast_object_list([found])
+        if any(other != main for other in gather_object([found])):
+            raise ValueError(
+                f"resume_from_checkpoint {args.resume_from_checkpoint!r} is not the same for all processes, here "
+                f"{str(found)!r}: output_dir must be on a disk that they share"
+            )
+        return main
+
+    def _write(self, name, text):
+        """A whole file or none."""
+        part = self.output_dir / f"{name}.part"
+        part.write_text(text)
+        part.replace(self.output_dir / name)
 
     def print(self, message: str) -> None:
         """Print on the main process, above the progress bar."""
@@ -133,7 +166,7 @@ class TrainingLoop:
             num_workers=args.dataloader_num_workers,
         )
 
-        results = None
+        results, counted_terms = None, None
         progress = tqdm(initial=self.step, total=max_steps, disable=not self.is_main, desc="training", unit="step")
         meter.start(self.images_seen)
         while self.step < max_steps:
@@ -146,16 +179,18 @@ class TrainingLoop:
                     self.new_damage += batch.pop("damaged", ())
                     batch = {k: self._to_device(v) for k, v in batch.items()}
                 first_image = self.images_seen + (part * world_size + rank) * batch_size
-                if self.flops_per_image is None:
-                    self._count_flops(batch, ImageRandom(args.seed, first_image, self.device))
-                    meter.start(self.images_seen)
                 random = ImageRandom(args.seed, first_image, self.device)
                 with accelerator.accumulate(self.objective):
                     losses = self.objective(batch, random)
                     accelerator.backward(losses["loss"])
+                terms = losses.keys()
                 for name, value in losses.items():
                     meter.add(name, value)
             self._update()
+            if terms != counted_terms:  # at first, and when another network joins in
+                with meter.paused():
+                    self._count_flops({name: value[:1] for name, value in batch.items()})
+                counted_terms = terms
             self.step += 1
             self.images_seen += batch_size * accumulation * world_size
             progress.update()
@@ -170,8 +205,8 @@ class TrainingLoop:
                     self._save_checkpoint()
         progress.close()
 
-        if validate and results is None:  # a finished run, resumed
-            results = self._validate(validate)
+        if validate and results is None:  # a finished run, resumed: its log is complete
+            results = self._validate(validate, log=False)
         self._report_damage()
         if save and not args.dry_run:
             with self.ema_weights():
@@ -179,11 +214,12 @@ class TrainingLoop:
                     remove_sharding(self.module)
                 if self.is_main:
                     save()
-                    if self.config or args.push_to_hub:
-                        publish(args, training_run(self.config, self.step, self.images_seen, results))
-            self.print(f"saved to {args.hub_model_id if args.push_to_hub else self.output_dir}")
+            self.print(f"saved to {self.output_dir}")
             accelerator.wait_for_everyone()
         accelerator.end_training()
+        # After the others have gone: nobody waits for an upload.
+        if save and self.is_main and self.config and not args.dry_run:
+            publish(args, training_run(self.config, self.step, self.images_seen, results))
         return results
 
     @contextlib.contextmanager
@@ -207,8 +243,10 @@ class TrainingLoop:
         self.module = objective.train()
         groups = []
         for group in objective.parameter_groups():
-            rate = group.get("learning_rate") or args.learning_rate
+            rate = group.get("learning_rate")
+            rate = args.learning_rate if rate is None else rate
             groups.append({"params": group["params"], "name": group.get("name", ""), "lr": rate})
+        count = sum(p.numel() for group in groups for p in group["params"])
         betas = (args.adam_beta1, args.adam_beta2)
         # The fused AdamW looks at `found_inf` on the device: a step is skipped without waiting for the device.
         optimizer = torch.optim.AdamW(groups, args.learning_rate, betas, weight_decay=args.weight_decay, fused=True)
@@ -243,13 +281,18 @@ class TrainingLoop:
             self.damage.load(state["damage"])
             if self.ema is not None:
                 self.ema.optimization_step = self.step
-            if state["loss_scaler"]:
+            if (accelerator.scaler is None) != (state["loss_scaler"] is None):
+                raise ValueError(
+                    f"mixed_precision must be as before, fp16 or not, got {args.mixed_precision!r}: the loss scale in "
+                    f"{str(self.resume_from)!r} is {state['loss_scaler']}"
+                )
+            if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(state["loss_scaler"])
             self.print(f"resumed from {self.resume_from} after {self.images_seen:,} images")
-        self._set_learning_rate()
-        self._truncate_log()
-        self.flops_per_image = None
-        count = sum(p.numel() for group in groups for p in group["params"])
+        if self.is_main and not args.dry_run:
+            remove_later(self.output_dir, self.step)
+            self._truncate_log()
+        self.flops_per_image = self.peak_flops = None
         self.print(f"training {count:,} parameters of {type(objective.model).__name__} on {self.device}")
 
     def _averages(self):
@@ -262,20 +305,28 @@ class TrainingLoop:
     def _to_device(self, value):
         return value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
-    def _count_flops(self, batch, random):
-        """Count the operations of a forward and a backward pass, in one that leaves no trace.
+    def _count_flops(self, batch):
+        """Count the operations of a forward and a backward pass for one image, in passes that leave no trace.
 
-        Under the counter results differ in the last bit, so it cannot be a pass of the training itself.
+        Under the counter results differ in the last bit, so it cannot be a pass of the training itself. What gradient
+        checkpointing computes a second time does not count.
         """
+        model = self.module.model
+        if self.args.gradient_checkpointing:
+            model.disable_gradient_checkpointing()
         buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), FlopMeter() as counter:
-            self.accelerator.backward(self.objective(batch, random)["loss"])
+            self.accelerator.backward(self.objective(batch, ImageRandom(0, 0, self.device))["loss"])
         self.optimizer.optimizer.zero_grad()
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        self.flops_per_image = counter.flops / self.args.train_batch_size
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.args.mixed_precision, torch.float32)
-        self.peak_flops = matmul_peak(self.device, dtype) * self.accelerator.num_processes
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        if self.args.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        self.flops_per_image = counter.flops
+        if self.peak_flops is None:
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.args.mixed_precision, torch.float32)
+            self.peak_flops = matmul_peak(self.device, dtype) * self.accelerator.num_processes
 
     def _set_learning_rate(self):
         for group in self.optimizer.param_groups:
@@ -293,7 +344,7 @@ class TrainingLoop:
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             torch.nn.utils.clip_grads_with_norm_(group["params"], self.args.max_grad_norm or math.inf, norm)
             bad = torch.maximum(bad, (~torch.isfinite(norm)).float())
-            self.meter.add("_".join(filter(None, [group["name"], "grad_norm"])), norm)
+            self.meter.add(name_of(group, "grad_norm"), norm)
         if self.accelerator.scaler is None:  # fp16's loss scaler does this itself
             self.optimizer.optimizer.found_inf = bad
         self._set_learning_rate()
@@ -316,7 +367,7 @@ class TrainingLoop:
         self._log(
             {
                 **means,
-                "learning_rate": self.args.learning_rate * self.learning_rate_at(self.step),
+                **{name_of(group, "learning_rate"): group["lr"] for group in self.optimizer.param_groups},
                 "skipped_steps": int(self.nonfinite_total.item()),
                 **({"damaged_rows": damaged} if damaged else {}),
                 **{name: round(value, 4) for name, value in speed.items()},
@@ -346,13 +397,13 @@ class TrainingLoop:
     def _truncate_log(self):
         """Drop the lines that an interrupted run wrote after its checkpoint: they will be written again."""
         path = self.output_dir / "log.jsonl"
-        if self.is_main and path.exists() and not self.args.dry_run:
+        if path.exists():
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
             kept = [line + "\n" for line in lines if json.loads(line)["step"] <= self.step]
             path.with_suffix(".part").write_text("".join(kept))
             path.with_suffix(".part").replace(path)
 
-    def _validate(self, validate):
+    def _validate(self, validate, log=True):
         with self.meter.paused():
             self.module.eval()
             torch.manual_seed(self.args.seed)
@@ -360,11 +411,11 @@ class TrainingLoop:
                 results = validate(self.step)
             self.module.train()
             numbers = {f"validation/{k}": float(v) for k, v in results.items() if isinstance(v, (int, float))}
-            if numbers:
+            if numbers and log:
                 self._log(numbers)
                 self.print(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
             pictures = {k: v for k, v in results.items() if hasattr(v, "save")}
-            if pictures and self.is_main and not self.args.dry_run:
+            if pictures and log and self.is_main and not self.args.dry_run:
                 self._save_pictures(pictures)
         return results
 
@@ -375,8 +426,10 @@ class TrainingLoop:
             yield
             return
         self.module.unshard()
-        yield
-        self.module.reshard()
+        try:
+            yield
+        finally:
+            self.module.reshard()
 
     def _save_pictures(self, pictures):
         folder = self.output_dir / "validation"

@@ -25,7 +25,10 @@ class Meter:
         """A scalar, or a sum and a count; what is not finite counts for nothing."""
         value = value.detach().float()
         finite = torch.isfinite(value)
-        pair = torch.stack([torch.where(finite, value, 0.0), finite.float()]) if value.ndim == 0 else value
+        if value.ndim == 0:
+            pair = torch.stack([torch.where(finite, value, 0.0), finite.float()])
+        else:
+            pair = torch.where(finite.all(), value, 0.0)
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def means(self, reduce) -> dict[str, float | None]:

@@ -157,7 +157,6 @@ class PixelObjective(Objective):
         self.pixel_distance = F.mse_loss if reconstruction_loss == "l2" else F.l1_loss
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
         self.adversarial, self.discriminator_learning_rate = adversarial, discriminator_learning_rate
-        self.step = 0
 
     def parameter_groups(self) -> list[dict]:
         groups = [{"params": list(self.model.pixel_decoder.parameters())}]
@@ -169,7 +168,8 @@ class PixelObjective(Objective):
         return groups
 
     def before_step(self, step: int) -> None:
-        self.step = step
+        if self.adversarial is not None:
+            self.adversarial.before_step(step)
 
     @torch.no_grad()
     def decoder_input(self, features: torch.Tensor, grid: tuple[int, int], random: ImageRandom) -> torch.Tensor:
@@ -191,7 +191,7 @@ class PixelObjective(Objective):
             losses["loss"] = reconstruction + self.perceptual_weight * losses["perceptual"]
         if self.adversarial is not None:
             last_layer = self.model.pixel_decoder.proj_out.weight
-            game = self.adversarial(decoded, images, losses["loss"], last_layer, self.step, random)
+            game = self.adversarial(decoded, images, losses["loss"], last_layer, random)
             losses["loss"] = losses["loss"] + game.pop("loss")
             losses |= {f"adversarial/{name}": value for name, value in game.items()}
         return losses
@@ -245,5 +245,7 @@ class FlowMatchingObjective(Objective):
     def _by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
         """Sum and count of the losses in each interval of noise times."""
         bins = F.one_hot((t * self.time_bins).long().clamp_max(self.time_bins - 1), self.time_bins).to(losses.dtype)
-        table = torch.stack([losses @ bins, bins.sum(0)], dim=1)
+        finite = torch.isfinite(losses)  # one image's NaN must not reach the other bins
+        bins = bins * finite[:, None]
+        table = torch.stack([torch.where(finite, losses, 0.0) @ bins, bins.sum(0)], dim=1)
         return {f"loss_t/{i / self.time_bins:.1f}": pair for i, pair in enumerate(table.unbind())}

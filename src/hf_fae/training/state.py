@@ -13,6 +13,9 @@ from torch import nn
 __all__ = ["load_tensors", "remove_sharding", "save_tensors"]
 
 
+ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
+
+
 def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """The trained parameters and persistent buffers of a module, those in use rather than copies.
 
@@ -67,11 +70,20 @@ def load_tensors(directory: Path, module: nn.Module, optimizer: torch.optim.Opti
             )
         for name, tensor in tensors.items():
             tensor.copy_(_like(tensor, found[name]))
-    parameters = dict(module.named_parameters())
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    kinds = {}
     for key, value in load_file(directory / "optimizer.safetensors").items():
         name, _, kind = key.rpartition(".")
-        parameter = parameters[name]
+        if name not in trained:
+            raise ValueError(f"checkpoint {str(directory)!r} does not fit the objective: it optimises {name!r}")
+        parameter = trained[name]
         optimizer.state[parameter][kind] = _like(parameter, value) if value.ndim else value.to(parameter.device)
+        kinds.setdefault(name, set()).add(kind)
+    for name, found in kinds.items():
+        if found != ADAMW_STATE:
+            raise ValueError(
+                f"checkpoint {str(directory)!r} is broken: of {name!r} it has the moments {sorted(found)}"
+            )
 
 
 def remove_sharding(module: nn.Module) -> None:
