@@ -218,6 +218,54 @@ def test_what_does_not_fit_changes_nothing(pipe, loras):
     assert_same(state(pipe), before)
 
 
+@pytest.mark.parametrize("others", [[], ["style", "car"]])
+def test_layers_that_do_not_fit_change_nothing(pipe, loras, others):
+    for name in others:
+        pipe.load_lora_weights(loras[name], adapter_name=name)
+    before, image = state(pipe), draw(pipe)
+    layers, _ = pipe.lora_state_dict(loras["pets"])
+    key = "transformer.blocks.1.attn.to_q.lora_A.weight"
+    for changed, message in (
+        ({key: torch.zeros(2, WIDTH + 8)}, rf"'{key}' of shape \(2, 40\), where \(2, 32\) fits"),
+        ({key: torch.zeros(3, WIDTH)}, r"lora_B.weight' of shape \(32, 2\), where \(32, 3\) fits"),
+        ({key.replace("blocks.1", "blocks.77"): torch.zeros(2, WIDTH)}, "blocks.77.* no layer for it"),
+        ({key.replace("to_q", "norm_q"): torch.zeros(2, WIDTH)}, "norm_q.* no layer for it"),
+        ({key.replace("to_q", "to_k"): torch.zeros(2, WIDTH)}, "to_k.* without the other one"),
+        ({"transformer.blocks.1.attn.to_q.weight": torch.zeros(WIDTH, WIDTH)}, "to_q.weight.* no layer for it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.load_lora_weights({**layers, **changed})
+    assert_same(state(pipe), before)
+    assert torch.equal(draw(pipe), image)
+
+
+@pytest.mark.parametrize("others", [[], ["style", "car"]])
+def test_a_load_that_fails_on_the_way_is_undone(pipe, loras, others):
+    for name in others:
+        pipe.load_lora_weights(loras[name], adapter_name=name)
+    before, adapters = state(pipe), pipe.get_list_adapters()
+    layers, metadata = pipe.lora_state_dict(loras["pets"])
+    layers["transformer.blocks.1.attn.to_k.lora_A.weight"] = torch.zeros(2, WIDTH)
+    layers["transformer.blocks.1.attn.to_k.lora_B.weight"] = torch.zeros(WIDTH, 2)
+    wrong = {**metadata, "transformer.r": 5}  # the layers are made for another rank than that of the weights
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        pipe.load_lora_weights(layers, metadata=wrong)
+    assert_same(state(pipe), before)
+    assert pipe.get_list_adapters() == adapters
+    pipe.load_lora_weights(loras["pets"])
+    assert len(draw(pipe, "my-dog")) == 1
+
+
+def test_a_hotswap_that_fails_takes_the_classes_along(pipe, loras):
+    before = state(pipe)
+    pipe.load_lora_weights(loras["pets"], adapter_name="mine")
+    layers, metadata = pipe.lora_state_dict(loras["car"])
+    wrong = {**metadata, "transformer.use_rslora": True}
+    with pytest.raises(ValueError, match="use_rslora"):
+        pipe.load_lora_weights(layers, metadata=wrong, adapter_name="mine", hotswap=True)
+    assert_same(state(pipe), before)
+
+
 def test_classes_of_a_pipeline(pipe):
     before = state(pipe)
     pipe.add_classes({"one": row(1), "two": row(2)})

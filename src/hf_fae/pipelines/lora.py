@@ -81,8 +81,10 @@ class TransformerLoraMixin(LoraBaseMixin):
             kwargs: as `lora_state_dict` (`weight_name`, `revision`, `token`, ...).
 
         Raises:
-            ValueError: the file has no LoRA layers for this transformer; or a new class has another width, or a name
-                that the pipeline already knows: the pipeline is then as it was.
+            ValueError: the file has no LoRA layers, or some that do not fit this transformer; or a new class has
+                another width, or a name that the pipeline already knows.
+
+        The pipeline is then as it was, but for an adapter that could not be hotswapped: diffusers deletes it.
         """
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         in_memory = isinstance(pretrained_model_name_or_path_or_dict, dict)
@@ -100,17 +102,23 @@ class TransformerLoraMixin(LoraBaseMixin):
         if misfits:
             raise ValueError(f"{source} must have new classes of shape ({width},) for this transformer, got {misfits}")
 
+        _check_layers(self.transformer, layers, source)
+
         before = set(getattr(self.transformer, "peft_config", {}))
         with self._without_offloading():
-            self.transformer.load_lora_adapter(
-                layers,
-                prefix=LAYERS.removesuffix("."),
-                adapter_name=adapter_name,
-                hotswap=hotswap,
-                low_cpu_mem_usage=low_cpu_mem_usage,
-                metadata=metadata,
-                _pipeline=self,
-            )
+            try:
+                self.transformer.load_lora_adapter(
+                    layers,
+                    prefix=LAYERS.removesuffix("."),
+                    adapter_name=adapter_name,
+                    hotswap=hotswap,
+                    low_cpu_mem_usage=low_cpu_mem_usage,
+                    metadata=metadata,
+                    _pipeline=self,
+                )
+            except Exception:
+                self._remove_begun(before)
+                raise
             if replaced:
                 self.remove_classes(replaced)
             if rows:
@@ -175,6 +183,25 @@ class TransformerLoraMixin(LoraBaseMixin):
             safe_serialization=True,
         )
 
+    def _remove_begun(self, before):
+        """Take out what a load that failed has left of its adapter; `before` are those that were there."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        adapters = getattr(self.transformer, "peft_config", {})
+        kept = before & set(adapters)  # without one that diffusers could not hotswap, and has deleted
+        for name in set(adapters) - kept:
+            del adapters[name]
+        for name, module in list(self.transformer.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                for adapter in set(module.lora_A) - kept:
+                    module.delete_adapter(adapter)
+                if not module.lora_A:
+                    self.transformer.set_submodule(name, module.base_layer)
+        if not kept:
+            self.transformer.unload_lora()
+        if lost := [name for name in before - kept if name in self._lora_classes]:
+            self._forget_classes(lost, fused=set())
+
     def _fused_adapters(self):
         return {name for module in self.transformer.modules() for name in getattr(module, "merged_adapters", ())}
 
@@ -199,3 +226,31 @@ class TransformerLoraMixin(LoraBaseMixin):
                 self.enable_sequential_cpu_offload()
             elif group_offload:
                 _maybe_remove_and_reapply_group_offloading(self.transformer)
+
+
+def _check_layers(transformer, layers, source):
+    """Compare names and shapes of LoRA layers with the linear maps (or convolutions) that they are to be added to.
+
+    Raises:
+        ValueError: naming the first key that does not fit.
+    """
+    modules = dict(transformer.named_modules())
+    for key, value in layers.items():
+        name, _, kind = key.removeprefix(LAYERS).rpartition(".lora_")
+        module = modules.get(name)
+        module = getattr(module, "base_layer", module)  # beneath another adapter
+        if isinstance(module, torch.nn.Linear):  # whose weight may be packed
+            shape = (module.out_features, module.in_features)
+        else:
+            shape = tuple(getattr(module, "weight", torch.empty(0)).shape)
+        if len(shape) < 2:
+            raise ValueError(f"{source} has {key!r}, but this transformer has no layer for it")
+        if kind not in ("A.weight", "B.weight"):
+            continue
+        other = layers.get(f"{LAYERS}{name}.lora_{'B' if kind[0] == 'A' else 'A'}.weight")
+        if other is None:
+            raise ValueError(f"{source} has {key!r} without the other one of lora_A and lora_B")
+        rank = (value if kind[0] == "A" else other).shape[:1]
+        expected = (*rank, *shape[1:]) if kind[0] == "A" else (shape[0], *rank, *[1] * (len(shape) - 2))
+        if tuple(value.shape) != expected:
+            raise ValueError(f"{source} has {key!r} of shape {tuple(value.shape)}, where {expected} fits")
