@@ -1,7 +1,9 @@
 """Model cards: what they say, and how they get to the Hub (see `test_hub` for its clients)."""
 
 import re
+import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,13 +12,23 @@ from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entrie
 from safetensors.torch import save_file
 from test_hub import MODELS, run
 
-from hf_fae.cards import EVAL_RESULTS, Result, TrainingRun, is_generated, render_card, write_card
+from hf_fae.cards import (
+    EVAL_RESULTS,
+    Result,
+    TrainingRun,
+    address_card,
+    is_generated,
+    merge_metadata,
+    render_card,
+    write_card,
+)
 from hf_fae.hub import push_folder
 
 
 RUN = TrainingRun(
-    command=["accelerate", "launch", "train.py", "--output_dir", "my run"],
-    config={"learning_rate": 1e-4, "dataset_name": "tester/emoji"},
+    command=["train.py", "--output_dir", "/home/alice/my run", "--config=/home/alice/secret/c.yaml"],
+    machine="2 processes (DDP) on cuda, in bf16",
+    config={"learning_rate": 1e-4, "dataset_name": "tester/emoji", "output_dir": "~/my run", "fae": ["/a/b", "c/d"]},
     datasets=["tester/emoji", "/data/private"],
     step=1000,
     images_seen=32000,
@@ -69,7 +81,7 @@ def test_base_model_in_a_folder_is_no_metadata(tmp_path):
     save_file({}, tmp_path / "pytorch_lora_weights.safetensors")
     card = ModelCard(render_card(tmp_path, TrainingRun(base_model=str(tmp_path))))
     assert card.data.base_model is None and "base_model_relation" not in card.data.to_dict()
-    assert f'from_pretrained("{tmp_path}"' in snippet(card.text)
+    assert f'from_pretrained("{tmp_path.name}"' in snippet(card.text)
 
 
 def test_new_classes_of_a_lora(tmp_path):
@@ -87,14 +99,43 @@ def test_dinov3_brings_its_licence(tmp_path):
     assert data.license_link.startswith("https://ai.meta.com/")
 
 
+def test_a_lora_inherits_the_licence_of_its_pipeline(tmp_path, monkeypatch):
+    pipeline, lora, cache = (tmp_path / name for name in ("pipeline", "lora", "cache"))
+    config = tiny_encoder("dinov3_vit").config
+    tiny_fae_dit_pipeline(vae=tiny_fae(image_encoder_config=config)).save_pretrained(pipeline)
+    lora.mkdir()
+    save_file({}, lora / "pytorch_lora_weights.safetensors")
+    assert ModelCard(render_card(lora, TrainingRun(base_model=str(pipeline)))).data.license_name == "dinov3-license"
+    licensed = TrainingRun(base_model=str(pipeline), license="mit")
+    assert ModelCard(render_card(lora, licensed)).data.license == "mit"
+    # One on the Hub is known as far as it has been loaded here.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    run = TrainingRun(base_model="tester/dino")
+    assert ModelCard(render_card(lora, run)).data.license is None
+    repository = cache / "models--tester--dino"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("f" * 40)
+    shutil.copytree(pipeline, repository / "snapshots" / ("f" * 40))
+    assert ModelCard(render_card(lora, run)).data.license_name == "dinov3-license"
+
+
+def test_numbers_of_any_type(folder):
+    results = [Result("psnr", np.float32(14.5), "tester/emoji"), Result("count", torch.tensor(3), "tester/emoji")]
+    data = ModelCard(render_card(folder, TrainingRun(results=results))).data
+    assert [result.metric_value for result in data.eval_results] == [14.5, 3.0]
+
+
 def test_body_shows_the_training(folder):
     text = ModelCard(render_card(folder, RUN)).text
-    assert "accelerate launch train.py --output_dir 'my run'" in text
+    assert "\ntrain.py --output_dir 'my run' --config=c.yaml\n" in text
     assert "1,000 steps on 32,000 images" in text
+    assert "It ran in 2 processes (DDP) on cuda, in bf16." in text
     assert "| PSNR | 14.5 | tester/emoji | validation | samples 256, precision bf16 |" in text
-    assert "| feature cosine | 0.75 | /data/private |  |  |" in text
+    assert "| feature cosine | 0.75 | private |  |  |" in text
+    assert "Data: `tester/emoji`, `private`." in text
     (settings,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    assert yaml.safe_load(settings) == RUN.config
+    assert yaml.safe_load(settings) == {**RUN.config, "output_dir": "my run", "fae": ["b", "c/d"]}
+    assert "alice" not in text and "/data" not in text
     assert "https://arxiv.org/abs/2512.07829" in text
 
 
@@ -154,6 +195,27 @@ def test_only_an_edited_card_is_kept(folder):
     assert readme.read_text() == edited
 
 
+def test_a_card_is_addressed_to_where_it_goes(folder):
+    card = address_card(render_card(folder, RUN), "tester/fae")
+    assert card == render_card(folder, RUN, "tester/fae")
+    save_file({}, folder / "pytorch_lora_weights.safetensors")
+    (folder / "config.json").unlink()
+    run = TrainingRun(base_model="tester/fae-dit")
+    assert address_card(render_card(folder, run), "tester/lora") == render_card(folder, run, "tester/lora")
+
+
+def test_metadata_of_two(folder):
+    card = render_card(folder, TrainingRun(license="other", datasets=["tester/emoji"]))
+    merged = merge_metadata(card, {"license": "mit", "tags": ["art", "hf_fae"], "datasets": ["a/b"], "language": "en"})
+    assert is_generated(merged)
+    expected = ModelCard(card).data.to_dict() | {"license": "mit", "language": "en"}
+    expected |= {"tags": ["hf_fae", "art"], "datasets": ["tester/emoji", "a/b"]}
+    assert ModelCard(merged).data.to_dict() == expected
+    (one, _), (other, _) = (ModelCard(text).text.split("<!--") for text in (merged, card))
+    assert one == other
+    assert not is_generated(merge_metadata(card.replace("## Limits", "## Mine"), {"license": "mit"}))
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="folder must hold a saved pipeline, .* got .*nothing"):
         write_card(tmp_path / "nothing")
@@ -168,6 +230,7 @@ def test_bad_input(tmp_path):
 # On the Hub: one process pushes; in another one a push is cut off, and everything is loaded
 
 EDITED = "---\nlicense: mit\n---\nWritten by hand.\n"
+FORM = "---\nlicense: cc-by-4.0\n---\n"
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +238,12 @@ def pushed(hub):
     return run(
         hub,
         MODELS
-        + f"EDITED = {EDITED!r}\n"
+        + f"EDITED = {EDITED!r}\nFORM = {FORM!r}\n"
         + """
 from pathlib import Path
 from factories import tiny_fae, tiny_fae_dit_pipeline
-from huggingface_hub import upload_file
+from huggingface_hub import CommitOperationAdd, HfApi, create_commit, create_repo, upload_file
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, get_peft_model_state_dict
 from hf_fae.cards import Result, TrainingRun, write_card
 from hf_fae.hub import push_folder
@@ -200,6 +264,7 @@ pipe.save_pretrained("run")
 for name in (
     "checkpoint-5/optimizer.bin", ".checkpoint-6/model.safetensors", "tensorboard/events.out.tfevents.1",
     "config.yaml", "log.jsonl", "validation/samples-0000005.png", "validation/samples-0000010.png",
+    ".env", "nohup.out", "credentials.json", "pictures/me.png", "vae/notes.md", "damaged_rows.json",
 ):
     path = Path("run", name)
     path.parent.mkdir(exist_ok=True)
@@ -207,6 +272,42 @@ for name in (
 write_card("run", with_results, "tester/card-pipeline")
 push_folder("run", "tester/card-pipeline", commit_message="The result")
 seen["picture"] = picture(pipe)
+
+# Weights in shards, with an encoder and older pictures; then in one file, without.
+def save_run(folder, tokenizer, step, **kwargs):
+    tokenizer.save_pretrained(folder, **kwargs)
+    Path(folder, "validation").mkdir()
+    Path(folder, "validation", f"samples-{step:07d}.png").write_bytes(b"1")
+    write_card(folder, TrainingRun(step=step))
+    return push_folder(folder, "tester/anew").oid
+
+seen["sharded"] = save_run("sharded", tiny_fae(with_encoder=True), 5, max_shard_size="20KB")
+create_commit("tester/anew", [CommitOperationAdd("mine.safetensors", b"1")], commit_message="Something else")
+fae.push_to_hub("tester/anew", variant="fp16")
+fae.image_encoder = None
+save_run("unsharded", fae, 10)
+seen["unsharded"] = state_digest(fae)
+seen["reloaded"] = state_digest(AutoModel.from_pretrained("tester/anew"))
+seen["folder's snippet"] = Path("unsharded", "README.md").read_text().split('from_pretrained("')[1].split('"')[0]
+
+# A repository of the web form, with a licence.
+create_repo("tester/form")
+upload_file(path_or_fileobj=FORM.encode(), path_in_repo="README.md", repo_id="tester/form")
+seen["form"] = [push_folder("unsharded", "tester/form").oid, push_folder("unsharded", "tester/form").oid]
+
+# Someone edits the card while the weights are on their way.
+def edit_and_download(*args, **kwargs):
+    path = download(*args, **kwargs)
+    upload_file(path_or_fileobj=EDITED.encode(), path_in_repo="README.md", repo_id="tester/race")
+    return path
+
+push_folder("unsharded", "tester/race")
+download, HfApi.hf_hub_download = HfApi.hf_hub_download, edit_and_download
+try:
+    push_folder("unsharded", "tester/race")
+except HfHubHTTPError as error:
+    seen["race"] = error.response.status_code
+HfApi.hf_hub_download = download
 
 pipe.save_pretrained("saved", push_to_hub=True, repo_id="tester/edited")
 upload_file(path_or_fileobj=EDITED.encode(), path_in_repo="README.md", repo_id="tester/edited")
@@ -294,6 +395,34 @@ def test_own_card_follows_the_weights(hub, pushed):
     assert ModelCard(now["README.md"].decode()).data.pipeline_tag == "image-feature-extraction"
 
 
+def test_new_weights_are_in_force(hub, pushed):
+    before, now = hub.files("tester/anew", pushed["sharded"]), hub.files("tester/anew")
+    assert "diffusion_pytorch_model.safetensors.index.json" in before and "image_encoder.d/config.json" in before
+    assert pushed["reloaded"] == pushed["unsharded"]
+    weights = {path for path in now if "safetensors" in path}
+    plain, fp16 = (f"diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16"))
+    assert weights == {plain, fp16, "mine.safetensors"}  # the other variant and what is not ours stay
+    assert {path for path in now if "/" in path} == {"validation/samples-0000010.png"}
+
+
+def test_the_snippet_loads_the_repository(hub, pushed):
+    assert pushed["folder's snippet"] == "unsharded"
+    card = hub.files("tester/anew")["README.md"].decode()
+    assert is_generated(card) and 'from_pretrained("tester/anew")' in card and "\n# anew\n" in card
+
+
+def test_a_card_of_metadata_alone_gets_a_body(hub, pushed):
+    for commit in pushed["form"]:
+        card = hub.files("tester/form", commit)["README.md"].decode()
+        assert is_generated(card) and ModelCard(card).data.license == "cc-by-4.0"
+        assert ModelCard(card).data.library_name == "diffusers" and "10 steps" in card
+
+
+def test_an_edit_in_the_meantime_is_not_lost(hub, pushed):
+    assert pushed["race"] == 412
+    assert hub.files("tester/race")["README.md"].decode() == EDITED
+
+
 def test_edited_card_is_kept(hub, pushed):
     card = ModelCard(hub.files("tester/edited")["README.md"].decode())
     assert card.text == ModelCard(EDITED).text
@@ -304,7 +433,10 @@ def test_the_result_is_pushed_in_one_commit_without_checkpoints(hub, pushed):
     files = set(hub.files("tester/card-pipeline"))
     assert {"model_index.json", "README.md", "config.yaml", "log.jsonl", EVAL_RESULTS} < files
     assert {path for path in files if path.startswith("validation/")} == {"validation/samples-0000010.png"}
-    assert not [path for path in files if "checkpoint" in path or "tensorboard" in path]
+    folders = {"vae", "transformer", "scheduler", "validation", ".eval_results"}
+    assert {path.split("/")[0] for path in files if "/" in path} == folders
+    top = {"README.md", "model_index.json", "config.yaml", "log.jsonl", "damaged_rows.json", ".gitattributes"}
+    assert {path for path in files if "/" not in path} == top and "vae/notes.md" not in files
     assert b"validation/samples-0000010.png" in hub.files("tester/card-pipeline")["README.md"]
     commits = [request for request in hub.requests if "card-lora/commit/" in request.path]
     assert len(commits) == 1

@@ -22,7 +22,12 @@ from hf_fae import (
 )
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.generation import GeneratorValidation, load_trained_pipeline, match_classes
+from hf_fae.training.generation import (
+    GeneratorValidation,
+    describe_classes,
+    load_trained_pipeline,
+    match_classes,
+)
 from hf_fae.training.latent_cache import CachedLatents, is_latent_cache
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import FlowMatchingObjective
@@ -134,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
         pipeline = trained_pipeline(args, data) if args.pipeline else new_pipeline(args, data)
     if isinstance(data, CachedLatents):
         data.check_tokenizer(pipeline.vae)
-    data, names, _ = match_classes(pipeline, data)
+    data, names, new_classes = match_classes(pipeline, data)
+    loop.print(describe_classes(names, new_classes))
     pipeline.to(loop.device)
     # The scheduler's shift is 1 / s of the objective's.
     shift = 1 / pipeline.scheduler.config.shift

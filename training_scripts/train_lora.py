@@ -14,7 +14,12 @@ from accelerate.utils import set_seed
 
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.generation import GeneratorValidation, load_trained_pipeline, match_classes
+from hf_fae.training.generation import (
+    GeneratorValidation,
+    describe_classes,
+    load_trained_pipeline,
+    match_classes,
+)
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
 from hf_fae.training.objectives import FlowMatchingObjective
@@ -78,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
     loop = TrainingLoop(loop_args, config)
     pipeline.to(loop.device)
-    loop.print(f"new classes: {', '.join(new_classes) or 'none'}; {len(names) - len(new_classes)} known ones")
+    loop.print(describe_classes(names, new_classes))
 
     validate = GeneratorValidation(
         pipeline,

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,30 @@ from typing import Any
 
 import yaml
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
 
-__all__ = ["EVAL_RESULTS", "Result", "TrainingRun", "is_generated", "latest_pictures", "render_card", "write_card"]
+__all__ = [
+    "EVAL_RESULTS",
+    "Result",
+    "TrainingRun",
+    "address_card",
+    "is_generated",
+    "latest_pictures",
+    "merge_metadata",
+    "render_card",
+    "write_card",
+]
 
 EVAL_RESULTS = ".eval_results/hf_fae.yaml"
 FOOTER = "<!-- Written by hf_fae, which replaces this card with every push until someone edits it: "
@@ -52,6 +70,7 @@ class Result:
 
     Attributes:
         name: the metric, such as `"psnr"`.
+        value: of any type of number; kept as a float.
         dataset, split: what it was measured on: Hub id or folder.
         protocol: what it takes to measure it again: sampler, steps, guidance, number of samples, precision, ...
     """
@@ -62,6 +81,9 @@ class Result:
     split: str | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        self.value = float(self.value)  # YAML knows no numbers of numpy
+
     def describe_protocol(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.protocol.items())
 
@@ -71,7 +93,8 @@ class TrainingRun:
     """What a training script knows about its result and the saved files do not say.
 
     Attributes:
-        command: the command line that was typed.
+        command: the script and its arguments, as they were typed.
+        machine: where it ran, such as `"2 processes (DDP) on cuda, in bf16"`.
         config: all arguments of the run as plain values.
         datasets: Hub ids or folders of the training data.
         step, images_seen: how long it trained.
@@ -81,6 +104,7 @@ class TrainingRun:
     """
 
     command: list[str] = field(default_factory=list)
+    machine: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     datasets: list[str] = field(default_factory=list)
     step: int | None = None
@@ -114,6 +138,8 @@ def write_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str 
 def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str | None = None) -> str:
     """The card of a saved pipeline, tokenizer, generator or LoRA.
 
+    Of absolute paths in `run` it shows the last part alone: where things lie on one's machine is nobody's business.
+
     Args:
         folder: where it was saved.
         run: its training. Only with one does the card show the newest pictures of `validation/`.
@@ -135,7 +161,9 @@ def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(python=repr, shell=shlex.join, yaml=lambda x: yaml.safe_dump(x, sort_keys=False))
+    environment.filters.update(
+        python=repr, shell=shlex.join, yaml=lambda x: yaml.safe_dump(x, sort_keys=False), shorten=_shorten
+    )
     name = source.rstrip("/").split("/")[-1]
     text = environment.get_template(f"{kind}.md").render(
         metadata=_metadata(kind, facts, run or TrainingRun(), name).to_yaml(),
@@ -155,10 +183,49 @@ def is_generated(card: str) -> bool:
     return bool(footer) and _sign(body).rstrip() == text.rstrip()
 
 
+def address_card(card: str, repo_id: str) -> str:
+    """A card of ours whose snippet loads `repo_id` and which has its name, whatever it was written for."""
+    body = card.replace("\r\n", "\n").rpartition(FOOTER)[0]
+    loaders = ("load_lora_weights", "from_pretrained")  # of a LoRA's snippet, the other line loads its base model
+    source = next(match for name in loaders if (match := re.search(rf'\b{name}\("(.*?)"', body)))
+    body = body[: source.start(1)] + repo_id + body[source.end(1) :]
+    name = repo_id.split("/")[-1]
+    body = re.sub(r"^# .*", f"# {name}", body, count=1, flags=re.MULTILINE)
+    return _sign(re.sub(r"^(model-index:\n- name: ).*", rf"\g<1>{name}", body, count=1, flags=re.MULTILINE))
+
+
+def merge_metadata(card: str, metadata: dict[str, Any]) -> str:
+    """A card with more in its YAML head: lists are joined, of everything else `metadata` has the last word."""
+    signed = is_generated(card)
+    ours = ModelCard(card.rpartition(FOOTER)[0] if signed else card)
+    merged = ours.data.to_dict()
+    if "license" in metadata:  # with all that says which one it is
+        merged = {key: value for key, value in merged.items() if not key.startswith("license")}
+    for key, value in metadata.items():
+        if isinstance(value, list) and isinstance(merged.get(key), list):
+            value = [*merged[key], *(item for item in value if item not in merged[key])]
+        merged[key] = value
+    head = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True).strip()
+    text = f"---\n{head}\n---\n{ours.text}"
+    return _sign(text) if signed else text
+
+
 def latest_pictures(folder: str | Path) -> list[Path]:
     """The newest picture of each name in `validation/`, whose files the training loop names `NAME-STEP.png`."""
     paths = sorted(Path(folder, "validation").glob("*-*.png"))
     return list({path.stem.rpartition("-")[0]: path for path in paths}.values())
+
+
+def _shorten(value):
+    """The last part of an absolute path; also of `--name=PATH`, and of those in lists and dicts."""
+    if isinstance(value, dict):
+        return {key: _shorten(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shorten(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    flag, equals, path = value.rpartition("=") if value.startswith("--") else ("", "", value)
+    return flag + equals + (Path(path).name or path if path.startswith("~") or os.path.isabs(path) else path)
 
 
 def _sign(text: str) -> str:
@@ -218,7 +285,7 @@ def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> 
     """The YAML head. Only Hub ids go there: the Hub makes links of them."""
     tag = PIPELINE_TAGS.get(kind, DRAWING_TAG)
     base_model = run.base_model if kind == "lora" else facts["encoder_id"]
-    encoder = (facts["encoder"] or {}).get("model", {})
+    encoder = (facts["encoder"] or _encoder_of_pipeline(run.base_model)).get("model", {})
     if run.license:
         licence = {"license": run.license}
     else:
@@ -247,6 +314,16 @@ def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> 
         datasets=[dataset for dataset in run.datasets if _is_hub_id(dataset)] or None,
         **({"model_name": name, "eval_results": results} if results else {}),
     )
+
+
+def _encoder_of_pipeline(name: str | None) -> dict[str, Any]:
+    """The frozen encoder's config of a pipeline in a folder, or of one on the Hub that has been loaded here."""
+    if name is None:
+        return {}
+    path = Path(name, "vae", "config.json")
+    if _is_hub_id(name):
+        path = try_to_load_from_cache(name, "vae/config.json")
+    return (_read_json(Path(path)) if isinstance(path, (str, Path)) else {}).get("image_encoder_config") or {}
 
 
 def _results_on_hub(run: TrainingRun) -> list[Result]:

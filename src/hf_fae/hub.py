@@ -1,18 +1,33 @@
 """Pushing to the Hub: one commit for a folder, with its model card."""
 
+import json
+import re
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.utils import filter_repo_objects
 
-from .cards import EVAL_RESULTS, is_generated, latest_pictures, render_card
+from .cards import EVAL_RESULTS, address_card, is_generated, latest_pictures, merge_metadata, render_card
 
 
 __all__ = ["ModelCardMixin", "push_folder"]
 
-# What a training leaves in its folder and nobody needs who loads the result: checkpoints (with the optimiser's state),
-# half-written files, trackers' logs.
-NOT_PUSHED = ["checkpoint-*", ".checkpoint-*", "*.part", "tensorboard/*", "wandb/*", ".git/*", ".cache/*"]
+# All that is pushed, so that what else lies in a run's folder (checkpoints, trackers' logs, someone's `.env`) is not.
+TOP_LEVEL = [
+    "README.md",
+    EVAL_RESULTS,
+    "model_index.json",
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index*.json",
+    "config.yaml",
+    "log.jsonl",
+    "damaged_rows.json",
+]
+COMPONENT = ["*.json", "*.safetensors", "*.txt"]
+ENCODER = "image_encoder.d"
+# One set of weights may be one file or several with their index, here without the part that tells these apart.
+WEIGHTS = re.compile(r"(.*?)(-\d{5}-of-\d{5})?\.safetensors(\.index(\.[^/]+)?\.json)?")
+PICTURE = re.compile(r"validation/[^/]+-\d+\.png")
 
 
 class ModelCardMixin:
@@ -41,8 +56,13 @@ def push_folder(
 ) -> CommitInfo:
     """Upload a saved folder in one commit: cut off in the middle, the repository stays as it was.
 
-    Of a training's folder, the result, `config.yaml`, `log.jsonl` and the newest validation pictures are pushed;
-    checkpoints and trackers' logs are not. A card on the Hub that someone has edited is kept.
+    What our classes save is pushed, and of a training's folder also `config.yaml`, `log.jsonl`, `damaged_rows.json`
+    and the newest validation pictures; nothing else is. The same commit deletes what would be in force beside it:
+    other shards of the same weights, a frozen encoder that the folder does not have, other weights' results and
+    pictures. Another `variant` of the weights stays.
+
+    A card of ours gets `repo_id` into its snippet. A card on the Hub that someone has edited is kept; of one that is
+    nothing but metadata, as the Hub's web form makes it, the metadata go into ours.
 
     Args:
         folder: as saved, with the card of [`write_card`].
@@ -53,39 +73,83 @@ def push_folder(
 
     Raises:
         ValueError: there is no such folder.
+        HfHubHTTPError: among others, someone has committed to the repository in the meantime.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"folder must be a folder that exists, got {str(folder)!r}")
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    on_hub = set(api.list_repo_files(repo_id))
-    contents = _files_to_push(folder)
-    if "README.md" in on_hub and (card := _edited_card(api, repo_id)):
+    info = api.model_info(repo_id)
+    on_hub = {file.rfilename for file in info.siblings}
+    contents = {path.relative_to(folder).as_posix(): path for path in _files_to_push(folder)}
+    if (card := _card(folder, api, repo_id, info.sha if "README.md" in on_hub else None)) is not None:
         contents["README.md"] = card.encode()
     operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
-    if EVAL_RESULTS in on_hub and EVAL_RESULTS not in contents:  # the results of other weights
-        operations.append(CommitOperationDelete(EVAL_RESULTS))
+    operations += [CommitOperationDelete(name) for name in sorted(_outdated(on_hub, contents.keys(), card or ""))]
     return api.create_commit(
-        repo_id, operations, commit_message=commit_message or f"Upload {folder.name}", create_pr=create_pr
+        repo_id,
+        operations,
+        commit_message=commit_message or f"Upload {folder.name}",
+        create_pr=create_pr,
+        parent_commit=info.sha,  # the card that was looked at is the one that is replaced
     )
 
 
-def _files_to_push(folder: Path) -> dict[str, Path | bytes]:
-    """Path in the repository -> file."""
-    old_pictures = set((folder / "validation").glob("*-*.png")) - set(latest_pictures(folder))
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in old_pictures]
-    files = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: files[name] for name in filter_repo_objects(files, ignore_patterns=NOT_PUSHED)}
+def _files_to_push(folder: Path) -> list[Path]:
+    index = folder / "model_index.json"
+    config = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    parts = [name for name, value in config.items() if isinstance(value, list)]
+    parts += [f"{part}/{ENCODER}" for part in parts] + [ENCODER]
+    patterns = TOP_LEVEL + [f"{part}/{pattern}" for part in parts for pattern in COMPONENT]
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(paths.union(latest_pictures(folder)))
 
 
-def _edited_card(api: HfApi, repo_id: str) -> str | None:
-    """The card on the Hub with `library_name` filled in, as diffusers does it; None if it is ours to replace."""
-    text = Path(api.hf_hub_download(repo_id, "README.md")).read_bytes().decode()
-    if is_generated(text):
-        return None
-    card = ModelCard(text)
+def _outdated(on_hub: set[str], pushed: set[str], card: str) -> set[str]:
+    """Files on the Hub that would be taken for a part of what is pushed, and pictures that the card does not show."""
+    weights = {_weights_name(name) for name in pushed} - {None}
+    models = {name.removesuffix("config.json") for name in pushed if re.fullmatch(r"(.*/)?config\.json", name)}
+    encoders = tuple(f"{model}{ENCODER}/" for model in models if f"{model}{ENCODER}/config.json" not in pushed)
+    return {
+        name
+        for name in on_hub - pushed
+        if _weights_name(name) in weights
+        or name.startswith(encoders)
+        or name == EVAL_RESULTS
+        or (PICTURE.fullmatch(name) and name not in card)
+    }
+
+
+def _weights_name(path: str) -> str | None:
+    """What all files of the same weights share, such as `vae/diffusion_pytorch_model.fp16`; None for other files."""
+    match = WEIGHTS.fullmatch(path)
+    return match and match[1] + (match[4] or "")
+
+
+def _card(folder: Path, api: HfApi, repo_id: str, revision: str | None) -> str | None:
+    """The card to push: that of the folder, or the one that someone has written on the Hub; None where neither is.
+
+    Args:
+        revision: of the card on the Hub, None if there is none.
+    """
+    path = folder / "README.md"
+    ours = path.read_text(encoding="utf-8") if path.is_file() else None
+    generated = ours is not None and is_generated(ours)
+    if generated:
+        ours = address_card(ours, repo_id)
+    if revision is None:
+        return ours
+    theirs = Path(api.hf_hub_download(repo_id, "README.md", revision=revision)).read_bytes().decode()
+    card = ModelCard(theirs)
+    if is_generated(theirs):
+        # The licence may have come from the web form, with a push before this one.
+        licence = {key: value for key, value in card.data.to_dict().items() if key.startswith("license")}
+        keeps = generated and licence and ModelCard(ours).data.license is None
+        return merge_metadata(ours, licence) if keeps else ours
+    if ours is not None and not card.text.strip():
+        return merge_metadata(ours, card.data.to_dict())
     if card.data.library_name is not None:
-        return text
-    card.data.library_name = "diffusers"
+        return theirs
+    card.data.library_name = "diffusers"  # as diffusers does it
     return str(card)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler
+from hf_fae.training.generation import match_classes
 from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
 
 
@@ -183,6 +184,40 @@ def test_only_new_rows_get_a_gradient():
     assert torch.equal(model.class_embedding.weight, torch.cat([table[:8], table[8:10] + 1, table[10:]]))
     learnt = lora_weights(model, ["eight", "nine"])["new_classes"]
     assert torch.equal(learnt["eight"], table[8] + 1) and torch.equal(learnt["nine"], table[9] + 1)
+
+
+class Labels:
+    """Data, as far as their classes are concerned."""
+
+    def __init__(self, *names):
+        self.id2label = dict(enumerate(names)) or None
+
+
+def test_classes_of_a_pipeline_without_names():
+    names = [f"kind {i}" for i in range(10)]
+    pipe = tiny_fae_dit_pipeline(id2label=None)
+    data, found, new_classes = match_classes(pipe, Labels(*names))
+    assert data.class_ids.tolist() == list(range(10)) and (found, new_classes) == (names, [])
+    assert pipe.id2label == dict(enumerate(names)) and pipe.transformer.config.num_classes == 10
+    pipe = tiny_fae_dit_pipeline(id2label=None)
+    with pytest.raises(ValueError, match="label_column has 9 classes, and the pipeline 10 without names"):
+        match_classes(pipe, Labels(*names[:9]))
+    assert pipe.transformer.config.num_classes == 10 and not pipe.id2label
+    assert match_classes(pipe, Labels(), class_name="my-dog")[2] == ["my-dog"]  # it is new, whatever they are
+
+
+def test_numbers_are_no_names_to_go_by():
+    numbers = [str(i) for i in range(10)]
+    pipe = tiny_fae_dit_pipeline(id2label=dict(enumerate(numbers)))
+    data, _, new_classes = match_classes(pipe, Labels(*numbers))
+    assert data.class_ids.tolist() == list(range(10)) and new_classes == []
+    for labels in (Labels("0", "1"), Labels("star", "7")):
+        with pytest.raises(ValueError, match="numbers may mean something else there"):
+            match_classes(pipe, labels)
+    assert pipe.transformer.config.num_classes == 10
+    pipe = tiny_fae_dit_pipeline()
+    data, _, new_classes = match_classes(pipe, Labels("3", "class 3"))
+    assert data.class_ids.tolist() == [10, 3] and new_classes == ["3"]
 
 
 def test_encoder_that_comes_with_the_pipeline(tmp_path, train, image_folder):

@@ -10,7 +10,7 @@ from .objectives import FlowMatchingObjective
 from .randomness import ImageRandom
 
 
-__all__ = ["ClassData", "GeneratorValidation", "load_trained_pipeline", "match_classes"]
+__all__ = ["ClassData", "GeneratorValidation", "describe_classes", "load_trained_pipeline", "match_classes"]
 
 
 def load_trained_pipeline(path: str) -> FAEDiTPipeline:
@@ -44,6 +44,10 @@ class ClassData:
         """As `ImageData.validation_batches`."""
         return map(self._relabel, self.data.validation_batches(batch_size))
 
+    def facts(self) -> dict:
+        """As `ImageData.facts`."""
+        return self.data.facts()
+
     def _relabel(self, batch):
         labels = batch.get("class_labels", torch.zeros(len(batch["row_ids"]), dtype=torch.long))
         return {**batch, "class_labels": self.class_ids[labels]}
@@ -54,6 +58,10 @@ def match_classes(
 ) -> tuple[ClassData, list[str], list[str]]:
     """Give the pipeline those classes of the data that it does not know by name.
 
+    A pipeline without names has its classes matched by number, if the data have as many, and gets their names. Names
+    that are numbers say nothing about a pipeline with names (class 3 of one data set is not that of another): they are
+    new classes, unless the pipeline has the very classes of the data.
+
     Args:
         data: `ImageData` or `CachedLatents`.
         class_name: the class of all rows, for data without labels.
@@ -63,7 +71,8 @@ def match_classes(
         The data with the pipeline's class ids, the names of all their classes, and those that are new.
 
     Raises:
-        ValueError: the classes come neither from labels nor from `class_name`, or from both; unknown `init_class`.
+        ValueError: the classes come neither from labels nor from `class_name`, or from both; unknown `init_class`; the
+            pipeline has no names and another number of classes; or it has a class whose name is the same number.
     """
     if (data.id2label is None) == (class_name is None):
         raise ValueError(
@@ -71,12 +80,33 @@ def match_classes(
             f"got {'labels' if data.id2label else 'no labels'} and class_name {class_name!r}"
         )
     names = list(data.id2label.values()) if data.id2label else [class_name]
+    if data.id2label and not pipeline.id2label:
+        num_classes = pipeline.transformer.config.num_classes
+        if len(names) != num_classes:
+            raise ValueError(
+                f"label_column has {len(names)} classes, and the pipeline {num_classes} without names: there is no "
+                "way to match them; give the pipeline names with register_labels({0: ..., 1: ...})"
+            )
+        pipeline.register_labels(data.id2label)
+    if data.id2label == pipeline.id2label:
+        return ClassData(data, list(data.id2label)), names, []
+    numbers = [name for name in names if name.isdigit() and name in pipeline.label2id]
+    if numbers:
+        raise ValueError(
+            f"the data have the classes {numbers[:5]}, and the pipeline classes of these names, but numbers may mean "
+            "something else there, as its other classes are not those of the data: give the classes names"
+        )
     new_classes = [name for name in names if name not in pipeline.label2id]
     if new_classes:
         table = pipeline.transformer.class_embedding.weight.detach()
         start = table[pipeline.label_ids(init_class, "init_class")[0]] if init_class else table[:-1].mean(0)
         pipeline.add_classes(dict.fromkeys(new_classes, start))
     return ClassData(data, pipeline.label_ids(names, "label_column")), names, new_classes
+
+
+def describe_classes(names: list[str], new_classes: list[str]) -> str:
+    """What `match_classes` has found, in words."""
+    return f"new classes: {', '.join(new_classes) or 'none'}; {len(names) - len(new_classes)} known ones"
 
 
 class GeneratorValidation:
