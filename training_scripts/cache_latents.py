@@ -15,8 +15,8 @@ from accelerate import Accelerator
 
 from hf_fae.training.arguments import parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.latent_encoding import encode_dataset, store_latent_statistics
-from hf_fae.training.tokenizer import load_trained_fae
+from hf_fae.training.latent_encoding import encode_dataset
+from hf_fae.training.tokenizer import load_trained_fae, store_latent_statistics
 
 
 @dataclass
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     with accelerator.main_process_first():
         data = ImageData(data_args, args.seed)
         vae = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
+    accelerator.print(data.describe())
     index = encode_dataset(
         args.output_dir,
         vae.to(accelerator.device),

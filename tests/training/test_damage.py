@@ -56,6 +56,18 @@ class TestReport:
         ):
             report.check(100, 0.02)
 
+    def test_repetitions_do_not_count(self):
+        report = DamageReport()
+        report.add([(row, "truncated") for row in range(15)])
+        report.check(400, 0.1)  # of 400 rows, for all that is known
+        report.check(19, 0.1, 20)  # too early to tell
+        for seen in (20, 400):
+            with pytest.raises(ValueError, match="15 of the 20 rows read are damaged"):
+                report.check(seen, 0.1, 20)
+        report.check(10_000, 0.1, 200)
+        with pytest.raises(ValueError, match="15 of the 100 rows"):
+            report.check(100, 0.1, 200)
+
     def test_long_lists_are_cut(self):
         report = DamageReport()
         report.add([(row, "empty") for row in range(6)])

@@ -1,4 +1,6 @@
 import itertools
+import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -6,8 +8,9 @@ import pytest
 import torch
 from damaged import NUM_ROWS, bomb, damaged_rows, encode, noise, odd_pictures
 
-from hf_fae.training.damage import DAMAGE_KINDS, DamageReport
+from hf_fae.training.damage import BROKEN_SHARD, DAMAGE_KINDS, DamageReport
 from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.folders import find_splits
 
 
 def numbers(batch):
@@ -109,8 +112,8 @@ class TestStreaming:
 
     def test_resuming_does_not_decode(self, parquet_folder, monkeypatch):
         data, decoded = make_data(parquet_folder, streaming=True), []
-        make = data._example
-        monkeypatch.setattr(data, "_example", lambda row, random: decoded.append(0) or make(row, random))
+        make = data.example
+        monkeypatch.setattr(data, "example", lambda row, random: decoded.append(0) or make(row, random))
         take(data, 1, 8, images_seen=40)
         assert len(decoded) == 8
 
@@ -137,7 +140,7 @@ class TestLedger:
     @staticmethod
     def row_ids(data, rank, world_size, num_workers):
         """Row ids of the batches of 4 of one rank."""
-        steps = [0, 1, 4, 16 // world_size + 2]
+        steps = [0, 1, 4, 16 // world_size + 3]
         batches = []
         for start, stop in itertools.pairwise(steps):
             place = {"images_seen": start * 4 * world_size, "rank": rank, "world_size": world_size}
@@ -151,7 +154,7 @@ class TestLedger:
         rows = [row for step in zip(*ranks, strict=True) for batch in step for row in batch]
         assert sorted(rows[:32]) == sorted(rows[32:64]) == list(range(32))
 
-    # 2 readers have whole shards of the 4, 3 readers every third row, 6 readers every third row of 2 shards
+    # 2 readers have 2 of the 4 shards each, of 3 one has 2 shards, 6 readers have every third row of 2 shards
     @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 0), (1, 2), (3, 2)])
     def test_streamed(self, parquet_folder, world_size, num_workers):
         data = make_data(parquet_folder, streaming=True, shuffle_block=4)
@@ -159,7 +162,7 @@ class TestLedger:
         for rank in range(world_size):
             batches = self.row_ids(data, rank, world_size, num_workers)
             readers += [list(itertools.chain(*batches[worker::workers])) for worker in range(workers)]
-        lengths = {1: [32], 2: [16, 16], 3: [11, 11, 10], 6: [6, 6, 5, 5, 5, 5]}[len(readers)]
+        lengths = {1: [32], 2: [16, 16], 3: [16, 8, 8], 6: [6, 6, 5, 5, 5, 5]}[len(readers)]
         everything = [shard * 10**9 + row for shard in range(4) for row in range(8)]
         for epoch in range(2):
             parts = [rows[epoch * n : epoch * n + n] for rows, n in zip(readers, lengths, strict=True)]
@@ -200,7 +203,8 @@ class TestDamage:
             ):
                 row = rows[row_id // 10**9 * 70 + row_id % 10**9]
                 assert (label, caption) == (row["label"], row["caption"])
-        assert report.counts() == Counter(kinds.values()) and set(report.counts()) == set(DAMAGE_KINDS)
+        assert report.counts() == Counter(kinds.values())
+        assert {*report.counts(), BROKEN_SHARD} == set(DAMAGE_KINDS)
         assert {row for ids in report.state().values() for row in ids} == set(kinds)
         assert not set(used) & set(kinds)
         good = {row // 70 * 10**9 + row % 70 if streaming else row for row in range(NUM_ROWS)} - set(kinds)
@@ -297,6 +301,158 @@ class TestDamage:
             next(data.validation_batches(4))
 
 
+class TestBrokenShards:
+    """Of 4 shards the second one breaks off."""
+
+    @pytest.fixture
+    def parquet(self, tmp_path, parquet_folder):
+        shutil.copytree(parquet_folder, tmp_path, dirs_exist_ok=True)
+        path = tmp_path / "train-00001-of-00004.parquet"
+        path.write_bytes(path.read_bytes()[:-100])
+        return tmp_path
+
+    @pytest.fixture
+    def webdataset(self, tmp_path, damaged_webdataset):
+        shutil.copytree(damaged_webdataset, tmp_path, dirs_exist_ok=True)
+        path = tmp_path / "train-0001.tar"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 700])
+        shutil.copy(path, tmp_path / "validation-0001.tar")
+        return tmp_path
+
+    def test_parquet(self, parquet):
+        data, report = make_data(parquet, streaming=True), DamageReport()
+        batches = take(data, 6)
+        for batch in batches:
+            report.add(batch["damaged"])
+        assert report.state() == {"broken_shard": [10**9]}
+        assert sorted(n for batch in batches[:3] for n in numbers(batch)) == [*range(8), *range(16, 32)]
+        assert [numbers(batch) for batch in take(data, 2, images_seen=32)] == [numbers(batch) for batch in batches[4:]]
+
+    def test_tar(self, webdataset):
+        data, report, rows = make_data(webdataset, streaming=True, image_column="jpg"), DamageReport(), set()
+        for batch in take(data, 30, num_workers=1):
+            report.add(batch["damaged"])
+            rows |= set(batch["row_ids"].tolist())
+        (broken,) = report.state()["broken_shard"]
+        assert 10**9 + 20 < broken < 10**9 + 60
+        assert max(row for row in rows if row < 2 * 10**9) == broken - 1 and max(rows) > 3 * 10**9
+        validated = [row for batch in data.validation_batches(10) for row in batch["row_ids"].tolist()]
+        assert max(validated) == broken - 10**9 - 1
+        assert data.validation_damage.state()["broken_shard"] == [broken - 10**9]
+
+    def test_labels_of_the_others_are_read(self, parquet):
+        data = make_data(parquet, streaming=True, label_column="kind")
+        assert len(data.id2label) == 4
+
+    def test_nothing_left(self, parquet):
+        data = make_data(parquet, streaming=True)
+        with pytest.raises(ValueError, match=r"no rows for reader 1: its shards are broken: 1 broken_shard"):
+            take(data, 1, rank=1, world_size=4)
+
+
+class TestSharing:
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+    def test_no_shard_is_read_twice(self, parquet_folder, world_size):
+        data = make_data(parquet_folder, streaming=True)
+        for rank in range(world_size):
+            batches = take(data, 8, rank=rank, world_size=world_size)
+            shards = {row // 10**9 for batch in batches for row in batch["row_ids"].tolist()}
+            assert shards == set(range(rank, 4, world_size))
+
+
+class TestFolders:
+    """Of pictures in a local folder: what is the train split, whatever files and folders are called."""
+
+    def write(self, root, *names):
+        for number, name in enumerate(names):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            noise(seed=number).save(root / name)
+        return root
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("name", ["steam-train-1.png", "dog_test_1.png", "train.png", "val-1.png"])
+    def test_words_in_file_names_mean_nothing(self, tmp_path, streaming, name):
+        self.write(tmp_path, *(f"IMG_{number:04d}.png" for number in range(9)), name)
+        data = make_data(tmp_path, streaming=streaming, validation_split="train")
+        assert len({row for batch in take(data, 2, 5) for row in batch["row_ids"].tolist()}) == 10
+
+    @pytest.mark.parametrize("other", ["train", "test", "val 1"])
+    def test_classes_named_like_splits(self, tmp_path, other):
+        self.write(tmp_path, *(f"{name}/{number}.png" for name in ("dog", other) for number in range(3)))
+        data = make_data(tmp_path, label_column="label")
+        assert len(data) == 6 and data.id2label == {0: "dog", 1: other}
+
+    @pytest.mark.parametrize("above", ["", "pictures/", "a[1]/b/"])
+    def test_folders_that_are_splits(self, tmp_path, above):
+        for split, count in {"Train": 4, "val_images": 3, "test": 2}.items():
+            for name in ("test", "ant"):
+                self.write(tmp_path, *(f"{above}{split}/{name}/train-{number}.png" for number in range(count)))
+        data = make_data(tmp_path, label_column="label")
+        assert len(data) == 8 and data.id2label == {0: "ant", 1: "test"}
+        assert len(data.rows("validation")[1]) == 6
+        assert len(make_data(tmp_path, train_split="test")) == 4
+        if not above:
+            self.write(tmp_path, "preview.png")
+            assert len(make_data(tmp_path)) == 8
+
+    def test_one_folder_or_none(self, tmp_path):
+        assert len(make_data(self.write(tmp_path / "a", "cat/test.png", "cat/train.png"))) == 2
+        assert len(make_data(self.write(tmp_path / "b", "train/1.png", "train/2.png"))) == 2
+        with pytest.raises(ValueError, match='Unknown split "train"'):
+            make_data(self.write(tmp_path / "c", "1.png", "validation/2.png"))
+
+    def test_unclear(self, tmp_path):
+        self.write(tmp_path, "train/1.png", "validation/2.png", "extra/3.png")
+        with pytest.raises(
+            ValueError, match="like splits, train, validation, and others, extra: take the others away"
+        ):
+            make_data(tmp_path)
+
+    def test_data_files_and_readmes_decide_themselves(self, tmp_path, parquet_folder, damaged_webdataset):
+        for folder in (parquet_folder, damaged_webdataset, "user/name"):
+            assert find_splits(str(folder)) is None
+        self.write(tmp_path, "x/1.png", "x/2.png", "y/3.png")
+        readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: x/*\n---\n"
+        (tmp_path / "README.md").write_text(readme)
+        assert len(make_data(tmp_path)) == 2
+
+    def test_captions_beside_pictures(self, tmp_path):
+        self.write(tmp_path, "train_1.png", "2.png")
+        lines = [{"file_name": name, "text": name[:-4]} for name in ("train_1.png", "2.png")]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        data = make_data(tmp_path, caption_column="text")
+        assert sorted(take(data, 1, 2)[0]["captions"]) == ["2", "train_1"]
+
+
+class TestDescription:
+    def test_indexed(self, image_folder):
+        text = make_data(image_folder, label_column="label", max_train_samples=20).describe()
+        assert text == f"20 rows in 4 classes of '{image_folder}' (train); validation: 4 rows of validation"
+
+    def test_streamed(self, parquet_folder):
+        data = make_data(parquet_folder, streaming=True, validation_split="train", max_validation_samples=5)
+        text = f"4 streamed shards of '{parquet_folder}' (train); validation: the first 5 rows of train"
+        assert data.describe() == text
+
+
+class TestSignature:
+    def test_indexed_is_of_the_rows_alone(self, image_folder):
+        data, fewer = make_data(image_folder), make_data(image_folder, max_train_samples=31)
+        assert data.signature(8, 2, 4) == data.signature(4) == {"rows": 32, "split": "train", "seed": 0}
+        assert data.signature(8) != fewer.signature(8)
+        assert data.signature(8) != make_data(image_folder, seed=1).signature(8)
+
+    def test_streamed_is_of_the_readers_too(self, parquet_folder):
+        data = make_data(parquet_folder, streaming=True)
+        signature = data.signature(8, 2, 3)
+        assert json.loads(json.dumps(signature)) == signature
+        for other in (data.signature(4, 2, 3), data.signature(8, 3, 3), data.signature(8, 2, 2)):
+            assert len(other.items() - signature.items()) == 1
+        assert data.signature(8, 1, 0) == data.signature(8, 1, 1)
+        other = make_data(parquet_folder, streaming=True, shuffle_block=4).signature(8, 2, 3)
+        assert other.items() - signature.items() == {("shuffle_block", 4)}
+
+
 class TestCrop:
     def test_random_crops_are_of_training_only(self, damaged_parquet):
         center, random = (
@@ -344,6 +500,16 @@ class TestLabels:
         assert data.id2label == {0: "circle", 1: "cross"}
         assert [numbers(batch) for batch in data.validation_batches(4)] == [[32, 33]]
         assert data.validation_damage.state() == {"bad_label": [2, 3]}
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("num_classes", [None, 3])
+    def test_lists(self, tmp_path, streaming, num_classes):
+        from datasets import Dataset
+
+        columns = {"image": [{"bytes": encode(noise()), "path": None}] * 2, "tags": [[0], [1, 2]]}
+        Dataset.from_dict(columns).to_parquet(tmp_path / "train.parquet")
+        with pytest.raises(ValueError, match="label_column must hold one value per row, but 'tags' holds"):
+            make_data(tmp_path, label_column="tags", streaming=streaming, num_classes=num_classes)
 
     @pytest.mark.parametrize("name", ["image_column", "label_column", "caption_column"])
     def test_missing_column(self, parquet_folder, name):

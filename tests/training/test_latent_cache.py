@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,13 +17,12 @@ import torch
 from accelerate import Accelerator
 from factories import tiny_fae
 from PIL import Image
-from safetensors.torch import load_file
 
 from hf_fae import AutoencoderFAE
 from hf_fae.latents import normalized_posterior
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.latent_cache import CachedLatents, tokenizer_fingerprint
-from hf_fae.training.latent_encoding import encode_dataset, store_latent_statistics
+from hf_fae.training.latent_cache import CachedLatents, is_latent_cache, tokenizer_fingerprint
+from hf_fae.training.latent_encoding import encode_dataset
 from hf_fae.training.tokenizer import load_trained_fae
 
 
@@ -80,7 +80,7 @@ class TestContents:
     def test_moments_are_those_of_the_tokenizer_in_both_copies(self, cache, fae, image_folder):
         vae, data = AutoencoderFAE.from_pretrained(fae), make_data(image_folder)
         for mirrored in (False, True):
-            pixels = torch.stack([data._example(data.train[row])["pixel_values"] for row in range(len(data))])
+            pixels = torch.stack([data.example(data.train[row])["pixel_values"] for row in range(len(data))])
             expected = direct_moments(vae, pixels.flip(-1) if mirrored else pixels)
             latents = CachedLatents(cache)
             stored = latents._batch(latents.train, list(range(32)), [mirrored] * 32)
@@ -209,11 +209,56 @@ class TestReading:
             latents.check_tokenizer(vae)
 
     def test_folders_that_are_no_finished_cache(self, tmp_path):
-        with pytest.raises(ValueError, match="is no latent cache: it has no index.json"):
-            CachedLatents(tmp_path)
-        (tmp_path / "index.json").write_text('{"fae": "x"}')
+        for foreign in (None, "[]", '{"fae": "x"}', "no json"):
+            if foreign:
+                (tmp_path / "index.json").write_text(foreign)
+            assert not is_latent_cache(tmp_path)
+            with pytest.raises(ValueError, match="is no latent cache: it has no index.json of one"):
+                CachedLatents(tmp_path)
+        (tmp_path / "index.json").write_text('{"fae": "x", "fingerprint": {}, "settings": {}}')
         with pytest.raises(ValueError, match="is an unfinished latent cache"):
             CachedLatents(tmp_path)
+
+    def test_description_and_signature(self, cache, image_folder):
+        latents, data = CachedLatents(cache, seed=3), make_data(image_folder, seed=3)
+        text = (
+            f"32 rows in 4 classes of '{cache}', latents of '{image_folder}' (train); validation: 4 rows of validation"
+        )
+        assert latents.describe() == text
+        assert latents.signature(8, 2, 1) == data.signature(4)  # the same rows in the same order
+
+
+class TestArguments:
+    def arguments(self, cache, **kwargs):
+        return DataArguments(dataset_name=str(cache), **kwargs)
+
+    def test_what_applies(self, cache):
+        latents = CachedLatents.from_arguments(self.arguments(cache, random_flip=False, max_train_samples=7), 5)
+        assert (len(latents), latents.random_flip, latents.seed) == (7, False, 5)
+        # what the cache was made with may be said again
+        assert len(CachedLatents.from_arguments(self.arguments(cache, label_column="label", resolution=32))) == 32
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("train_split", "train[5%:]"),
+            ("validation_split", "test"),
+            ("crop", "random"),
+            ("label_column", "kind"),
+            ("resolution", 64),
+            ("max_validation_samples", 7),
+            ("streaming", True),
+            ("num_classes", 9),
+            ("dataset_config", "small"),
+            ("caption_column", "text"),
+            ("image_column", "jpg"),
+        ],
+    )
+    def test_what_has_no_effect(self, cache, name, value):
+        with pytest.raises(
+            ValueError, match=f"^{name} has no effect on the latents in .*, got {re.escape(repr(value))}$"
+        ):
+            CachedLatents.from_arguments(self.arguments(cache, **{name: value}))
 
 
 KILLED = """
@@ -308,6 +353,57 @@ class TestResuming:
             encode(folder, tmp_path / "other", make_data(image_folder, label_column="label"))
         assert shard_bytes(folder) == before
 
+    @pytest.fixture
+    def interrupted(self, tmp_path, fae, image_folder):
+        """A copy of the pictures, and a cache of it that lacks a shard."""
+        pictures = Path(shutil.copytree(image_folder, tmp_path / "pictures"))
+        encode(tmp_path / "latents", fae, make_data(pictures, label_column="label"))
+        (tmp_path / "latents/train/00001.parquet").unlink()
+        return pictures, tmp_path / "latents"
+
+    def test_data_at_another_place(self, tmp_path, interrupted, fae):
+        pictures, folder = interrupted
+        encode(folder, fae, make_data(pictures.rename(tmp_path / "elsewhere"), label_column="label"))
+        assert len(CachedLatents(folder)) == 32
+
+    def test_a_renamed_class(self, interrupted, fae):
+        pictures, folder = interrupted
+        for split in ("train", "validation"):
+            (pictures / split / "circle").rename(pictures / split / "zebra")
+        with pytest.raises(ValueError, match="class 0 was 'circle', now 'cross'; .*the content of train was"):
+            encode(folder, fae, make_data(pictures, label_column="label"))
+
+    @pytest.mark.parametrize("split", ["train", "validation"])
+    def test_a_replaced_picture(self, interrupted, fae, split):
+        pictures, folder = interrupted
+        path = sorted((pictures / split).rglob("*.png"))[-1]
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[0, 0] ^= 1
+        Image.fromarray(pixels).save(path)
+        with pytest.raises(ValueError, match=f"or be deleted: the content of {split} was '.*', now '.*'$"):
+            encode(folder, fae, make_data(pictures, label_column="label"))
+
+    def test_a_replaced_cell(self, tmp_path, fae):
+        from datasets import Dataset
+
+        def write(name, number):
+            (tmp_path / name).mkdir()
+            rows = {"image": [Image.new("RGB", (32, 32), (n, 0, 0)) for n in (1, 2, number)], "text": ["a", "b", "c"]}
+            for split in ("train", "validation"):
+                Dataset.from_dict(rows).to_parquet(tmp_path / name / f"{split}.parquet")
+            return make_data(tmp_path / name, caption_column="text")
+
+        encode(tmp_path / "latents", fae, write("first", 3))
+        encode(tmp_path / "latents", fae, write("copy", 3))
+        with pytest.raises(ValueError, match="the content of train was"):
+            encode(tmp_path / "latents", fae, write("other", 4))
+
+    def test_a_folder_of_something_else(self, tmp_path, fae, image_folder):
+        (tmp_path / "index.json").write_text("{}")
+        with pytest.raises(ValueError, match="is no folder for latents"):
+            encode(tmp_path, fae, make_data(image_folder))
+        assert (tmp_path / "index.json").read_text() == "{}"
+
     @pytest.mark.parametrize(("name", "value"), [("streaming", True), ("crop", "random")])
     def test_data_that_cannot_be_cached(self, tmp_path, fae, image_folder, name, value):
         with pytest.raises(ValueError, match=f"{name} must be .*got {value!r}"):
@@ -362,6 +458,11 @@ class TestDamagedRows:
         with pytest.raises(ValueError, match="12 of the .* rows read are damaged.*max_damaged_share=0.05"):
             encode(tmp_path, fae, data, max_damaged_share=0.05, num_workers=1)
 
+    def test_too_many_of_a_few(self, tmp_path, fae, damaged_folder):
+        data = make_data(damaged_folder, label_column="kind", max_train_samples=20)
+        with pytest.raises(ValueError, match="10 of the 20 rows read are damaged"):
+            encode(tmp_path, fae, data)
+
     def test_values_beyond_float16(self, tmp_path, image_folder):
         vae = tiny_fae()
         with torch.no_grad():
@@ -372,26 +473,6 @@ class TestDamagedRows:
 
 
 class TestStoredStatistics:
-    def test_nothing_else_changes(self, tmp_path, fae):
-        folder = shutil.copytree(fae, tmp_path / "fae")
-        mean, std = torch.arange(4.0).view(4, 1, 1), torch.full((4, 1, 1), 3.0)
-        store_latent_statistics(folder, mean, std)
-        model, before = AutoencoderFAE.from_pretrained(folder), AutoencoderFAE.from_pretrained(fae)
-        assert torch.equal(model.latents_mean, mean) and torch.equal(model.latents_std, std)
-        for name, value in before.state_dict().items():
-            assert name.startswith("latents_") or torch.equal(value, model.state_dict()[name])
-        files = [sorted(path.relative_to(f) for path in f.rglob("*")) for f in (fae, folder)]
-        assert files[0] == files[1]
-        name = "diffusion_pytorch_model.safetensors"
-        assert load_file(folder / name).keys() == load_file(fae / name).keys()
-
-    def test_another_shape_or_no_weights(self, tmp_path, fae):
-        folder = shutil.copytree(fae, tmp_path / "fae")
-        with pytest.raises(ValueError, match=r"has shape \(4, 1, 1\), got \(5, 1, 1\)"):
-            store_latent_statistics(folder, torch.zeros(5, 1, 1), torch.ones(5, 1, 1))
-        with pytest.raises(ValueError, match="holds no weights with latents_mean and latents_std"):
-            store_latent_statistics(tmp_path, torch.zeros(4, 1, 1), torch.ones(4, 1, 1))
-
     def test_by_the_script(self, tmp_path, fae, image_folder, monkeypatch):
         monkeypatch.syspath_prepend(SCRIPTS)
         import cache_latents

@@ -150,6 +150,30 @@ class TestDamage:
         image = decode_image({"bytes": None, "path": "memory://pictures/a.png"})
         assert image.tobytes() == noise().tobytes()
 
+    @pytest.mark.parametrize("failures", [3, 4])
+    def test_a_network_that_fails_now_and_then(self, monkeypatch, failures):
+        """Three errors in a row are waited out; four are not."""
+        import fsspec
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        fsspec.filesystem("memory").pipe("/pictures/b.png", encode(noise()))
+        opened, waited, open_file = [], [], MemoryFileSystem._open
+
+        def open_shakily(*args, **kwargs):
+            opened.append(0)
+            if len(opened) <= failures:
+                raise ConnectionResetError("reset by peer")
+            return open_file(*args, **kwargs)
+
+        monkeypatch.setattr(MemoryFileSystem, "_open", open_shakily)
+        monkeypatch.setattr("hf_fae.training.reading.time.sleep", waited.append)
+        if failures == 4:
+            with pytest.raises(ConnectionResetError):
+                decode_image("memory://pictures/b.png")
+        else:
+            assert decode_image("memory://pictures/b.png").tobytes() == noise().tobytes()
+        assert waited == [1, 5, 25]
+
     @pytest.mark.parametrize("name", list(odd_pictures()))
     def test_odd_but_good(self, name):
         data, pixels = odd_pictures()[name]

@@ -14,10 +14,11 @@ TOO_SMALL = "too_small"  # the shorter side is below `min_image_side`
 TOO_LARGE = "too_large"  # a decompression bomb
 NO_CAPTION = "no_caption"  # missing or blank
 BAD_LABEL = "bad_label"  # missing, or none of the classes
-DAMAGE_KINDS = (EMPTY, UNDECODABLE, TRUNCATED, TOO_SMALL, TOO_LARGE, NO_CAPTION, BAD_LABEL)
+BROKEN_SHARD = "broken_shard"  # a streamed file breaks off at this row: the rest of it is skipped
+DAMAGE_KINDS = (EMPTY, UNDECODABLE, TRUNCATED, TOO_SMALL, TOO_LARGE, NO_CAPTION, BAD_LABEL, BROKEN_SHARD)
 
 MAX_ATTEMPTS = 100  # rows tried for one place
-MIN_ROWS = 100  # before so many rows have been read, a share says little
+MIN_ROWS = 100  # before so many rows have been read, or all that there are, a share says little
 SHOWN_ROWS = 5
 
 
@@ -78,19 +79,22 @@ class DamageReport:
         """Kind -> number of distinct rows, for the kinds that were met."""
         return {kind: len(rows) for kind, rows in self.state().items()}
 
-    def check(self, rows_seen: int, max_share: float) -> None:
+    def check(self, rows_seen: int, max_share: float, num_rows: int | None = None) -> None:
         """Stop a run on bad data.
 
         Args:
-            rows_seen: rows read so far; below 100 nothing is checked.
-            max_share: the part of them that may be damaged.
+            rows_seen: rows read so far, with repetitions.
+            max_share: the part of the distinct rows among them that may be damaged.
+            num_rows: how many rows there are, if that is known; nothing is checked before all or 100 have been read.
 
         Raises:
-            ValueError: more are; the message has the kinds and some of the rows.
+            ValueError: more are damaged; the message has the kinds and some of the rows.
         """
-        if rows_seen >= MIN_ROWS and len(self._kinds) > max_share * rows_seen:
+        rows = rows_seen if num_rows is None else min(rows_seen, num_rows)
+        enough = MIN_ROWS if num_rows is None else min(MIN_ROWS, num_rows)
+        if rows >= enough and len(self._kinds) > max_share * rows:
             raise ValueError(
-                f"{len(self._kinds)} of the {rows_seen} rows read are damaged, more than a share of "
+                f"{len(self._kinds)} of the {rows} rows read are damaged, more than a share of "
                 f"max_damaged_share={max_share}: {self}"
             )
 

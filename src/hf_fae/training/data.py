@@ -6,19 +6,21 @@ row takes the place, and all others keep theirs.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from . import damage
 from .damage import MAX_ATTEMPTS, DamagedRow, DamageReport, first_good
-from .order import PositionSampler
+from .folders import find_splits
+from .order import indexed_batches, is_mirrored, load_batches, row_random
 from .pictures import center_crop, decode_image, random_crop
-from .streaming import StreamedRows
+from .reading import read_rows
+from .streaming import StreamedRows, open_shard
 
 
 __all__ = ["DataArguments", "ImageData"]
@@ -71,6 +73,9 @@ class ImageData:
         "damaged": list of (row id, kind) of the damaged rows that were met and replaced (training only).
     The place of a damaged row (see `damage.DAMAGE_KINDS`) is taken by a random other one.
 
+    Of a local folder of pictures everything is the train split, unless its folders are splits (see
+    `folders.find_splits`).
+
     Args:
         args: which data, and how to cut them.
         seed: of order, crops, mirroring, replacements and the choice of validation rows.
@@ -78,11 +83,12 @@ class ImageData:
     Attributes:
         id2label: class id -> name: the names of the `ClassLabel` column, else the numbers below `num_classes`, else
             the sorted values of the train split; None without a label column.
+        num_shards: parts in which streamed training rows are read; None if they are not streamed.
         validation_damage: `DamageReport` of the last pass over the validation rows.
 
     Raises:
-        ValueError: an argument is out of range, a column does not exist, or (when reading) 100 rows in a row are
-            damaged.
+        ValueError: an argument is out of range, a column does not exist, labels are lists, it is not clear which
+            folders are splits, or (when reading) 100 rows in a row are damaged.
     """
 
     def __init__(self, args: DataArguments, seed: int = 0):
@@ -95,10 +101,15 @@ class ImageData:
         self.args = args
         self.seed = seed
         self.validation_damage, self._validation_samples = DamageReport(), None
+        self._splits = find_splits(args.dataset_name) if args.dataset_config is None else None
         self.train = self._open(args.train_split)
         if args.max_train_samples is not None:
             take = args.max_train_samples
             self.train = self.train.take(take) if args.streaming else self.train.take(min(take, len(self.train)))
+        self.num_shards = None
+        if args.streaming:
+            # The first N rows are not cut into shards, or they would depend on the number of readers.
+            self.num_shards = self.train.num_shards if args.max_train_samples is None else 1
         self.id2label, self._label_ids = self._labels() if args.label_column else (None, None)
 
     def __len__(self) -> int:
@@ -116,18 +127,50 @@ class ImageData:
             rank, world_size: this process, and how many share the data. Batches of the ranks laid side by side are
                 what one process with the `world_size`-fold batch size gets (not so when streaming).
         """
-        if self.args.streaming:
-            first_batch = images_seen // (batch_size * world_size)
-            rows, order = StreamedRows(self, batch_size, first_batch, rank, world_size), {"batch_size": batch_size}
+        if not self.args.streaming:
+            place = {"images_seen": images_seen, "rank": rank, "world_size": world_size, "num_workers": num_workers}
+            return indexed_batches(_IndexedRows(self), _collate, self.seed, batch_size, **place)
+        rows = StreamedRows(self, batch_size, images_seen // (batch_size * world_size), rank, world_size)
+        return load_batches(rows, _collate, num_workers, batch_size=batch_size)
+
+    def signature(self, batch_size: int, world_size: int = 1, num_workers: int = 0) -> dict:
+        """What `images_seen` depends on to mean the same place: plain values, to be compared when a run is resumed.
+
+        Indexed rows have one order for all; that of streamed ones depends on who reads them.
+        """
+        args = self.args
+        signature = {"split": args.train_split, "seed": self.seed}
+        if not args.streaming:
+            return {"rows": len(self), **signature}
+        return {
+            "shards": self.num_shards,
+            **signature,
+            "max_train_samples": args.max_train_samples,
+            "shuffle_block": args.shuffle_block,
+            "batch_size": batch_size,
+            "world_size": world_size,
+            "num_workers": max(1, num_workers),
+        }
+
+    def describe(self) -> str:
+        """Rows, classes and splits in one line, for the start of a run.
+
+        Raises:
+            ValueError: there is no validation split.
+        """
+        args = self.args
+        classes = f" in {len(self.id2label):,} classes" if self.id2label is not None else ""
+        if args.streaming:
+            limit = args.max_train_samples
+            train = f"{self.num_shards:,} streamed shards" if limit is None else f"the first {limit:,} streamed rows"
+            self._open(args.validation_split)
+            validation = f"the first {args.max_validation_samples:,} rows"
         else:
-            sampler = PositionSampler(len(self.train), batch_size, self.seed, images_seen, rank, world_size)
-            rows, order = _IndexedRows(self), {"batch_sampler": sampler}
-        # A generator of its own: starting the loader must not draw from the run's random numbers.
-        generator, pin = torch.Generator(), torch.cuda.is_available()
-        loader = DataLoader(
-            rows, **order, num_workers=num_workers, collate_fn=_collate, pin_memory=pin, generator=generator
+            train, validation = f"{len(self):,} rows", f"{len(self.rows('validation')[0]):,} rows"
+        return (
+            f"{train}{classes} of {args.dataset_name!r} ({args.train_split}); "
+            f"validation: {validation} of {args.validation_split}"
         )
-        return iter(loader)
 
     def validation_batches(self, batch_size: int) -> Iterator[dict]:
         """The fixed validation pictures in a fixed order, unmirrored; the last batch may be smaller.
@@ -172,23 +215,28 @@ class ImageData:
 
     def _validation_examples(self):
         self.validation_damage, self._validation_samples = DamageReport(), 0
-        if self.args.streaming:
-            row_ids = range(self.args.max_validation_samples)
-            rows = self._open(self.args.validation_split).take(self.args.max_validation_samples)
-        else:
-            row_ids, rows = self.rows("validation")
-        for row_id, row in zip(row_ids, rows, strict=False):
+        for row_id, row in self._validation_rows():
             try:
-                yield {**self._example(row), "row_ids": row_id}
+                yield {**self.example(row), "row_ids": row_id}
                 self._validation_samples += 1
             except DamagedRow as error:
                 self.validation_damage.add([(row_id, error.kind)])
+
+    def _validation_rows(self):
+        if not self.args.streaming:
+            return zip(*self.rows("validation"), strict=True)
+        rows = self._open(self.args.validation_split).take(self.args.max_validation_samples)
+        return read_rows(rows, lambda number: self.validation_damage.add([(number, damage.BROKEN_SHARD)]))
 
     def _open(self, split):
         from datasets import Image, load_dataset
 
         args = self.args
-        rows = load_dataset(args.dataset_name, args.dataset_config, split=split, streaming=args.streaming)
+        if self._splits is None:
+            source = {"path": args.dataset_name, "name": args.dataset_config}
+        else:
+            source = {"path": "imagefolder", "data_dir": args.dataset_name, "data_files": self._splits}
+        rows = load_dataset(**source, split=split, streaming=args.streaming)
         columns = [name for name in (args.image_column, args.label_column, args.caption_column) if name]
         for name in columns:
             if rows.column_names is not None and name not in rows.column_names:
@@ -198,10 +246,12 @@ class ImageData:
 
     def _labels(self):
         """Class id -> name, and cell value -> class id."""
-        from datasets import ClassLabel
+        from datasets import ClassLabel, Value
 
         column = self.args.label_column
         feature = (self.train.features or {}).get(column)
+        if feature is not None and not isinstance(feature, (ClassLabel, Value)):
+            raise ValueError(f"label_column must hold one value per row, but {column!r} holds {feature}")
         if isinstance(feature, ClassLabel):
             if self.args.num_classes not in (None, len(feature.names)):
                 raise ValueError(
@@ -211,12 +261,23 @@ class ImageData:
         if self.args.num_classes is not None:
             values = range(self.args.num_classes)
         else:
-            rows = self.train.select_columns([column])
-            values = {row[column] for row in rows} if self.args.streaming else self.train.unique(column)
-            values = sorted(value for value in values if value is not None)
+            values = sorted(value for value in self._label_values() if value is not None)
         return {i: str(value) for i, value in enumerate(values)}, {value: i for i, value in enumerate(values)}
 
-    def _example(self, row, random=None):
+    def _label_values(self):
+        """All values of the label column."""
+        column = self.args.label_column
+        if not self.args.streaming:
+            return self.train.unique(column)
+        rows, values = self.train.select_columns([column]), set()
+        for shard in range(self.num_shards):
+            for _, row in read_rows(open_shard(rows, self.num_shards, shard), lambda number: None):
+                if not isinstance(row[column], Hashable):
+                    raise ValueError(f"label_column must hold one value per row, but {column!r} holds {row[column]}")
+                values.add(row[column])
+        return values
+
+    def example(self, row: dict, random: np.random.Generator | None = None) -> dict:
         """A row as tensors and text: cropped and mirrored at random if there are random numbers to draw from.
 
         Raises:
@@ -225,7 +286,7 @@ class ImageData:
         args, example = self.args, {}
         if args.label_column:
             label = row[args.label_column]
-            if label not in self._label_ids:
+            if not isinstance(label, Hashable) or label not in self._label_ids:
                 raise DamagedRow(
                     damage.BAD_LABEL,
                     f"column {args.label_column!r} holds {label!r}, which is none of the {len(self.id2label)} classes "
@@ -246,7 +307,7 @@ class ImageData:
         else:
             image = center_crop(image, args.resolution)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-        if random is not None and args.random_flip and random.random() < 0.5:
+        if random is not None and args.random_flip and is_mirrored(random):
             pixels = pixels.flip(-1)
         return {"pixel_values": pixels.contiguous(), **example}
 
@@ -257,15 +318,18 @@ class _IndexedRows(Dataset):
     def __init__(self, data):
         self.data = data
 
+    def __len__(self):
+        return len(self.data.train)
+
     def __getitem__(self, key):
-        return first_good(self.data._example, self._candidates(*key))
+        return first_good(self.data.example, self._candidates(*key))
 
     def _candidates(self, epoch, index):
         rows = self.data.train
         for attempt in range(MAX_ATTEMPTS):
-            rng = np.random.default_rng((self.data.seed, epoch, index, attempt))
-            row_id = int(rng.integers(len(rows))) if attempt else index
-            yield row_id, rows[row_id], rng
+            random = row_random(self.data.seed, epoch, index, attempt)
+            row_id = int(random.integers(len(rows))) if attempt else index
+            yield row_id, rows[row_id], random
 
 
 def _collate(examples):

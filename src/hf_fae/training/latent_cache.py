@@ -13,13 +13,15 @@ times as fast as a list of numbers.
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from .order import PositionSampler
+from .data import DataArguments
+from .order import indexed_batches, is_mirrored, row_random
 
 
 __all__ = ["COPIES", "INDEX", "LABELS", "CachedLatents", "is_latent_cache", "tokenizer_fingerprint"]
@@ -28,11 +30,16 @@ INDEX = "index.json"
 COPIES = ("moments", "moments_flipped")
 # Columns beside the moments, and what batches call them.
 LABELS = {"row_id": "row_ids", "label": "class_labels", "caption": "captions"}
+READING = ("dataset_name", "random_flip", "max_train_samples")  # those of `DataArguments` that a cache is read with
 
 
 def is_latent_cache(folder: str | Path) -> bool:
     """Whether `folder` was written by `encode_dataset`, finished or not."""
-    return (Path(folder) / INDEX).is_file()
+    try:
+        index = json.loads((Path(folder) / INDEX).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(index, dict) and {"fae", "fingerprint", "settings"} <= index.keys()
 
 
 def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
@@ -82,7 +89,7 @@ class CachedLatents:
     ):
         self.folder, self.seed = Path(folder), seed
         if not is_latent_cache(folder):
-            raise ValueError(f"folder {str(folder)!r} is no latent cache: it has no {INDEX}")
+            raise ValueError(f"folder {str(folder)!r} is no latent cache: it has no {INDEX} of one")
         self.index = json.loads((self.folder / INDEX).read_text())
         if "splits" not in self.index:
             raise ValueError(f"folder {str(folder)!r} is an unfinished latent cache: run cache_latents.py once more")
@@ -95,6 +102,26 @@ class CachedLatents:
             raise ValueError(f"random_flip must be False: {str(folder)!r} has no mirrored copies, got True")
         if max_train_samples is not None:
             self.train = self.train.take(min(max_train_samples, len(self.train)))
+
+    @classmethod
+    def from_arguments(cls, args: DataArguments, seed: int = 0) -> "CachedLatents":
+        """The cache in the folder `args.dataset_name`.
+
+        Raises:
+            ValueError: as above, or an argument that speaks of pictures differs from its default and from what the
+                cache was made with: it would have no effect.
+        """
+        latents = cls(args.dataset_name, seed, args.random_flip, args.max_train_samples)
+        settings = latents.index["settings"]
+        for argument in fields(args):
+            value = getattr(args, argument.name)
+            fixed = settings.get(argument.name, argument.default)
+            if argument.name not in READING and value not in (argument.default, fixed):
+                raise ValueError(
+                    f"{argument.name} has no effect on the latents in {args.dataset_name!r}, which were made with "
+                    f"{fixed!r}, got {value!r}"
+                )
+        return latents
 
     def __len__(self) -> int:
         """Number of training rows."""
@@ -118,17 +145,21 @@ class CachedLatents:
         self, batch_size: int, *, images_seen: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
     ) -> Iterator[dict]:
         """Endless training batches of one process; arguments as in `ImageData.batches`."""
-        sampler = PositionSampler(len(self.train), batch_size, self.seed, images_seen, rank, world_size)
-        generator, pin = torch.Generator(), torch.cuda.is_available()
-        return iter(
-            DataLoader(
-                _CachedRows(self),
-                batch_sampler=sampler,
-                collate_fn=_as_it_is,
-                num_workers=num_workers,
-                pin_memory=pin,
-                generator=generator,  # of its own: starting the loader must not draw from the run's random numbers
-            )
+        place = {"images_seen": images_seen, "rank": rank, "world_size": world_size, "num_workers": num_workers}
+        return indexed_batches(_CachedRows(self), _as_it_is, self.seed, batch_size, **place)
+
+    def signature(self, batch_size: int, world_size: int = 1, num_workers: int = 0) -> dict:
+        """As `ImageData.signature`, and the same where no row is left out: the order is the same, too."""
+        return {"rows": len(self), "split": self.index["settings"]["train_split"], "seed": self.seed}
+
+    def describe(self) -> str:
+        """Rows, classes and splits in one line, for the start of a run."""
+        settings, splits = self.index["settings"], self.index["splits"]
+        classes = f" in {len(self.id2label):,} classes" if self.id2label is not None else ""
+        return (
+            f"{len(self):,} rows{classes} of {str(self.folder)!r}, latents of {settings['dataset_name']!r} "
+            f"({settings['train_split']}); validation: {splits['validation']['rows']:,} rows of "
+            f"{settings['validation_split']}"
         )
 
     def validation_batches(self, batch_size: int) -> Iterator[dict]:
@@ -173,12 +204,12 @@ class _CachedRows(Dataset):
     def __init__(self, latents):
         self.latents = latents
 
+    def __len__(self):
+        return len(self.latents)
+
     def __getitems__(self, keys):
         latents = self.latents
-        # The first number of the row's generator in this epoch, as in `ImageData`; 0 is its first attempt at a row.
-        mirrored = [
-            latents.random_flip and np.random.default_rng((latents.seed, *key, 0)).random() < 0.5 for key in keys
-        ]
+        mirrored = [latents.random_flip and is_mirrored(row_random(latents.seed, *key)) for key in keys]
         return latents._batch(latents.train, [place for _, place in keys], mirrored)
 
 

@@ -12,12 +12,14 @@ from tqdm.auto import tqdm
 from ..latents import check_finite
 from .damage import DamagedRow, DamageReport
 from .data import ImageData
-from .latent_cache import COPIES, INDEX, LABELS, tokenizer_fingerprint
+from .fingerprints import fingerprint_rows
+from .latent_cache import COPIES, INDEX, LABELS, is_latent_cache, tokenizer_fingerprint
 
 
-__all__ = ["encode_dataset", "store_latent_statistics"]
+__all__ = ["encode_dataset"]
 
 SPLITS = ("train", "validation")
+SHOWN_DIFFERENCES = 6
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,13 @@ def encode_dataset(
     settings = {name: value for name, value in asdict(data.args).items() if name not in ("streaming", "shuffle_block")}
     settings |= {f"{split}_rows": len(rows[split]) for split in SPLITS}
     settings |= {"seed": data.seed, "rows_per_shard": rows_per_shard, "mixed_precision": accelerator.mixed_precision}
-    index = {"fae": fae, "fingerprint": tokenizer_fingerprint(vae), "settings": settings}
+    index = {
+        "fae": fae,
+        "fingerprint": tokenizer_fingerprint(vae),
+        "settings": settings,
+        "content": {split: rows[split].fingerprint() for split in SPLITS},
+        "id2label": data.id2label,
+    }
     _check_same(folder, index)
 
     shards = [
@@ -99,7 +107,7 @@ def encode_dataset(
     accelerator.wait_for_everyone()
 
     side = data.args.resolution // vae.spatial_compression_ratio
-    index |= {"dtype": "float16", "shape": [2 * len(vae.latents_mean), side, side], "id2label": data.id2label}
+    index |= {"dtype": "float16", "shape": [2 * len(vae.latents_mean), side, side]}
     index |= _summarize(shards, max_damaged_share)
     mean, std = (torch.tensor(index["statistics"][name]).view(vae.latents_mean.shape) for name in ("mean", "std"))
     vae.set_latent_statistics(mean, std)
@@ -117,18 +125,29 @@ def _check_same(folder, index):
     """Refuse to write among the shards of another tokenizer or of other data."""
     if not (folder / INDEX).exists():
         return
-    old, new = json.loads((folder / INDEX).read_text()), json.loads(json.dumps(index))
+    if not is_latent_cache(folder):
+        raise ValueError(f"output_dir {str(folder)!r} is no folder for latents: it has an {INDEX} of something else")
+    old = json.loads((folder / INDEX).read_text())
+    was, now = _identity(old), _identity(json.loads(json.dumps(index)))
     differences = [
-        f"{name} was {old[part].get(name)!r}, now {new[part].get(name)!r}"
-        for part in ("fingerprint", "settings")
-        for name in sorted(old[part] | new[part])
-        if old[part].get(name) != new[part].get(name)
+        f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
+        for name in {**now, **was}
+        if was.get(name) != now.get(name)
     ]
     if differences:
+        shown = "; ".join(differences[:SHOWN_DIFFERENCES]) + "; ..." * (len(differences) > SHOWN_DIFFERENCES)
         raise ValueError(
             f"output_dir {str(folder)!r} holds other latents (of the tokenizer {old['fae']!r}), which must be resumed "
-            f"with the same arguments or be deleted: {'; '.join(differences)}"
+            f"with the same arguments and data or be deleted: {shown}"
         )
+
+
+def _identity(index):
+    """What must be the same for shards to belong together; of the data what they hold, not where they lie."""
+    settings = {name: value for name, value in sorted(index["settings"].items()) if name != "dataset_name"}
+    classes = {f"class {label}": name for label, name in (index.get("id2label") or {}).items()}
+    content = {f"the content of {split}": value for split, value in index.get("content", {}).items()}
+    return {**index["fingerprint"], **settings, **classes, **content}
 
 
 def _write_json(path, content):
@@ -155,10 +174,15 @@ class _Rows(Dataset):
     def __len__(self):
         return len(self.row_ids)
 
+    def fingerprint(self):
+        args = self.data.args
+        columns = [name for name in (args.label_column, args.caption_column) if name]
+        return fingerprint_rows(self.rows, args.image_column, columns)
+
     def __getitem__(self, place):
         row_id = self.row_ids[place]
         try:
-            return {**self.data._example(self.rows[place]), "row_ids": row_id}
+            return {**self.data.example(self.rows[place]), "row_ids": row_id}
         except DamagedRow as error:
             return row_id, error.kind
 
@@ -203,7 +227,7 @@ def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged
                     writer.damaged += damaged
                     report.add(damaged)
                     rows_read += len(places)
-                    report.check(rows_read, max_damaged_share)
+                    report.check(rows_read, max_damaged_share, len(rows[split]))
                     progress.update(len(places))
     progress.close()
 
@@ -273,7 +297,8 @@ def _summarize(shards, max_damaged_share):
         }
         report = DamageReport()
         report.add(tuple(entry) for footer in footers.values() for entry in footer["damaged"])
-        report.check(sum(len(shard.places) for shard in footers), max_damaged_share)
+        rows = sum(len(shard.places) for shard in footers)
+        report.check(rows, max_damaged_share, rows)
         splits[split] = {
             "rows": sum(footer["rows"] for footer in footers.values()),
             "damaged": report.counts(),
@@ -288,34 +313,3 @@ def _summarize(shards, max_damaged_share):
             # E[x^2] of samples is that of the means plus the posterior's variance: both are in `squares`.
             statistics = {"mean": mean.tolist(), "std": (square - mean.square()).sqrt().tolist()}
     return {"splits": splits, "statistics": statistics}
-
-
-def store_latent_statistics(folder: str | Path, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Replace the latent statistics, and nothing else, in the weights of a saved tokenizer.
-
-    A file is whole at any moment, the old one or the new one.
-
-    Raises:
-        ValueError: `folder` holds no weights with statistics of this shape.
-    """
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    values, stored = {"latents_mean": mean, "latents_std": std}, set()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            metadata, names = file.metadata(), values.keys() & set(file.keys())
-        if not names:
-            continue
-        tensors = load_file(path)
-        for name in names:
-            if values[name].shape != tensors[name].shape:
-                raise ValueError(
-                    f"{name} in {str(path)!r} has shape {tuple(tensors[name].shape)}, got {tuple(values[name].shape)}"
-                )
-            tensors[name] = values[name].cpu().float().contiguous()
-        save_file(tensors, path.with_suffix(".part"), metadata)
-        path.with_suffix(".part").replace(path)
-        stored |= names
-    if stored != values.keys():
-        raise ValueError(f"folder {str(folder)!r} holds no weights with latents_mean and latents_std")

@@ -1,13 +1,17 @@
-"""The order in which a run sees the rows of a data set: a function of the seed and of the number of images seen."""
+"""The order in which a run sees the rows of a data set: a function of the seed and of the number of images seen.
+
+Pictures and the latents cached of them share it, and the random numbers of each row: training sees the same of both.
+"""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 
-__all__ = ["PositionSampler"]
+__all__ = ["PositionSampler", "indexed_batches", "is_mirrored", "load_batches", "row_random"]
 
 
 class PositionSampler(Sampler):
@@ -32,3 +36,43 @@ class PositionSampler(Sampler):
                     orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.length)
                 batch.append((epoch, int(orders[epoch][place])))
             yield batch
+
+
+def row_random(seed: int, epoch: int, row: int, attempt: int = 0) -> np.random.Generator:
+    """The random numbers of a row in one epoch.
+
+    Args:
+        row: its place in the indexed data, its id in streamed ones.
+        attempt: how many damaged rows have stood in its place before.
+    """
+    return np.random.default_rng((seed, epoch, row, attempt))
+
+
+def is_mirrored(random: np.random.Generator) -> bool:
+    """Whether a row is mirrored: drawn after its crop, thus the first number of a picture cropped at the centre."""
+    return bool(random.random() < 0.5)
+
+
+def indexed_batches(
+    rows: Dataset,
+    collate: Callable,
+    seed: int,
+    batch_size: int,
+    *,
+    images_seen: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> Iterator[dict]:
+    """Endless batches of rows that are called by (epoch, index), in the order of `PositionSampler`."""
+    sampler = PositionSampler(len(rows), batch_size, seed, images_seen, rank, world_size)
+    return load_batches(rows, collate, num_workers, batch_sampler=sampler)
+
+
+def load_batches(rows: Dataset | IterableDataset, collate: Callable, num_workers: int, **order) -> Iterator[dict]:
+    """Batches of a `DataLoader`; `order` are those of its arguments that say which rows come together."""
+    generator = torch.Generator()  # of its own: starting the loader must not draw from the run's random numbers
+    pin = torch.cuda.is_available()
+    return iter(
+        DataLoader(rows, **order, collate_fn=collate, num_workers=num_workers, pin_memory=pin, generator=generator)
+    )

@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import itertools
 import math
 
 import numpy as np
 
 from . import damage
+from .reading import wait_before_retry
 
 
 __all__ = ["center_crop", "decode_image", "random_crop", "to_rgb"]
@@ -93,13 +95,20 @@ def _window(image, width, height, place):
 
 
 def _read(path):
+    for failures in itertools.count():
+        try:
+            with _open(path) as file:
+                return file.read()
+        except Exception as error:  # each file system has its own way to fail
+            wait_before_retry(error, failures)
+
+
+def _open(path):
     if "://" not in str(path):
-        with open(path, "rb") as file:
-            return file.read()
+        return open(path, "rb")
     import fsspec  # a streamed folder of images has the pictures' URLs
 
-    with fsspec.open(path, "rb") as file:
-        return file.read()
+    return fsspec.open(path, "rb")
 
 
 def _check_size(width, height, min_side):

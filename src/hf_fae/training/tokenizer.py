@@ -1,9 +1,13 @@
 """The trained tokenizer that a later stage builds on."""
 
+from pathlib import Path
+
+import torch
+
 from ..autoencoders.fae import AutoencoderFAE
 
 
-__all__ = ["check_resolution", "load_trained_fae"]
+__all__ = ["check_resolution", "load_trained_fae", "store_latent_statistics"]
 
 
 def load_trained_fae(path: str, image_encoder: str | None, resolution: int) -> AutoencoderFAE:
@@ -32,3 +36,34 @@ def check_resolution(vae: AutoencoderFAE, resolution: int) -> None:
     """
     if vae.config.sample_size != resolution:
         raise ValueError(f"resolution must be that of the tokenizer, {vae.config.sample_size}, got {resolution}")
+
+
+def store_latent_statistics(folder: str | Path, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Replace the latent statistics, and nothing else, in the weights of a saved tokenizer.
+
+    A file is whole at any moment, the old one or the new one.
+
+    Raises:
+        ValueError: `folder` holds no weights with statistics of this shape.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    values, stored = {"latents_mean": mean, "latents_std": std}, set()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            metadata, names = file.metadata(), values.keys() & set(file.keys())
+        if not names:
+            continue
+        tensors = load_file(path)
+        for name in names:
+            if values[name].shape != tensors[name].shape:
+                raise ValueError(
+                    f"{name} in {str(path)!r} has shape {tuple(tensors[name].shape)}, got {tuple(values[name].shape)}"
+                )
+            tensors[name] = values[name].cpu().float().contiguous()
+        save_file(tensors, path.with_suffix(".part"), metadata)
+        path.with_suffix(".part").replace(path)
+        stored |= names
+    if stored != values.keys():
+        raise ValueError(f"folder {str(folder)!r} holds no weights with latents_mean and latents_std")
