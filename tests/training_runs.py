@@ -28,6 +28,9 @@ class Vectors:
     def __init__(self, kill_after=None, poison=()):
         self.kill_after, self.poison = kill_after, poison
 
+    def signature(self, batch_size, world_size=1, num_workers=0):
+        return {}
+
     def batches(self, batch_size, *, images_seen=0, rank=0, world_size=1, num_workers=0):
         for start in range(images_seen + rank * batch_size, 10**9, world_size * batch_size):
             if self.kill_after is not None and start >= self.kill_after:

@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         pixel_num_attention_heads=args.pixel_num_attention_heads,
     ).to(loop.device)
     objective = FeatureObjective(model, args.kl_weight)
+    loop.print(data.describe())
     batch_size = loop_args.train_batch_size
     validation_batches = list(data.validation_batches(batch_size))
 

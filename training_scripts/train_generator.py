@@ -73,7 +73,7 @@ def open_data(args: DataArguments, seed: int) -> ImageData | CachedLatents:
         ValueError: pictures without classes.
     """
     if is_latent_cache(args.dataset_name):
-        return CachedLatents(args.dataset_name, seed, args.random_flip, args.max_train_samples)
+        return CachedLatents.from_arguments(args, seed)
     if args.label_column is None:
         raise ValueError("label_column must name the column of the classes, got None")
     return ImageData(args, seed)
@@ -137,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     with loop.accelerator.main_process_first():
         data = open_data(data_args, loop_args.seed)
         pipeline = trained_pipeline(args, data) if args.pipeline else new_pipeline(args, data)
+    loop.print(data.describe())
     if isinstance(data, CachedLatents):
         data.check_tokenizer(pipeline.vae)
     data, names, new_classes = match_classes(pipeline, data)

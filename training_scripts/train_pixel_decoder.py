@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         adversarial,
         args.discriminator_learning_rate,
     ).to(loop.device)
+    loop.print(data.describe())
     validation_batches = list(data.validation_batches(loop_args.train_batch_size))
 
     def validate(step):

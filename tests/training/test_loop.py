@@ -95,6 +95,21 @@ class TestResume:
         with pytest.raises(ValueError, match="holds checkpoint-12: pass resume_from_checkpoint='latest'"):
             run(tmp_path)
 
+    def test_data_in_another_order_are_refused_before_anything_changes(self, tmp_path, image_folder):
+        def data(rows):
+            return ImageData(DataArguments(str(image_folder), resolution=32, max_train_samples=rows))
+
+        def state():
+            return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+        run(tmp_path, data(32), FeatureObjective(tiny_fae()), max_train_steps=2)
+        before = state()
+        flags = {"resume_from_checkpoint": "latest", "max_train_steps": 4}
+        with pytest.raises(ValueError, match="in the order of .*checkpoint-2.*rows was 32 and is 31"):
+            run(tmp_path, data(31), FeatureObjective(tiny_fae()), **flags)
+        assert state() == before
+        run(tmp_path, data(32), FeatureObjective(tiny_fae()), **flags)
+
     def test_wrong_checkpoint_path(self, tmp_path):
         with pytest.raises(ValueError, match="no-such-place' is not a checkpoint folder"):
             run(tmp_path, resume_from_checkpoint=str(tmp_path / "no-such-place"))

@@ -169,7 +169,7 @@ def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path,
 
 def test_result_has_a_card(fae, decoded):
     for folder, words in (
-        (fae, ["from_pretrained(", "learning_rate: 0.001", "feature_cosine", "accelerate launch"]),
+        (fae, ["from_pretrained(", "learning_rate: 0.001", "feature_cosine", "training_scripts/train_fae.py"]),
         (decoded, ["reconstructions-0000004.png", "discriminator: patch", "psnr"]),
     ):
         card = (folder / "README.md").read_text()

@@ -36,6 +36,13 @@ class ClassData:
         self.data = data
         self.class_ids = torch.tensor(class_ids)
 
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def signature(self, *place: int) -> dict:
+        """As `ImageData.signature`."""
+        return self.data.signature(*place)
+
     def batches(self, batch_size: int, **place) -> Iterator[dict]:
         """As `ImageData.batches`."""
         return map(self._relabel, self.data.batches(batch_size, **place))

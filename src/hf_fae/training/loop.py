@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from datetime import timedelta
 from importlib.util import find_spec
+from operator import length_hint
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from .arguments import LoopArguments
 from .checkpoints import clear_leftovers, commit_checkpoint, find_checkpoint, remove_later
 from .damage import DamageReport
 from .flops import FlopMeter, matmul_peak
-from .hub import publish, training_run
+from .hub import check_hub, publish, training_run
 from .meter import Meter, peak_memory
 from .objectives import Objective
 from .randomness import ImageRandom
@@ -69,7 +70,7 @@ class TrainingLoop:
 
     Raises:
         ValueError: `output_dir` holds checkpoints and `resume_from_checkpoint` does not say what to do with them, or
-            names none.
+            names none; or `push_to_hub` is set and the Hub would refuse.
     """
 
     def __init__(self, args: LoopArguments, config: dict | None = None):
@@ -91,14 +92,14 @@ class TrainingLoop:
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         self.resume_from = self._find_checkpoint()
+        if self.is_main:
+            check_hub(args)
         if args.allow_tf32:
             torch.set_float32_matmul_precision("high")
         set_seed(args.seed)
         if self.is_main and not args.dry_run:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             clear_leftovers(self.output_dir)
-            if self.config:
-                self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         if tracker:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in self.config.items()}
             project = "tensorboard" if tracker == "tensorboard" else "hf_fae"  # its folder, or the project's name
@@ -140,6 +141,7 @@ class TrainingLoop:
             objective: see `Objective`; its parameters with `requires_grad` are trained.
             data: `data.batches(batch_size, images_seen=, rank=, world_size=, num_workers=)` gives endless batches:
                 dicts of tensors and lists; the list "damaged", if any, goes into the report of damaged rows.
+                `data.signature(batch_size, world_size, num_workers)` says in plain values what the order depends on.
             validate: called with the step under EMA weights, in eval mode, without gradient, on every process, after
                 the same seed every time; returns numbers (logged) and PIL pictures (written to `validation/`).
             save: called at the end under EMA weights on the main process; the card is written beside what it saves.
@@ -149,15 +151,18 @@ class TrainingLoop:
 
         Raises:
             FloatingPointError: `max_nonfinite_steps` gradients in a row were not finite (seen at a logging step).
-            ValueError: too many rows of the data are damaged (seen at a logging step).
+            ValueError: too many rows of the data are damaged (seen at a logging step), or the run to go on from had
+                its data in another order.
         """
         args, accelerator, meter = self.args, self.accelerator, self.meter
         if args.gradient_checkpointing:
             objective.model.enable_gradient_checkpointing()
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        self.data_signature = data.signature(args.train_batch_size, world_size, args.dataloader_num_workers)
+        self.num_rows = length_hint(data) or None  # unknown of a stream
         self._prepare(objective)
         max_steps = self.step + 1 if args.dry_run else args.max_train_steps
         batch_size, accumulation = args.train_batch_size, args.gradient_accumulation_steps
-        rank, world_size = accelerator.process_index, accelerator.num_processes
         batches = data.batches(
             batch_size,
             images_seen=self.images_seen,
@@ -219,7 +224,7 @@ class TrainingLoop:
         accelerator.end_training()
         # After the others have gone: nobody waits for an upload.
         if save and self.is_main and self.config and not args.dry_run:
-            publish(args, training_run(self.config, self.step, self.images_seen, results))
+            publish(args, training_run(self.config, self.step, self.images_seen, results, data, accelerator))
         return results
 
     @contextlib.contextmanager
@@ -273,8 +278,9 @@ class TrainingLoop:
             self.ema.to(dtype=torch.float32)
 
         if self.resume_from:
-            load_tensors(self.resume_from, self.module, self.optimizer.optimizer, self._averages())
             state = json.loads((self.resume_from / "state.json").read_text())
+            self._check_signature(state["data"])
+            load_tensors(self.resume_from, self.module, self.optimizer.optimizer, self._averages())
             self.step, self.images_seen = state["step"], state["images_seen"]
             self.nonfinite_row += state["nonfinite_row"]
             self.nonfinite_total += state["nonfinite_total"]
@@ -292,8 +298,19 @@ class TrainingLoop:
         if self.is_main and not args.dry_run:
             remove_later(self.output_dir, self.step)
             self._truncate_log()
+            if self.config:
+                self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         self.flops_per_image = self.peak_flops = None
         self.print(f"training {count:,} parameters of {type(objective.model).__name__} on {self.device}")
+
+    def _check_signature(self, before):
+        now = self.data_signature
+        changed = [name for name in before | now if before.get(name) != now.get(name)]
+        if changed:
+            raise ValueError(
+                f"the data must come in the order of {str(self.resume_from)!r}, but "
+                + ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
+            )
 
     def _averages(self):
         """The averaged weights by the names of their parameters."""
@@ -381,7 +398,7 @@ class TrainingLoop:
                 f"{self.args.max_nonfinite_steps}); the weights are those before them: lower learning_rate, or train "
                 f"with mixed_precision='no' instead of {self.args.mixed_precision!r}"
             )
-        self.damage.check(self.images_seen, self.args.max_damaged_share)
+        self.damage.check(self.images_seen, self.args.max_damaged_share, self.num_rows)
         self.meter.start(self.images_seen)
         loss = means["loss"]
         return {"loss": "not finite" if loss is None else f"{loss:.4g}", "images/s": f"{rate:.1f}"}
@@ -466,6 +483,7 @@ class TrainingLoop:
                 "images_seen": self.images_seen,
                 "nonfinite_row": self.nonfinite_row.item(),
                 "nonfinite_total": self.nonfinite_total.item(),
+                "data": self.data_signature,
                 "loss_scaler": scaler.state_dict() if scaler is not None else None,
                 "damage": self.damage.state(),
             }
