@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from damaged import damaged_rows
 from factories import tiny_encoder
 from PIL import Image
 from safetensors.torch import load_file
@@ -165,6 +166,37 @@ def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path,
     assert tuned.id2label == {0: "circle", 1: "cross", 2: "dot", 3: "ring", 4: "square", 5: "star"}
     assert tuned.transformer.config.num_classes == 6
     assert len(tuned(["star", "circle"], output_type="pt").images) == 2
+
+
+def test_train_on_damaged_rows_to_the_end(tmp_path, decoded, damaged_parquet, train_here, capsys):
+    """An epoch and a bit of a data set with every kind of damage: all of it is in the report."""
+    flags = ["--fae", str(decoded), "--dataset_name", str(damaged_parquet), "--label_column", "label"]
+    flags += ["--caption_column", "caption", "--max_train_steps", "36", "--dataloader_num_workers", "1"]
+    train_here("train_generator", "smoke_generator.yaml", tmp_path, *flags)
+    kinds = {}
+    for row, kind in sorted(damaged_rows()[1].items()):
+        kinds.setdefault(kind, []).append(row)
+    assert json.loads((tmp_path / "damaged_rows.json").read_text()) == kinds
+    assert last(tmp_path, "images") == 36 * 8 and last(tmp_path, "damaged_rows") == sum(map(len, kinds.values()))
+    printed = capsys.readouterr().out
+    assert all(f"{len(rows)} {kind}" in printed for kind, rows in kinds.items())
+
+
+def test_trained_and_pushed(hub, encoder, parquet_folder):
+    """What a training pushes is loaded from the Hub, with the card of the run."""
+    flags = ["--image_encoder", str(encoder), "--dataset_name", str(parquet_folder), "--output_dir", "run"]
+    flags += ["--config", str(SCRIPTS / "configs" / "smoke_fae.yaml")]
+    hub.run(
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "import train_fae, torch\n"
+        f"train_fae.main([*{flags!r}, '--push_to_hub', '--hub_model_id', 'tester/trained'])\n"
+        "from hf_fae import AutoencoderFAE\n"
+        "local, pushed = (AutoencoderFAE.from_pretrained(name).state_dict() for name in ('run', 'tester/trained'))\n"
+        "assert all(torch.equal(value, pushed[name]) for name, value in local.items())\n"
+    )
+    files = hub.files("tester/trained")
+    assert {"README.md", "config.json", "config.yaml", "log.jsonl"} <= set(files)
+    assert not any(name.startswith("checkpoint") for name in files)
 
 
 def test_result_has_a_card(fae, decoded):
