@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from factories import tiny_encoder, tiny_fae, tiny_lightning_dit
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
@@ -73,47 +72,45 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=1e-5)
 
 
-def train_scripts(folder, published, data, batch_size):
-    """One step of the scripts of a VAE, of a GAN and of a generator, as they are."""
-    common = ["--dataset_name", data, "--train_batch_size", str(batch_size), "--mixed_precision", "no"]
-    common += ["--max_train_steps", "2", "--max_grad_norm", "0", "--report_to", "none"]
-    common += ["--checkpoints_total_limit", "2"]
-    fae = ["--fae", f"{published}/fae"]
-    for script, flags in (
-        ("fae", ["--image_encoder", f"{published}/encoder"]),
-        (
-            "pixel_decoder",
-            [*fae, "--stage", "II", *ADVERSARIAL, "--discriminator_start", "0", "--adversarial_start", "0"],
-        ),
-        ("generator", [*fae, "--label_column", "label"]),
-    ):
-        AcceleratorState._reset_state(reset_partial_state=True)  # the one before has ended its process group
-        config = str(SCRIPTS / "configs" / f"smoke_{script}.yaml")
-        main = importlib.import_module(f"train_{script}").main
-        main(["--config", config, "--output_dir", f"{folder}/{script}", *flags, *common, "--checkpointing_steps", "1"])
+def train_script(script, folder, published, data, batch_size):
+    """Two steps of a script as it is, in fp32 and without clipping."""
+    flags = {
+        "fae": ["--image_encoder", f"{published}/encoder"],
+        "pixel_decoder": ["--fae", f"{published}/fae", "--stage", "II", *ADVERSARIAL, *AT_ONCE],
+        "generator": ["--fae", f"{published}/fae", "--label_column", "label"],
+    }[script]
+    flags += ["--config", str(SCRIPTS / "configs" / f"smoke_{script}.yaml"), "--dataset_name", data]
+    flags += ["--output_dir", folder, "--train_batch_size", str(batch_size), "--mixed_precision", "no"]
+    flags += ["--max_train_steps", "2", "--max_grad_norm", "0", "--report_to", "none"]
+    flags += ["--checkpointing_steps", "1", "--checkpoints_total_limit", "2"]
+    importlib.import_module(f"train_{script}").main(flags)
 
 
-def test_scripts_in_two_processes_have_the_gradients_of_one(tmp_path, image_folder, monkeypatch):
+AT_ONCE = ["--discriminator_start", "0", "--adversarial_start", "0"]
+
+
+@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "generator"])
+def test_scripts_in_two_processes_have_the_gradients_of_one(tmp_path, image_folder, monkeypatch, script):
+    """Of a VAE, of a GAN and of a generator, with all their noise."""
     monkeypatch.syspath_prepend(SCRIPTS)
     tiny_encoder().save_pretrained(tmp_path / "encoder")
     tiny_fae().save_pretrained(tmp_path / "fae")
-    train_scripts(str(tmp_path / "one"), str(tmp_path), str(image_folder), 8)
-    call = f"train_scripts({str(tmp_path / 'two')!r}, {str(tmp_path)!r}, {str(image_folder)!r}, 4)"
-    run_in_two_processes(tmp_path, call)
-    for script in ("fae", "pixel_decoder", "generator"):
-        # After the first step AdamW's first moment is the gradient times 1 - beta1, as nothing was clipped.
-        one, two = (
-            load_file(tmp_path / run / script / "checkpoint-1" / "optimizer.safetensors") for run in ("one", "two")
-        )
-        assert one.keys() == two.keys()
-        gradients = {}
-        for name in one:
-            if name.endswith(".exp_avg"):
-                gradients.setdefault(name.split(".")[0], []).append((one[name], two[name]))
-        assert set(gradients) == ({"model", "adversarial"} if script == "pixel_decoder" else {"model"})
-        for network, pairs in gradients.items():
-            difference = max((left - right).abs().max() for left, right in pairs)
-            assert difference <= 1e-5 * max(left.abs().max() for left, _ in pairs), (script, network)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_script(script, str(one), str(tmp_path), str(image_folder), 8)
+    run_in_two_processes(
+        tmp_path, f"train_script({script!r}, {str(two)!r}, {str(tmp_path)!r}, {str(image_folder)!r}, 4)"
+    )
+    # After the first step AdamW's first moment is the gradient times 1 - beta1, as nothing was clipped.
+    left, right = (load_file(run / "checkpoint-1" / "optimizer.safetensors") for run in (one, two))
+    assert left.keys() == right.keys()
+    gradients = {}
+    for name in left:
+        if name.endswith(".exp_avg"):
+            gradients.setdefault(name.split(".")[0], []).append((left[name], right[name]))
+    assert set(gradients) == ({"model", "adversarial"} if script == "pixel_decoder" else {"model"})
+    for network, pairs in gradients.items():
+        difference = max((one - two).abs().max() for one, two in pairs)
+        assert difference <= 1e-5 * max(one.abs().max() for one, _ in pairs), network
 
 
 def train_flow(folder, data_folder, batch_size, **kwargs):
