@@ -26,7 +26,7 @@ class Ledger(Objective):
     """Learns something, and writes down which rows it has seen as which images of the run."""
 
     def __init__(self, path):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 512), nn.SiLU(), nn.Linear(512, 1024))
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2048), nn.SiLU(), nn.Linear(2048, 1024))
         super().__init__(model, [model])
         self.path = path
 
@@ -48,7 +48,7 @@ def train(folder, dataset, streaming):
         learning_rate=1e-3,
         ema_decay=0.9,
         logging_steps=5,
-        checkpointing_steps=3,
+        checkpointing_steps=2,  # so that some kills hit one that is being written
         validation_steps=10,
         checkpoints_total_limit=2,
         resume_from_checkpoint="latest",
@@ -62,9 +62,20 @@ def train(folder, dataset, streaming):
     loop.run(objective, data, validate=lambda step: {"norm": objective.model[1].weight.norm().item()})
 
 
+def count_lines(path):
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def wait_for_steps(ledger, lines):
+    """Until the child has written so many lines; a kill during its start would prove nothing."""
+    deadline = time.monotonic() + 60
+    while count_lines(ledger) < lines and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 def main(folder, dataset, kills, streaming):
     """Kill `kills` times at random moments, then let it finish; prints how often a checkpoint was being written."""
-    chance = random.Random(0)
+    chance, ledger = random.Random(0), folder.with_suffix(".ledger")
     while_writing = done = 0
     while done <= kills:
         child = os.fork()
@@ -74,7 +85,8 @@ def main(folder, dataset, kills, streaming):
                 train(folder, dataset, streaming)
                 os._exit(0)
         if done < kills:
-            time.sleep(chance.uniform(0.1, 1.5))
+            wait_for_steps(ledger, count_lines(ledger) + chance.randint(1, 8))
+            time.sleep(chance.uniform(0, 0.1))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if done < kills and os.WIFEXITED(status):

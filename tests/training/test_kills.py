@@ -58,7 +58,9 @@ def published(tmp_path_factory, parquet_folder):
     folder = tmp_path_factory.mktemp("published")
     tiny_encoder().save_pretrained(folder / "encoder")
     tiny_fae().save_pretrained(folder / "fae")
-    tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=4)).save_pretrained(folder / "pipeline")
+    labels = {0: "circle", 1: "cross", 2: "heart", 3: "star"}
+    pipeline = tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=4), id2label=labels)
+    pipeline.save_pretrained(folder / "pipeline")
     flags = ["--fae", folder / "fae", "--dataset_name", parquet_folder, "--label_column", "kind"]
     command = [sys.executable, SCRIPTS / "cache_latents.py", *flags, "--output_dir", folder / "latents"]
     config = SCRIPTS / "configs" / "smoke_cache_latents.yaml"

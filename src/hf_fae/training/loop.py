@@ -194,7 +194,7 @@ class TrainingLoop:
             self._update()
             if terms != counted_terms:  # at first, and when another network joins in
                 with meter.paused():
-                    self._count_flops({name: value[:1] for name, value in batch.items()})
+                    self._count_flops({name: value[:1] for name, value in batch.items()}, first_image)
                 counted_terms = terms
             self.step += 1
             self.images_seen += batch_size * accumulation * world_size
@@ -322,7 +322,7 @@ class TrainingLoop:
     def _to_device(self, value):
         return value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
-    def _count_flops(self, batch):
+    def _count_flops(self, batch, first_image):
         """Count the operations of a forward and a backward pass for one image, in passes that leave no trace.
 
         Under the counter results differ in the last bit, so it cannot be a pass of the training itself. What gradient
@@ -331,9 +331,10 @@ class TrainingLoop:
         model = self.module.model
         if self.args.gradient_checkpointing:
             model.disable_gradient_checkpointing()
+        random = ImageRandom(self.args.seed, first_image, self.device)
         buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), FlopMeter() as counter:
-            self.accelerator.backward(self.objective(batch, ImageRandom(0, 0, self.device))["loss"])
+            self.accelerator.backward(self.objective(batch, random)["loss"])
         self.optimizer.optimizer.zero_grad()
         with torch.no_grad():
             for buffer, value in buffers:
