@@ -43,7 +43,7 @@ class Ledger(Objective):
 def train(folder, dataset, streaming):
     args = LoopArguments(
         output_dir=str(folder),
-        max_train_steps=200,
+        max_train_steps=240,
         train_batch_size=4,
         learning_rate=1e-3,
         ema_decay=0.9,
@@ -66,15 +66,17 @@ def count_lines(path):
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def wait_for_steps(ledger, lines):
-    """Until the child has written so many lines; a kill during its start would prove nothing."""
+def wait_until(condition):
     deadline = time.monotonic() + 60
-    while count_lines(ledger) < lines and time.monotonic() < deadline:
-        time.sleep(0.002)
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def main(folder, dataset, kills, streaming):
-    """Kill `kills` times at random moments, then let it finish; prints how often a checkpoint was being written."""
+    """Kill `kills` times, at random moments and while a checkpoint is written, then let it finish.
+
+    Prints how often the kill left a half-written checkpoint.
+    """
     chance, ledger = random.Random(0), folder.with_suffix(".ledger")
     while_writing = done = 0
     while done <= kills:
@@ -85,8 +87,12 @@ def main(folder, dataset, kills, streaming):
                 train(folder, dataset, streaming)
                 os._exit(0)
         if done < kills:
-            wait_for_steps(ledger, count_lines(ledger) + chance.randint(1, 8))
-            time.sleep(chance.uniform(0, 0.1))
+            lines = count_lines(ledger) + chance.randint(1, 8)  # a kill during the start would prove nothing
+            wait_until(lambda: count_lines(ledger) >= lines)  # noqa: B023
+            if done % 2:
+                time.sleep(chance.uniform(0, 0.5))
+            else:
+                wait_until(lambda: any(folder.glob(".checkpoint-*")))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if done < kills and os.WIFEXITED(status):

@@ -42,13 +42,13 @@ def test_twenty_kills(tmp_path, parquet_folder, mode):
     run_killed(whole, parquet_folder, 0, mode)
     while_writing = run_killed(killed, parquet_folder, 20, mode)
     assert while_writing > 0  # of the kills, some hit a checkpoint that was being written
-    assert_equal_checkpoints(*(run / "checkpoint-200" for run in (whole, killed)))
+    assert_equal_checkpoints(*(run / "checkpoint-240" for run in (whole, killed)))
     assert read_log(whole) == read_log(killed)
 
     rows = read_ledger(killed)
     assert rows == read_ledger(whole)
-    assert sorted(rows) == list(range(800))
-    epochs = [{rows[image] for image in range(start, start + 32)} for start in range(0, 800, 32)]
+    assert sorted(rows) == list(range(960))
+    epochs = [{rows[image] for image in range(start, start + 32)} for start in range(0, 960, 32)]
     assert all(epoch == epochs[0] and len(epoch) == 32 for epoch in epochs)
 
 
