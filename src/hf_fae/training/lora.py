@@ -63,8 +63,10 @@ def lora_weights(transformer: nn.Module, new_classes: list[str]) -> dict:
 
     num_classes = transformer.config.num_classes
     rows = transformer.class_embedding.weight[num_classes - len(new_classes) : num_classes].detach()
+    metadata = transformer.peft_config["default"].to_dict()
+    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set: its order changes from run to run
     return {
         "transformer_lora_layers": get_peft_model_state_dict(transformer),
-        "transformer_lora_adapter_metadata": transformer.peft_config["default"].to_dict(),
+        "transformer_lora_adapter_metadata": metadata,
         "new_classes": {name: row.clone() for name, row in zip(new_classes, rows, strict=True)},
     }
