@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from hf_fae.training.arguments import parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.latent_encoding import encode_dataset
+from hf_fae.training.loop import PATIENCE
 from hf_fae.training.tokenizer import load_trained_fae, store_latent_statistics
 
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     args, data_args, _ = parse_arguments(CacheArguments, DataArguments, argv=argv, description=__doc__)
     if args.update_fae and not Path(args.fae).is_dir():
         raise ValueError(f"fae must be a local folder for update_fae, got {args.fae!r}")
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[PATIENCE])
     with accelerator.main_process_first():
         data = ImageData(data_args, args.seed)
         vae = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)

@@ -31,7 +31,7 @@ from hf_fae.training.generation import (
 from hf_fae.training.latent_cache import CachedLatents, is_latent_cache
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import FlowMatchingObjective
-from hf_fae.training.tokenizer import check_resolution, load_trained_fae
+from hf_fae.training.tokenizer import complete_tokenizer, load_trained_fae
 
 
 @dataclass
@@ -123,9 +123,7 @@ def trained_pipeline(args: GeneratorArguments, data: ImageData | CachedLatents) 
         raise ValueError(f"fae must be None with pipeline, which has its own tokenizer, got {args.fae!r}")
     pipeline = load_trained_pipeline(args.pipeline)
     if isinstance(data, ImageData):
-        check_resolution(pipeline.vae, data.args.resolution)
-        if pipeline.vae.image_encoder is None:
-            pipeline.vae.load_encoder(args.image_encoder)
+        complete_tokenizer(pipeline.vae, args.image_encoder, data.args.resolution)
     return pipeline
 
 

@@ -23,7 +23,7 @@ from hf_fae.training.generation import (
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
 from hf_fae.training.objectives import FlowMatchingObjective
-from hf_fae.training.tokenizer import check_resolution
+from hf_fae.training.tokenizer import complete_tokenizer
 
 
 @dataclass
@@ -50,16 +50,6 @@ class LoraArguments:
     grid_images: int = field(default=16, metadata={"help": "Pictures of a validation, spread over the classes."})
 
 
-def has_validation_split(args: DataArguments) -> bool:
-    """Whether there is something to validate on: a folder of one's own pictures often has no such split."""
-    from datasets import get_dataset_split_names
-
-    default = DataArguments.validation_split
-    return args.validation_split != default or default in get_dataset_split_names(
-        args.dataset_name, args.dataset_config
-    )
-
-
 def main(argv: list[str] | None = None) -> None:
     args, data_args, loop_args, config = parse_arguments(
         LoraArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
@@ -67,14 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     # All that can be wrong comes to light before the loop writes anything. Processes that load the same things at the
     # same time wait for each other at the locks of the Hub's and the data's caches.
     pipeline = load_trained_pipeline(args.pipeline)
-    if pipeline.vae.image_encoder is None:
-        pipeline.vae.load_encoder(args.image_encoder)
-    check_resolution(pipeline.vae, data_args.resolution)
+    complete_tokenizer(pipeline.vae, args.image_encoder, data_args.resolution)
     images = ImageData(data_args, loop_args.seed)
     data, names, new_classes = match_classes(pipeline, images, args.class_name, args.init_class)
-    validation_batches = (
-        list(data.validation_batches(loop_args.train_batch_size)) if has_validation_split(data_args) else []
-    )
+    # A folder of one's own pictures often has nothing to validate on.
+    default = DataArguments.validation_split
+    validates = data_args.validation_split != default or images.has_split(default)
+    validation_batches = list(data.validation_batches(loop_args.train_batch_size)) if validates else []
     # The scheduler's shift is 1 / s of the objective's.
     shift = 1 / pipeline.scheduler.config.shift
     objective = FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, args.label_dropout)

@@ -6,6 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 from damaged import CLASSES, damaged_rows
+from factories import tiny_encoder
 from PIL import Image
 
 
@@ -93,6 +94,14 @@ def damaged_webdataset(tmp_path_factory):
                         member = tarfile.TarInfo(f"{number:04d}.{extension}")
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """A frozen encoder as it is saved."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny_encoder().save_pretrained(folder)
     return folder
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from damaged import damaged_rows
-from factories import tiny_encoder
 from PIL import Image
 from safetensors.torch import load_file
 from training_runs import ADVERSARIAL
@@ -54,13 +53,6 @@ def last(folder, name):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    tiny_encoder().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
+from factories import tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -38,13 +38,6 @@ def train(monkeypatch, published, encoder, image_folder):
         return output_dir
 
     return train
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    tiny_encoder().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +218,12 @@ def test_encoder_that_comes_with_the_pipeline(tmp_path, train, image_folder):
     tiny_fae_dit_pipeline(vae=tiny_fae(with_encoder=True)).save_pretrained(folder)
     flags = {"pipeline": folder, "image_encoder": "nowhere", "label_column": "label", "max_train_steps": 1}
     assert (train(tmp_path / "run", **flags) / WEIGHTS).is_file()
+
+
+def test_pictures_named_like_splits_are_no_validation_split(tmp_path, train, image_folder):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, path in enumerate(sorted((image_folder / "train").rglob("*.png"))[:8]):
+        shutil.copy(path, pictures / ("validation-1.png" if number == 0 else f"{number}.png"))
+    run = train(tmp_path / "run", dataset_name=pictures, class_name="dog")
+    assert log(run, "loss") and not log(run, "validation/loss")

@@ -1,5 +1,6 @@
 """Rows that cannot be used: what is wrong with them, what takes their place, and the record of them."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -77,7 +78,8 @@ class DamageReport:
 
     def counts(self) -> dict[str, int]:
         """Kind -> number of distinct rows, for the kinds that were met."""
-        return {kind: len(rows) for kind, rows in self.state().items()}
+        found = Counter(self._kinds.values())
+        return {kind: found[kind] for kind in DAMAGE_KINDS if kind in found}
 
     def check(self, rows_seen: int, max_share: float, num_rows: int | None = None) -> None:
         """Stop a run on bad data.

@@ -202,6 +202,14 @@ class ImageData:
         chosen = sorted(chosen.tolist())
         return chosen, rows.select(chosen)
 
+    def has_split(self, name: str) -> bool:
+        """Whether the data set has a split of this name, by the rule by which `ImageData` opens it."""
+        if self._splits is not None:
+            return name in self._splits
+        from datasets import get_dataset_split_names
+
+        return name in get_dataset_split_names(self.args.dataset_name, self.args.dataset_config)
+
     def facts(self) -> dict:
         """What a card tells of the data; `validation_samples` are those of the last pass, None before the first."""
         args = self.args

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..latents import check_finite
 from .damage import DamagedRow, DamageReport
 from .data import ImageData
+from .files import write_whole
 from .fingerprints import fingerprint_rows
 from .latent_cache import COPIES, INDEX, LABELS, is_latent_cache, tokenizer_fingerprint
 
@@ -151,8 +152,7 @@ def _identity(index):
 
 
 def _write_json(path, content):
-    path.with_suffix(".part").write_text(json.dumps(content, indent=1) + "\n")
-    path.with_suffix(".part").replace(path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 class _Rows(Dataset):

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from .arguments import LoopArguments
 from .checkpoints import clear_leftovers, commit_checkpoint, find_checkpoint, remove_later
 from .damage import DamageReport
+from .files import write_whole
 from .flops import FlopMeter, matmul_peak
 from .hub import check_hub, publish, training_run
 from .meter import Meter, peak_memory
@@ -42,7 +43,7 @@ from .randomness import ImageRandom
 from .state import load_tensors, remove_sharding, save_tensors
 
 
-__all__ = ["LoopArguments", "TrainingLoop"]
+__all__ = ["PATIENCE", "LoopArguments", "TrainingLoop"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +117,6 @@ class TrainingLoop:
                 f"{str(found)!r}: output_dir must be on a disk that they share"
             )
         return main
-
-    def _write(self, name, text):
-        """A whole file or none."""
-        part = self.output_dir / f"{name}.part"
-        part.write_text(text)
-        part.replace(self.output_dir / name)
 
     def print(self, message: str) -> None:
         """Print on the main process, above the progress bar."""
@@ -299,7 +294,7 @@ class TrainingLoop:
             remove_later(self.output_dir, self.step)
             self._truncate_log()
             if self.config:
-                self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+                write_whole(self.output_dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         self.flops_per_image = self.peak_flops = None
         self.print(f"training {count:,} parameters of {type(objective.model).__name__} on {self.device}")
 
@@ -418,8 +413,7 @@ class TrainingLoop:
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
             kept = [line + "\n" for line in lines if json.loads(line)["step"] <= self.step]
-            path.with_suffix(".part").write_text("".join(kept))
-            path.with_suffix(".part").replace(path)
+            write_whole(path, "".join(kept))
 
     def _validate(self, validate, log=True):
         with self.meter.paused():
@@ -469,7 +463,7 @@ class TrainingLoop:
         if counts:
             self.print("damaged rows were replaced: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
             if self.is_main and not self.args.dry_run:
-                (self.output_dir / "damaged_rows.json").write_text(json.dumps(self.damage.state(), indent=1))
+                write_whole(self.output_dir / "damaged_rows.json", json.dumps(self.damage.state(), indent=1))
 
     def _save_checkpoint(self):
         partial = self.output_dir / f".checkpoint-{self.step}"

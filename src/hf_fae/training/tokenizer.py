@@ -7,7 +7,7 @@ import torch
 from ..autoencoders.fae import AutoencoderFAE
 
 
-__all__ = ["check_resolution", "load_trained_fae", "store_latent_statistics"]
+__all__ = ["complete_tokenizer", "load_trained_fae", "store_latent_statistics"]
 
 
 def load_trained_fae(path: str, image_encoder: str | None, resolution: int) -> AutoencoderFAE:
@@ -22,20 +22,19 @@ def load_trained_fae(path: str, image_encoder: str | None, resolution: int) -> A
         ValueError: the FAE was trained on pictures of another size.
     """
     model = AutoencoderFAE.from_pretrained(path)
-    check_resolution(model, resolution)
-    if model.image_encoder is None:
-        model.load_encoder(image_encoder)
+    complete_tokenizer(model, image_encoder, resolution)
     return model.float()
 
 
-def check_resolution(vae: AutoencoderFAE, resolution: int) -> None:
-    """Refuse pictures of another size than the tokenizer was trained on.
+def complete_tokenizer(vae: AutoencoderFAE, image_encoder: str | None, resolution: int) -> None:
+    """Make a tokenizer ready to encode training pictures: of its own size, with its frozen encoder.
 
-    Raises:
-        ValueError: they are.
+    Arguments and errors as `load_trained_fae`.
     """
     if vae.config.sample_size != resolution:
         raise ValueError(f"resolution must be that of the tokenizer, {vae.config.sample_size}, got {resolution}")
+    if vae.image_encoder is None:
+        vae.load_encoder(image_encoder)
 
 
 def store_latent_statistics(folder: str | Path, mean: torch.Tensor, std: torch.Tensor) -> None:
