@@ -1,9 +1,15 @@
 """Tiny models with random weights, one factory a class: what tests, documentation and smoke runs build."""
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from hf_fae import AutoencoderFAE, FAEDiTPipeline, LightningDiTTransformer2DModel
+from hf_fae import (
+    AutoencoderFAE,
+    FAEDiTPipeline,
+    FAEStarFlowPipeline,
+    LightningDiTTransformer2DModel,
+    STARFlowTransformer2DModel,
+)
 from hf_fae.encoders import VisionEncoder
 
 
@@ -94,6 +100,83 @@ def tiny_lightning_dit(**config) -> LightningDiTTransformer2DModel:
 def tiny_sit(**config) -> LightningDiTTransformer2DModel:
     """The same denoiser with the switches of SiT."""
     return tiny_lightning_dit(norm_type="layer_norm", ff_type="gelu", use_rope=False, **config)
+
+
+def tiny_starflow(**config) -> STARFlowTransformer2DModel:
+    """A flow of latents (4, 4, 4) with 10 classes: four blocks, the last of them two layers deep."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "num_layers": [1, 1, 1, 2],
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_classes": 10,
+        **config,
+    }
+    return _build(lambda: STARFlowTransformer2DModel(**config), seed=3)
+
+
+def tiny_text_starflow(**config) -> STARFlowTransformer2DModel:
+    """The same flow on captions of up to 6 tokens of width 24."""
+    return tiny_starflow(**{"num_classes": None, "caption_channels": 24, "max_caption_length": 6, **config})
+
+
+def tiny_text_encoder():
+    """A text encoder of width 24 and a tokenizer for words of lower-case letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz "])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    encoder = _build(lambda: BertModel(config, add_pooling_layer=False), seed=4)
+    return encoder, PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def tiny_kl(**config) -> AutoencoderKL:
+    """diffusers' own autoencoder for 32 px images: latents (4, 4, 4), with a shift and a scaling factor."""
+    config = {
+        "block_out_channels": [8] * 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+        "scaling_factor": 0.5,
+        "shift_factor": 0.25,
+        **config,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return AutoencoderKL(**config).eval()
+
+
+def tiny_fae_starflow_pipeline(with_encoder: bool = False, **kwargs) -> FAEStarFlowPipeline:
+    """A pipeline of the tiny models that draws 32 px images of "class 0" to "class 9" in 4 blocks."""
+    kwargs = {
+        "vae": tiny_fae(with_encoder),
+        "transformer": tiny_starflow(),
+        "id2label": {index: f"class {index}" for index in range(10)},
+        **kwargs,
+    }
+    pipe = FAEStarFlowPipeline(**kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_text_starflow_pipeline(**kwargs) -> FAEStarFlowPipeline:
+    """The same for texts."""
+    text_encoder, tokenizer = tiny_text_encoder()
+    kwargs = {"text_encoder": text_encoder, "tokenizer": tokenizer, "id2label": None, **kwargs}
+    return tiny_fae_starflow_pipeline(transformer=tiny_text_starflow(), **kwargs)
 
 
 def tiny_fae_dit_pipeline(with_encoder: bool = False, **kwargs) -> FAEDiTPipeline:

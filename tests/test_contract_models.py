@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from diffusers import AutoModel
-from factories import tiny_fae, tiny_lightning_dit, tiny_sit
+from factories import tiny_fae, tiny_lightning_dit, tiny_sit, tiny_starflow, tiny_text_starflow
 from torch import nn
 
 from hf_fae.layers.positions import SinCosPositions
@@ -35,10 +35,25 @@ def noisy_latents(batch_size: int) -> dict:
     }
 
 
+def latents(batch_size: int) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "hidden_states": torch.randn(batch_size, 4, 4, 4, generator=generator),
+        "class_labels": torch.arange(batch_size) % 6,
+    }
+
+
+def captioned_latents(batch_size: int) -> dict:
+    embeds = torch.randn(batch_size, 6, 24, generator=torch.Generator().manual_seed(2))
+    return {"hidden_states": latents(batch_size)["hidden_states"], "encoder_hidden_states": embeds}
+
+
 CASES = {
     "AutoencoderFAE": ModelCase(tiny_fae, images, lora=False),
     "LightningDiT": ModelCase(tiny_lightning_dit, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),
+    "STARFlow": ModelCase(tiny_starflow, latents),
+    "STARFlow-text": ModelCase(tiny_text_starflow, captioned_latents),
 }
 
 
@@ -124,8 +139,9 @@ def test_forward_is_deterministic_and_independent_of_the_batch(case, model):
 def test_return_dict(case, model):
     with torch.no_grad():
         as_tuple = model(**case.inputs(2), return_dict=False)
-    assert isinstance(as_tuple, tuple) and len(as_tuple) == 1
-    assert torch.equal(as_tuple[0], run(model, case.inputs(2)))
+        output = model(**case.inputs(2))
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == len(output)
+    assert all(torch.equal(one, other) for one, other in zip(as_tuple, output.values()))
 
 
 def gradients(model, inputs):

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _PUBLIC = {
     **registration.PUBLISHED,
+    "FlowGuidance": "hf_fae.guidance",
     "Guidance": "hf_fae.guidance",
     "PRESETS": "hf_fae.presets",
     "VisionEncoder": "hf_fae.encoders",

@@ -1,12 +1,16 @@
-"""Contract 4: guidance is a value. How strongly to guide at which time, and how two predictions become one."""
+"""Contract 4: guidance is a value. How strongly to guide at which time, and how two predictions become one.
 
+A scale of 1 is the plain conditional model everywhere; the papers on flows count from there, and call the rest w.
+"""
+
+import math
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 
 
-__all__ = ["Guidance"]
+__all__ = ["FlowGuidance", "Guidance"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,61 @@ class Guidance:
         if self.channels is None:
             return guided
         return torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
+
+
+@dataclass(frozen=True)
+class FlowGuidance:
+    """Guidance of an autoregressive flow, which predicts a mean and a scale (STARFlow, arXiv 2506.06276).
+
+    Args:
+        weight: the paper's w, how much guidance there is beyond the conditional model: 0 is none, the paper draws with
+            3. In a pipeline `guidance_scale` = 1 + w: where both scales agree, the rule is the ordinary one.
+        rule: `"starflow"`, which never widens the conditional distribution for w >= 0, or `"tarflow"`, the older one
+            (arXiv 2412.06329), which extrapolates mean and log-scale and falls apart at high weights: for comparison.
+
+    Raises:
+        ValueError: a weight below -1 (the unconditional end) or not finite, or another rule.
+    """
+
+    weight: float = 0.0
+    rule: str = "starflow"
+
+    def __post_init__(self):
+        if not -1 <= self.weight < math.inf:
+            raise ValueError(f"guidance weight w must be finite and at least -1, got {self.weight}")
+        if self.rule not in ("starflow", "tarflow"):
+            raise ValueError(f"guidance rule must be 'starflow' or 'tarflow', got {self.rule!r}")
+
+    @classmethod
+    def of(cls, value: "float | dict | FlowGuidance") -> "FlowGuidance":
+        """From what a user writes: a scale, which is 1 + w, the fields as a dict, or a `FlowGuidance`.
+
+        Raises:
+            ValueError: neither of these, or a scale that is negative or not finite.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, dict) and value.keys() <= {"weight", "rule"}:
+            return cls(**value)
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise ValueError(f"guidance_scale must be a finite number from 0, or a FlowGuidance, got {value!r}")
+        return cls(value - 1.0)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether an unconditional pass is needed."""
+        return self.weight != 0
+
+    def combine(
+        self, mean: torch.Tensor, scale: torch.Tensor, negative_mean: torch.Tensor, negative_scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The guided mean and scale, from the conditional and the unconditional ones; all of one shape.
+
+        With r = min((scale / negative_scale)^2, 1) and D = 1 + w - w r the scale is divided by sqrt(D), and the mean
+        moves by w r / D of its distance from the unconditional one.
+        """
+        if self.rule == "tarflow":
+            return mean + self.weight * (mean - negative_mean), scale * (scale / negative_scale) ** self.weight
+        ratio = (scale / negative_scale).square().clamp_max(1)
+        spread = 1 + self.weight - self.weight * ratio
+        return mean + self.weight * ratio / spread * (mean - negative_mean), scale * spread.rsqrt()

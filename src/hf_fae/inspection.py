@@ -7,6 +7,7 @@ read.
 import json
 import re
 from collections import Counter
+from inspect import signature as inspect_signature
 from pathlib import Path
 
 import diffusers
@@ -37,12 +38,12 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
-    """Shapes of what goes through `model` at its training size, without the batch axis.
+    """Shapes of what goes through `model` at its training size, without the batch axis; of foreign models nothing.
 
     Args:
-        model: a tokenizer or a denoiser on the meta device, where running it costs nothing.
+        model: a tokenizer or a generator on the meta device, where running it costs nothing.
     """
-    config = model.config
+    config, tensors = model.config, {}
     if isinstance(model, LatentAutoencoderMixin):
         grid = tuple(side // config.patch_size for side in grid_size(config.sample_size))
         features = torch.empty(1, grid[0] * grid[1], config.feature_dim, device="meta")
@@ -54,11 +55,18 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
             "decoded_features": model.decode_features(posterior.mean),
             "image": model.decode(posterior.mean).sample,
         }
-    else:
-        latents = torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")
-        labels = torch.empty(1, dtype=torch.long, device="meta")
-        sample = model(latents, torch.empty(1, device="meta"), labels).sample
-        tensors = {"hidden_states": latents, "sample": sample}
+    elif type(model).__module__.startswith("hf_fae."):
+        inputs = {"hidden_states": torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")}
+        if "timestep" in inspect_signature(model.forward).parameters:
+            inputs["timestep"] = torch.empty(1, device="meta")
+        if config.num_classes is not None:
+            inputs["class_labels"] = torch.empty(1, dtype=torch.long, device="meta")
+        if config.get("caption_channels") is not None:
+            shape = (1, config.max_caption_length, config.caption_channels)
+            inputs["encoder_hidden_states"] = torch.empty(shape, device="meta")
+        conditions = ("timestep", "class_labels")
+        tensors = {name: value for name, value in inputs.items() if name not in conditions}
+        tensors["sample"] = model.eval()(**inputs).sample
     return {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
 
 
@@ -68,6 +76,7 @@ def inspect_model(name: str, model: ModelMixin) -> dict:
     A tokenizer's frozen encoder stands apart under `frozen`, not in the total.
     """
     parts = {part: count_parameters(module) for part, module in model.named_children() if part != "image_encoder"}
+    parts |= {name: parameter.numel() for name, parameter in model.named_parameters(recurse=False)}
     report = {
         "name": name,
         "class": type(model).__name__,

@@ -1,4 +1,8 @@
-"""Contract 2: what all tokenizers share. Normalised latents, and images larger than memory in slices and tiles."""
+"""Contract 2: what all tokenizers share. Normalised latents, and images larger than memory in slices and tiles.
+
+A tokenizer of ours normalises by itself. Of diffusers' own autoencoders (`AutoencoderKL`), whose users have to do it,
+the functions here take care: whoever goes through them never sees a scaling factor.
+"""
 
 from collections.abc import Callable
 
@@ -6,7 +10,16 @@ import torch
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DiagonalGaussianDistribution
 
 
-__all__ = ["LatentAutoencoderMixin", "blend_tiles", "check_finite", "normalized_posterior"]
+__all__ = [
+    "LatentAutoencoderMixin",
+    "blend_tiles",
+    "check_finite",
+    "compression_ratio",
+    "decode_latents",
+    "encode_images",
+    "latent_statistics",
+    "normalized_posterior",
+]
 
 
 def normalized_posterior(moments: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> DiagonalGaussianDistribution:
@@ -18,6 +31,43 @@ def normalized_posterior(moments: torch.Tensor, mean: torch.Tensor, std: torch.T
     mean, std = mean.float(), std.float()
     normalized = torch.cat([(z_mean - mean) / std, z_logvar.clamp(-30, 20) - 2 * std.log()], dim=1)
     return DiagonalGaussianDistribution(normalized.to(moments.dtype))
+
+
+def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation by which a tokenizer's latents are normalised: (C, 1, 1) or (C, H, W), fp32.
+
+    One of diffusers has them in its config: a scaling factor, sometimes a shift or numbers for each channel.
+    """
+    if isinstance(vae, LatentAutoencoderMixin):
+        return vae.latents_mean, vae.latents_std
+    config = vae.config
+    mean = config.get("latents_mean") or config.get("shift_factor") or 0.0
+    std = torch.tensor(config.get("latents_std") or 1.0) / config.scaling_factor
+    shape = (config.latent_channels, 1, 1)
+    return tuple(torch.as_tensor(value).float().view(-1, 1, 1).expand(shape).to(vae.device) for value in (mean, std))
+
+
+def encode_images(vae: torch.nn.Module, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
+    """The posterior of the normalised latents of images (B, 3, H, W) in [-1, 1], of our or diffusers' autoencoders."""
+    posterior = vae.encode(pixel_values).latent_dist
+    if isinstance(vae, LatentAutoencoderMixin):
+        return posterior
+    return normalized_posterior(posterior.parameters, *latent_statistics(vae))
+
+
+def decode_latents(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W), about [-1, 1] and unclamped, of normalised latents (B, C, h, w) of any dtype."""
+    if not isinstance(vae, LatentAutoencoderMixin):
+        mean, std = latent_statistics(vae)
+        latents = latents.float() * std + mean
+    return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+
+
+def compression_ratio(vae: torch.nn.Module) -> int:
+    """Image pixels per latent, along each axis."""
+    if isinstance(vae, LatentAutoencoderMixin):
+        return vae.spatial_compression_ratio
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _starts(size: int, tile: int, stride: int) -> list[int]:
@@ -164,10 +214,10 @@ class LatentAutoencoderMixin(AutoencoderMixin):
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
-    """Refuse NaN and infinity; under `torch.compile` nothing is checked, as that would need the values.
+    """Refuse NaN and infinity; under `torch.compile` and on the meta device there are no values to check.
 
     Raises:
         ValueError: `values` are not all finite.
     """
-    if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
+    if not (torch.compiler.is_compiling() or values.is_meta) and not torch.isfinite(values).all():
         raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(values)).sum())} NaN or infinite values")

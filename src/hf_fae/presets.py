@@ -79,6 +79,20 @@ def _dit(kind: str, size: str) -> tuple[str, dict]:
     return "LightningDiTTransformer2DModel", config
 
 
+def _starflow(num_layers: list[int], width: int, **config) -> tuple[str, dict]:
+    """A flow with heads of width 64 (arXiv 2506.06276, section 4.1), by default on FAE's 16 x 16 x 32 latents."""
+    config = {
+        "sample_size": 16,
+        "patch_size": 1,
+        "in_channels": 32,
+        "num_layers": num_layers,
+        "num_attention_heads": width // 64,
+        "attention_head_dim": 64,
+        **config,
+    }
+    return "STARFlowTransformer2DModel", config
+
+
 # Name -> (class name, arguments of its constructor).
 PRESETS: dict[str, tuple[str, dict]] = {
     # FAE appendix D: the main tokenizer, 38.17 + 170.43 + 305.36 M.
@@ -94,6 +108,16 @@ PRESETS: dict[str, tuple[str, dict]] = {
     ),
     # FAE appendix D, column LDM: lightningdit-xl-1 is its 675.26 M; the sit models are those of its Tables 5 and 6.
     **{f"{kind}-{size}-1": _dit(kind, size) for kind in DIT_KINDS for size in DIT_SIZES},
+    # FAE section 5.3: STARFlow's ImageNet model 18(6)-2048 on FAE's latents, 1.4 B, and its baseline: SD-VAE's latents
+    # of 32 x 32 x 4 with patch size 2, so that there are 256 tokens as well.
+    "starflow-imagenet-256": _starflow([2, 2, 2, 2, 2, 18], 2048, num_classes=1000),
+    "starflow-imagenet-256-sd-vae": _starflow(
+        [2, 2, 2, 2, 2, 18], 2048, num_classes=1000, sample_size=32, patch_size=2, in_channels=4
+    ),
+    # STARFlow's text-to-image model 24(6)-3072, 3.8 B, on 128 tokens of Flan-T5-XL.
+    "starflow-text-256": _starflow(
+        [2, 2, 2, 2, 2, 24], 3072, num_classes=None, caption_channels=2048, max_caption_length=128
+    ),
 }
 
 

@@ -23,8 +23,10 @@ BASE_CLASSES = {
 PUBLISHED = {
     "AutoencoderFAE": "hf_fae.autoencoders.fae",
     "FAEDiTPipeline": "hf_fae.pipelines.fae_dit",
+    "FAEStarFlowPipeline": "hf_fae.pipelines.fae_starflow",
     "FlowMatchEulerMaruyamaScheduler": "hf_fae.schedulers.euler_maruyama",
     "LightningDiTTransformer2DModel": "hf_fae.generators.lightning_dit",
+    "STARFlowTransformer2DModel": "hf_fae.generators.starflow",
 }
 
 

@@ -19,6 +19,7 @@ from ..layers.blocks import feed_forward
 from ..layers.norms import normalization
 from ..layers.positions import SinCosPositions, rotary_angles, token_grid
 from ..modeling import StrictModelMixin
+from .class_table import ClassTableMixin
 
 
 __all__ = ["LightningDiTTransformer2DModel"]
@@ -43,7 +44,7 @@ class LightningDiTBlock(nn.Module):
         return torch.addcmul(hidden_states, gate_ff[:, None], mixed)
 
 
-class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
+class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdapterMixin):
     """Class-conditional denoiser of latents (B, in_channels, H, W).
 
     The defaults are LightningDiT-XL/1 on 32 channels, the 675.26 M of FAE's appendix D. SiT is
@@ -115,44 +116,6 @@ class LightningDiTTransformer2DModel(StrictModelMixin, AttentionMixin, PeftAdapt
         for zeroed in (*(block.modulation for block in self.blocks), self.modulation_out, self.proj_out):
             nn.init.zeros_(zeroed.weight)
             nn.init.zeros_(zeroed.bias)
-
-    def add_classes(self, rows: torch.Tensor) -> list[int]:
-        """Give the model further classes; the null class stays the last row of the table.
-
-        Args:
-            rows: (n, dim), the embeddings of the new classes.
-
-        Returns:
-            Their class ids, from the old `config.num_classes` on.
-
-        Raises:
-            ValueError: rows of another shape.
-        """
-        table, first = self.class_embedding.weight, self.config.num_classes
-        if rows.ndim != 2 or rows.shape[1] != table.shape[1]:
-            raise ValueError(f"rows must have shape (classes, {table.shape[1]}), got {tuple(rows.shape)}")
-        self._set_class_table(torch.cat([table[:first], rows.to(table), table[first:]]))
-        return list(range(first, first + len(rows)))
-
-    def remove_classes(self, class_ids: list[int]) -> None:
-        """Take classes out of the table; those behind them, the null class included, move up.
-
-        Raises:
-            ValueError: an id that is no class.
-        """
-        num_classes = self.config.num_classes
-        unknown = sorted(set(class_ids) - set(range(num_classes)))
-        if unknown:
-            raise ValueError(f"class_ids must be from 0 to {num_classes - 1}, got {unknown}")
-        self._set_class_table(
-            self.class_embedding.weight[[row for row in range(num_classes + 1) if row not in set(class_ids)]]
-        )
-
-    def _set_class_table(self, table):
-        trained = self.class_embedding.weight.requires_grad
-        self.class_embedding.weight = nn.Parameter(table.detach(), requires_grad=trained)
-        self.class_embedding.num_embeddings = len(table)
-        self.register_to_config(num_classes=len(table) - 1)
 
     @apply_lora_scale("attention_kwargs")
     def forward(

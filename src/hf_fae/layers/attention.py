@@ -12,12 +12,15 @@ __all__ = ["SelfAttention", "SelfAttentionProcessor"]
 
 
 class SelfAttentionProcessor:
-    """q, k, v -> optional q/k norm -> optional rotary positions -> attention -> output projection."""
+    """q, k, v -> optional q/k norm -> optional rotary positions -> attention -> output projection.
+
+    With a `cache` the queries attend to all that it holds; without one, to each other.
+    """
 
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: "SelfAttention", hidden_states, rotary_emb=None):
+    def __call__(self, attn: "SelfAttention", hidden_states, rotary_emb=None, cache=None):
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
@@ -27,8 +30,16 @@ class SelfAttentionProcessor:
             query, key = attn.norm_q(query).to(value.dtype), attn.norm_k(key).to(value.dtype)
         if rotary_emb is not None:
             query, key = apply_rotary(query, *rotary_emb), apply_rotary(key, *rotary_emb)
+        if cache is not None:
+            key, value = cache.write(key, value)
         hidden_states = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+            query,
+            key,
+            value,
+            attn_mask=None if cache is None else cache.mask,
+            is_causal=attn.is_causal and cache is None,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
         ).flatten(2)
         return hidden_states if attn.to_out is None else attn.to_out[0](hidden_states)
 
@@ -41,14 +52,23 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         heads, head_dim: the inner width is their product, which need not be `dim`.
         qk_norm: RMSNorm on the queries and keys of each head.
         project_out: with `False` the heads are returned as they are, (batch, tokens, heads * head_dim).
+        is_causal: a token attends to itself and to those before it.
     """
 
     _default_processor_cls = SelfAttentionProcessor
     _available_processors = [SelfAttentionProcessor]
 
-    def __init__(self, dim: int, heads: int, head_dim: int, qk_norm: bool = False, project_out: bool = True):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        qk_norm: bool = False,
+        project_out: bool = True,
+        is_causal: bool = False,
+    ):
         super().__init__()
-        self.heads, self.head_dim = heads, head_dim
+        self.heads, self.head_dim, self.is_causal = heads, head_dim, is_causal
         self.use_bias = True
         self.to_q = nn.Linear(dim, heads * head_dim)
         self.to_k = nn.Linear(dim, heads * head_dim)
@@ -58,5 +78,5 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(heads * head_dim, dim)]) if project_out else None
         self.set_processor(self._default_processor_cls())
 
-    def forward(self, hidden_states, rotary_emb=None):
-        return self.processor(self, hidden_states, rotary_emb=rotary_emb)
+    def forward(self, hidden_states, rotary_emb=None, cache=None):
+        return self.processor(self, hidden_states, rotary_emb=rotary_emb, cache=cache)

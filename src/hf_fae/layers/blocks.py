@@ -28,15 +28,15 @@ def feed_forward(ff_type: str, dim: int, multiple_of: int = 1) -> FeedForward:
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + swiglu(norm(x)); tokens (batch, tokens, dim)."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); tokens (batch, tokens, dim)."""
 
-    def __init__(self, dim: int, heads: int, norm_type: str):
+    def __init__(self, dim: int, heads: int, norm_type: str, ff_type: str = "swiglu", is_causal: bool = False):
         super().__init__()
         self.norm1 = normalization(norm_type, dim)
-        self.attn = SelfAttention(dim, heads, dim // heads)
+        self.attn = SelfAttention(dim, heads, dim // heads, is_causal=is_causal)
         self.norm2 = normalization(norm_type, dim)
-        self.ff = feed_forward("swiglu", dim, multiple_of=8)
+        self.ff = feed_forward(ff_type, dim, multiple_of=8)
 
-    def forward(self, hidden_states, rotary_emb=None):
-        hidden_states = hidden_states + self.attn(self.norm1(hidden_states), rotary_emb)
+    def forward(self, hidden_states, rotary_emb=None, cache=None):
+        hidden_states = hidden_states + self.attn(self.norm1(hidden_states), rotary_emb, cache)
         return hidden_states + self.ff(self.norm2(hidden_states))

@@ -5,7 +5,15 @@ from diffusers.models.embeddings import apply_rotary_emb, get_2d_sincos_pos_embe
 from torch import nn
 
 
-__all__ = ["SinCosPositions", "apply_rotary", "grid_size", "rotary_angles", "token_grid"]
+__all__ = [
+    "SinCosPositions",
+    "apply_rotary",
+    "axial_angles",
+    "grid_positions",
+    "grid_size",
+    "rotary_angles",
+    "token_grid",
+]
 
 
 def grid_size(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
@@ -13,15 +21,15 @@ def grid_size(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def token_grid(size: int | list[int] | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Patches of a `sample_size` along its height and width.
+def token_grid(size: int | list[int] | tuple[int, int], patch_size: int, name: str = "sample_size") -> tuple[int, int]:
+    """Patches of a size along its height and width; `name` is what an error calls it.
 
     Raises:
         ValueError: the size is no multiple of the patch size.
     """
     height, width = grid_size(size)
     if height % patch_size or width % patch_size:
-        raise ValueError(f"sample_size must be a multiple of patch_size {patch_size}, got {size}")
+        raise ValueError(f"{name} must be a multiple of patch_size {patch_size}, got {size}")
     return height // patch_size, width // patch_size
 
 
@@ -57,18 +65,31 @@ class SinCosPositions(nn.Module):
         return self.table if grid == self.grid else sincos_table(self.dim, grid, device)
 
 
-def rotary_angles(head_dim: int, grid: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin (height * width, head_dim / 2) in fp32 of 2-D rotary positions, theta 10000.
+def axial_angles(axes: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (N, head_dim / 2) in fp32 of rotary positions with several axes, theta 10000.
 
-    A head is made of pairs of neighbouring channels; the first half of the pairs turns with the row, the second with
-    the column.
+    A head is made of pairs of neighbouring channels; each axis turns its own pairs.
+
+    Args:
+        axes: for each axis the positions (N,) of the tokens, and how many channels of a head turn with it.
     """
-    exponents = torch.arange(0, head_dim // 2, 2, device=device, dtype=torch.float32) / (head_dim // 2)
-    frequencies = 10000.0**-exponents
-    rows = torch.arange(grid[0], device=device)[:, None, None].expand(*grid, 1)
-    columns = torch.arange(grid[1], device=device)[None, :, None].expand(*grid, 1)
-    angles = torch.cat([rows * frequencies, columns * frequencies], dim=-1).flatten(0, 1)
+    angles = []
+    for positions, channels in axes:
+        exponents = torch.arange(0, channels, 2, device=positions.device, dtype=torch.float32) / channels
+        angles.append(positions[:, None] * 10000.0**-exponents)
+    angles = torch.cat(angles, dim=-1)
     return angles.cos(), angles.sin()
+
+
+def grid_positions(grid: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column (height * width,) of each token of a grid, in raster order."""
+    rows = torch.arange(grid[0], device=device).repeat_interleave(grid[1])
+    return rows, torch.arange(grid[1], device=device).repeat(grid[0])
+
+
+def rotary_angles(head_dim: int, grid: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (height * width, head_dim / 2) of 2-D rotary positions: half of the pairs turn with the row."""
+    return axial_angles([(positions, head_dim // 2) for positions in grid_positions(grid, device)])
 
 
 def apply_rotary(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

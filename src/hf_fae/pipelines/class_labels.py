@@ -23,9 +23,11 @@ class ClassLabelsMixin:
                 raise ValueError(f"id2label must be a dict of class ids and names, got {id2label!r}")
             # JSON has turned the keys of a loaded pipeline into strings.
             id2label = {int(key): name for key, name in id2label.items()}
-        for key in id2label or {}:
-            if self.transformer is not None and not 0 <= key < self.transformer.config.num_classes:
-                raise ValueError(f"id2label must have keys below {self.transformer.config.num_classes}, got {key}")
+        if id2label and self.transformer is not None:
+            num_classes = self.transformer.config.num_classes or 0  # None where there is text instead
+            for key in id2label:
+                if not 0 <= key < num_classes:
+                    raise ValueError(f"id2label must have keys below {num_classes}, got {key}")
         self.id2label = id2label or {}
         self.register_to_config(id2label=id2label)  # after the attribute: diffusers writes that to the config, too
         self.label2id = {}

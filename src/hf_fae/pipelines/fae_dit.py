@@ -6,30 +6,24 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoders.fae import AutoencoderFAE
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
-from ..hub import ModelCardMixin
-from ..latents import check_finite
-from ..layers.positions import grid_size
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
-from .class_labels import ClassLabelsMixin
-from .lora import TransformerLoraMixin
+from .latent_pipeline import LatentPipeline
 
 
 __all__ = ["FAEDiTPipeline"]
 
 
-class FAEDiTPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
+class FAEDiTPipeline(LatentPipeline):
     """Images of a class: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
 
     Args:
-        vae: a tokenizer, such as `AutoencoderFAE`. Its frozen encoder is not needed.
+        vae: a tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
         transformer: a denoiser, such as `LightningDiTTransformer2DModel`.
         scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
             that the denoiser was trained with.
@@ -39,11 +33,10 @@ class FAEDiTPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
-        vae: AutoencoderFAE,
+        vae: AutoencoderFAE | AutoencoderKL,
         transformer: LightningDiTTransformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
         id2label: dict | None = None,
@@ -51,74 +44,13 @@ class FAEDiTPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
         num_inference_steps: int = 250,
     ):
         super().__init__()
-        if vae is not None and transformer is not None:
-            channels = vae.config.latent_channels
-            if transformer.config.in_channels != channels:
-                raise ValueError(
-                    f"transformer must have in_channels {channels}, as the vae has latent_channels, "
-                    f"got {transformer.config.in_channels}"
-                )
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        self.init_latents()
         self.register_labels(id2label)
         self.register_to_config(
             guidance_scale=dataclasses.asdict(Guidance.of(guidance_scale)), num_inference_steps=num_inference_steps
         )
-        # Without a vae (`output_type="latent"`) height and width count latents.
-        self.vae_scale_factor = 1 if vae is None else vae.spatial_compression_ratio
-        self.image_processor = VaeImageProcessor(do_resize=False)
         self._guidance = Guidance.of(guidance_scale)
-        self._interrupt = False
-
-    def check_inputs(self, height, width, num_inference_steps, num_images_per_prompt, output_type, tensor_inputs):
-        """Refuse what cannot be drawn, before anything is computed; see `__call__`."""
-        multiple = self.vae_scale_factor * self.transformer.config.patch_size
-        for name, side in (("height", height), ("width", width)):
-            if side is not None and (side < multiple or side % multiple):
-                raise ValueError(f"{name} must be a positive multiple of {multiple}, got {side}")
-        for name, number in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_images_per_prompt", num_images_per_prompt),
-        ):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} must be a positive whole number, got {number!r}")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
-        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}"
-            )
-
-    def prepare_latents(
-        self,
-        batch_size: int,
-        height: int | None,
-        width: int | None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Noise (batch_size, C, H, W) in fp32: drawn, or `latents` as given.
-
-        Raises:
-            ValueError: latents of another shape or not finite, or another number of generators.
-        """
-        default_height, default_width = grid_size(self.transformer.config.sample_size)
-        ratio = self.vae_scale_factor
-        shape = (
-            batch_size,
-            self.transformer.config.in_channels,
-            default_height if height is None else height // ratio,
-            default_width if width is None else width // ratio,
-        )
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"generator must be a list of {batch_size}, one for each image, got {len(generator)}")
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        if latents.shape != shape:
-            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
-        check_finite("latents", latents)
-        return latents.to(self._execution_device, torch.float32)
 
     def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
         """Set the scheduler's grid, uniform in sigma before the scheduler's shift."""
@@ -131,13 +63,6 @@ class FAEDiTPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
             check_sigmas(sigmas)
             self.scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
         return self.scheduler.timesteps
-
-    def decode(self, latents: torch.Tensor, output_type: str):
-        """Pictures of latents (B, C, H, W), in the form that `output_type` names."""
-        if output_type == "latent":
-            return latents
-        images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
-        return self.image_processor.postprocess(images, output_type=output_type)
 
     @property
     def guidance(self) -> Guidance:
@@ -154,15 +79,6 @@ class FAEDiTPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
     @property
     def do_classifier_free_guidance(self) -> bool:
         return self._guidance.is_active
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop; what is there is decoded."""
-        return self._interrupt
 
     @torch.no_grad()
     def __call__(
@@ -213,28 +129,18 @@ class FAEDiTPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
         if num_inference_steps is None:
             num_inference_steps = self.config.num_inference_steps
         self.check_inputs(
-            height, width, num_inference_steps, num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs
+            height,
+            width,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+            num_inference_steps=num_inference_steps,
+            num_images_per_prompt=num_images_per_prompt,
         )
         guidance = self._guidance = Guidance.of(
             self.config.guidance_scale if guidance_scale is None else guidance_scale
         )
         self._interrupt = False
-        device = self._execution_device
-
-        label_ids = self.label_ids(class_labels, "class_labels")
-        labels = torch.tensor(label_ids, device=device).repeat_interleave(num_images_per_prompt)
-        if negative_class_labels is None:
-            negative_labels = torch.full_like(labels, self.transformer.config.num_classes)
-        else:
-            negative_ids = self.label_ids(negative_class_labels, "negative_class_labels")
-            if len(negative_ids) not in (1, len(label_ids)):
-                raise ValueError(
-                    f"negative_class_labels must be one class or {len(label_ids)} as class_labels, "
-                    f"got {len(negative_ids)}"
-                )
-            negative_labels = torch.tensor(negative_ids, device=device).expand(len(label_ids))
-            negative_labels = negative_labels.repeat_interleave(num_images_per_prompt)
-
+        labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
         latents = self.prepare_latents(len(labels), height, width, generator, latents)
         timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
         # Rounded, so that fp32 does not decide on which side of a guidance interval's bound a step lies.
@@ -250,9 +156,9 @@ class FAEDiTPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
                 scale = guidance.scale_at(noise_times[step])
                 velocity = self._predict(latents, timestep, labels, attention_kwargs, negative_labels, guidance, scale)
                 latents = self.scheduler.step(velocity, timestep, latents, **step_kwargs)[0]
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    latents = (callback_on_step_end(self, step, timestep, tensors) or {}).get("latents", latents)
+                latents = self.call_back(
+                    callback_on_step_end, step, timestep, latents, callback_on_step_end_tensor_inputs
+                )
                 progress_bar.update()
 
         images = self.decode(latents, output_type)

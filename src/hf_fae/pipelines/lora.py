@@ -97,7 +97,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         known = [name for name in rows if name in self.label2id and name not in replaced]
         if known:
             raise ValueError(f"{source} has new classes {known}, but the pipeline already knows these names")
-        width = self.transformer.class_embedding.embedding_dim
+        width = self.transformer.class_embedding.embedding_dim if rows else None
         misfits = {name: tuple(row.shape) for name, row in rows.items() if row.shape != (width,)}
         if misfits:
             raise ValueError(f"{source} must have new classes of shape ({width},) for this transformer, got {misfits}")

@@ -1,0 +1,285 @@
+"""Images of a class or of a text from a normalizing flow on any tokenizer's latents."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..autoencoders.fae import AutoencoderFAE
+from ..generators.starflow import STARFlowTransformer2DModel
+from ..guidance import FlowGuidance
+from .latent_pipeline import LatentPipeline
+
+
+__all__ = ["FAEStarFlowPipeline"]
+
+
+class FAEStarFlowPipeline(LatentPipeline):
+    """Images of a class or a text: noise -> `transformer`, inverted block by block -> latents -> `vae` -> pictures.
+
+    The flow models latents with a little noise on them. With `denoise` a score step takes it off again (see
+    `STARFlowTransformer2DModel.denoise`); without it this is left to a tokenizer whose decoders were trained for it
+    (`latent_noise` in the training scripts), which gives the paper's best pictures.
+
+    Args:
+        vae: a tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
+        transformer: a flow, such as `STARFlowTransformer2DModel`.
+        text_encoder, tokenizer: of a flow with captions: any encoder of transformers that has a `last_hidden_state`
+            (the paper: Flan-T5-XL). May be left out; then calls take `prompt_embeds`.
+        id2label: names of the classes, `{id: name}`.
+        guidance_scale, denoise: what calls use by default, saved with the pipeline: the settings that go with the
+            weights. The scale is 1 + w of the paper, in a form of `FlowGuidance.of`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]
+
+    def __init__(
+        self,
+        vae: AutoencoderFAE | AutoencoderKL,
+        transformer: STARFlowTransformer2DModel,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        id2label: dict | None = None,
+        guidance_scale: float | dict = 1.0,
+        denoise: bool = True,
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.init_latents()
+        if text_encoder is not None and transformer is not None:
+            width = text_encoder.config.hidden_size
+            if transformer.config.caption_channels != width:
+                raise ValueError(
+                    f"transformer must have caption_channels {width}, as the text_encoder has hidden_size, "
+                    f"got {transformer.config.caption_channels}"
+                )
+        self.register_labels(id2label)
+        self._guidance = FlowGuidance.of(guidance_scale)
+        self.register_to_config(guidance_scale=dataclasses.asdict(self._guidance), denoise=denoise)
+
+    def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> torch.Tensor:
+        """Embeddings (prompts, max_caption_length, caption_channels) of texts, zero behind their ends.
+
+        Raises:
+            ValueError: no text or list of texts (an error calls it `name`), or there is no text encoder.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"{name} must be a text or a list of texts, got {prompt!r}")
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(f"{name} cannot be read without text_encoder and tokenizer: pass {name}_embeds instead")
+        inputs = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.transformer.config.max_caption_length,
+            return_tensors="pt",
+        ).to(self._execution_device)
+        embeds = self.text_encoder(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
+        return embeds * inputs.attention_mask[..., None].to(embeds.dtype)
+
+    def prepare_prompt_embeds(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        num_images_per_prompt: int = 1,
+        is_guided: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings (images, length, caption_channels) of what to draw, and of what to guide away from.
+
+        That is the empty text by default, and None without guidance.
+
+        Raises:
+            ValueError: neither or both of a text and its embeddings, or another number of negative ones than one or
+                one for each.
+        """
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError(f"either prompt or prompt_embeds must be given, got prompt {prompt!r} and the latter")
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompt(prompt)
+        count = len(prompt_embeds)
+        if is_guided and negative_prompt_embeds is None:
+            negative = "" if negative_prompt is None else negative_prompt
+            negative_prompt_embeds = self.encode_prompt(negative, "negative_prompt")
+        found = []
+        for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
+            if embeds is None or (name[0] == "n" and not is_guided):
+                found.append(None)
+                continue
+            if embeds.ndim != 3 or len(embeds) not in (1, count):
+                raise ValueError(
+                    f"{name} must have shape ({count} or 1, length, {self.transformer.config.caption_channels}), "
+                    f"got {tuple(embeds.shape)}"
+                )
+            embeds = embeds.to(self._execution_device).expand(count, -1, -1)
+            found.append(embeds.repeat_interleave(num_images_per_prompt, dim=0))
+        return tuple(found)
+
+    @property
+    def guidance(self) -> FlowGuidance:
+        """Of the running or latest call."""
+        return self._guidance
+
+    @property
+    def guidance_scale(self) -> float:
+        """1 + w."""
+        return 1 + self._guidance.weight
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance.is_active
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | int | list[str | int] | None = None,
+        class_labels: int | str | list[int | str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        guidance_scale: float | dict | FlowGuidance | None = None,
+        negative_prompt: str | list[str] | None = None,
+        negative_class_labels: int | str | list[int | str] | None = None,
+        num_images_per_prompt: int = 1,
+        denoise: bool | None = None,
+        jacobi_block_size: int = 1,
+        jacobi_tolerance: float = 1e-3,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict | None = None,
+        callback_on_step_end: Callable[["FAEStarFlowPipeline", int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            prompt: texts, for a flow with captions. For one with classes the same as `class_labels`.
+            class_labels: class ids, names from `id2label`, or a list of either.
+            height, width: of the images in pixels; by default those of training.
+            guidance_scale: 1 + w of the paper, whose pictures have w = 3 (classes) and 4 (text); 1 is none, or a
+                `FlowGuidance`; by default the pipeline's own. Only the deep block, the first to be inverted, has it.
+            negative_prompt, negative_class_labels: guide away from these (one, or one for each), instead of from the
+                empty text or the null class.
+            num_images_per_prompt: images for each text or label; those of one follow each other.
+            denoise: take off the noise that the flow draws with, by a score step; by default the pipeline's own.
+            jacobi_block_size, jacobi_tolerance: find so many tokens at a time by iteration, up to that tolerance (the
+                paper's code: 16 and 1e-3); 1 is token by token.
+            generator: of the noise; with a list, one for each image, an image is the same in any batch.
+            latents: start from these instead of noise (images, C, H, W).
+            prompt_embeds, negative_prompt_embeds: instead of texts (prompts, length, caption_channels), zero behind
+                their ends.
+            output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
+            return_dict: return an `ImagePipelineOutput` instead of a tuple.
+            attention_kwargs: handed to the transformer; `{"scale": s}` scales LoRA layers.
+            callback_on_step_end: called as `(pipe, step, block, tensors)` after each block, the deep one first, at the
+                last one after the score step; what it returns replaces the tensors.
+            callback_on_step_end_tensor_inputs: names of these tensors; `"latents"`.
+
+        Returns:
+            `.images`.
+
+        Raises:
+            ValueError: an argument that does not fit; the message names it and its value.
+        """
+        self.check_inputs(
+            height,
+            width,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+            num_images_per_prompt=num_images_per_prompt,
+            jacobi_block_size=jacobi_block_size,
+        )
+        guidance = self._guidance = FlowGuidance.of(
+            self.config.guidance_scale if guidance_scale is None else guidance_scale
+        )
+        denoise = self.config.denoise if denoise is None else denoise
+        self._interrupt = False
+        condition, negative_condition = self.prepare_condition(
+            prompt,
+            class_labels,
+            negative_prompt,
+            negative_class_labels,
+            prompt_embeds,
+            negative_prompt_embeds,
+            num_images_per_prompt,
+        )
+        batch_size = len(next(iter(condition.values())))
+        latents = self.prepare_latents(batch_size, height, width, generator, latents)
+
+        blocks = list(reversed(range(len(self.transformer.blocks))))
+        self._num_timesteps = len(blocks)
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+            for step, index in enumerate(blocks):
+                if self.interrupt:
+                    continue
+                latents = self.transformer.inverse_block(
+                    latents,
+                    index,
+                    **condition,
+                    **negative_condition,
+                    guidance=guidance,
+                    jacobi_block_size=jacobi_block_size,
+                    jacobi_tolerance=jacobi_tolerance,
+                    attention_kwargs=attention_kwargs,
+                )
+                if index == 0 and denoise:
+                    latents = self.transformer.denoise(latents, **condition, attention_kwargs=attention_kwargs)
+                latents = self.call_back(
+                    callback_on_step_end, step, index, latents, callback_on_step_end_tensor_inputs
+                )
+                progress_bar.update()
+
+        images = self.decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def prepare_condition(
+        self,
+        prompt=None,
+        class_labels=None,
+        negative_prompt=None,
+        negative_class_labels=None,
+        prompt_embeds=None,
+        negative_prompt_embeds=None,
+        num_images_per_prompt=1,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The transformer's condition and negative condition, as its keyword arguments; see `__call__`.
+
+        Raises:
+            ValueError: arguments of the other kind of condition, or those of `prepare_labels` and
+                `prepare_prompt_embeds`.
+        """
+        if self.transformer.config.num_classes is not None:
+            if class_labels is None:
+                prompt, class_labels = None, prompt
+            texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+            texts |= {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+            self._refuse(texts, "a flow of classes, which takes class_labels")
+            labels, negative = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
+            return {"class_labels": labels}, {"negative_class_labels": negative}
+        labels = {"class_labels": class_labels, "negative_class_labels": negative_class_labels}
+        self._refuse(labels, "a flow of captions, which takes a prompt")
+        embeds, negative = self.prepare_prompt_embeds(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            num_images_per_prompt,
+            self.do_classifier_free_guidance,
+        )
+        return {"encoder_hidden_states": embeds}, {"negative_encoder_hidden_states": negative}
+
+    @staticmethod
+    def _refuse(arguments, kind):
+        given = [name for name, value in arguments.items() if value is not None]
+        if given:
+            raise ValueError(f"{given[0]} must be None for {kind}, got {given[0]} of {type(arguments[given[0]])}")

@@ -1,0 +1,140 @@
+"""What all pipelines here share: a generator draws latents, a tokenizer makes pictures of them."""
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..hub import ModelCardMixin
+from ..latents import check_finite, compression_ratio, decode_latents
+from ..layers.positions import grid_size
+from .class_labels import ClassLabelsMixin
+from .lora import TransformerLoraMixin
+
+
+__all__ = ["LatentPipeline"]
+
+
+class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
+    """Base of pipelines with a `transformer` that draws latents and a `vae` that decodes them.
+
+    The `vae` is a tokenizer of ours or an autoencoder of diffusers with `latent_channels` and a `scaling_factor`.
+    """
+
+    _callback_tensor_inputs = ["latents"]
+
+    def init_latents(self) -> None:
+        """To be called by `__init__` once the components are registered.
+
+        Raises:
+            ValueError: vae and transformer have different channels.
+        """
+        vae, transformer = self.vae, self.transformer
+        if vae is not None and transformer is not None:
+            channels = vae.config.latent_channels
+            if transformer.config.in_channels != channels:
+                raise ValueError(
+                    f"transformer must have in_channels {channels}, as the vae has latent_channels, "
+                    f"got {transformer.config.in_channels}"
+                )
+        # Without a vae (`output_type="latent"`) height and width count latents.
+        self.vae_scale_factor = 1 if vae is None else compression_ratio(vae)
+        self.image_processor = VaeImageProcessor(do_resize=False)
+        self._interrupt = False
+
+    def check_inputs(self, height, width, output_type, tensor_inputs, **counts):
+        """Refuse what cannot be drawn, before anything is computed; `counts` are to be positive whole numbers."""
+        multiple = self.vae_scale_factor * self.transformer.config.patch_size
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and (side < multiple or side % multiple):
+                raise ValueError(f"{name} must be a positive multiple of {multiple}, got {side}")
+        for name, number in counts.items():
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {number!r}")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
+        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}"
+            )
+
+    def prepare_labels(
+        self,
+        class_labels: int | str | list[int | str] | np.ndarray | torch.Tensor,
+        negative_class_labels: int | str | list[int | str] | None = None,
+        num_images_per_prompt: int = 1,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class ids (images,) to draw, and those to guide away from: by default the null class.
+
+        Raises:
+            ValueError: an unknown class, or another number of negative ones than one or one for each.
+        """
+        label_ids = self.label_ids(class_labels, "class_labels")
+        labels = torch.tensor(label_ids, device=self._execution_device)
+        if negative_class_labels is None:
+            negative_labels = torch.full_like(labels, self.transformer.config.num_classes)
+        else:
+            negative_ids = self.label_ids(negative_class_labels, "negative_class_labels")
+            if len(negative_ids) not in (1, len(label_ids)):
+                raise ValueError(
+                    f"negative_class_labels must be one class or {len(label_ids)} as class_labels, "
+                    f"got {len(negative_ids)}"
+                )
+            negative_labels = torch.tensor(negative_ids, device=self._execution_device).expand(len(label_ids))
+        return tuple(ids.repeat_interleave(num_images_per_prompt) for ids in (labels, negative_labels))
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        height: int | None,
+        width: int | None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Noise (batch_size, C, H, W) in fp32: drawn, or `latents` as given.
+
+        Raises:
+            ValueError: latents of another shape or not finite, or another number of generators.
+        """
+        default_height, default_width = grid_size(self.transformer.config.sample_size)
+        ratio = self.vae_scale_factor
+        shape = (
+            batch_size,
+            self.transformer.config.in_channels,
+            default_height if height is None else height // ratio,
+            default_width if width is None else width // ratio,
+        )
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"generator must be a list of {batch_size}, one for each image, got {len(generator)}")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if latents.shape != shape:
+            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
+        check_finite("latents", latents)
+        return latents.to(self._execution_device, torch.float32)
+
+    def decode(self, latents: torch.Tensor, output_type: str):
+        """Pictures of latents (B, C, H, W), in the form that `output_type` names."""
+        if output_type == "latent":
+            return latents
+        return self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
+
+    def call_back(self, callback, step: int, timestep, latents: torch.Tensor, tensor_inputs: list[str]):
+        """Show a step's latents to a user's callback, if there is one, and return those to go on with."""
+        if callback is None:
+            return latents
+        tensors = {"latents": latents} if "latents" in tensor_inputs else {}
+        return (callback(self, step, timestep, tensors) or {}).get("latents", latents)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the running or latest call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to stop; what is there is decoded."""
+        return self._interrupt
