@@ -3,7 +3,7 @@
     accelerate launch training_scripts/cache_latents.py --config training_scripts/configs/latents_dinov2_base.yaml
 
 Run it again after an interruption: finished shards are kept. `output_dir/tokenizer` is the tokenizer with the
-statistics of these latents; --update_fae writes them into the tokenizer's own folder, too.
+statistics of these latents; --update_vae writes them into the tokenizer's own folder, too.
 """
 
 import json
@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import Literal
 
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 
 from hf_fae.training.arguments import parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.latent_encoding import encode_dataset
 from hf_fae.training.loop import PATIENCE
-from hf_fae.training.tokenizer import load_trained_fae, store_latent_statistics
+from hf_fae.training.tokenizer import complete_tokenizer, load_tokenizer, store_latent_statistics
 
 
 @dataclass
 class CacheArguments:
     """What encodes the data, and where the latents go."""
 
-    fae: str = field(metadata={"help": "Trained AutoencoderFAE: Hub id or local folder."})
+    vae: str = field(metadata={"help": "Tokenizer, AutoencoderFAE or AutoencoderKL: Hub id or local folder."})
     output_dir: str = field(metadata={"help": "Folder of the cache."})
     image_encoder: str | None = field(
-        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the FAE comes without it."}
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the tokenizer comes without it."}
     )
     batch_size: int = field(default=64, metadata={"help": "Pictures of a forward pass, per process."})
     rows_per_shard: int = field(default=4096, metadata={"help": "Rows of the data set in one parquet file."})
@@ -37,33 +38,36 @@ class CacheArguments:
     max_damaged_share: float = field(
         default=0.1, metadata={"help": "Damaged rows are left out; stop if more than this share of them is."}
     )
-    update_fae: bool = field(
-        default=False, metadata={"help": "Write the latent statistics into the folder given as --fae, too."}
+    update_vae: bool = field(
+        default=False, metadata={"help": "Write the latent statistics into the folder given as --vae, too."}
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     args, data_args, _ = parse_arguments(CacheArguments, DataArguments, argv=argv, description=__doc__)
-    if args.update_fae and not Path(args.fae).is_dir():
-        raise ValueError(f"fae must be a local folder for update_fae, got {args.fae!r}")
+    if args.update_vae and not Path(args.vae).is_dir():
+        raise ValueError(f"vae must be a local folder for update_vae, got {args.vae!r}")
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[PATIENCE])
     with accelerator.main_process_first():
         data = ImageData(data_args, args.seed)
-        vae = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
+        vae = load_tokenizer(args.vae)
+        complete_tokenizer(vae, args.image_encoder, data_args.resolution)
+    if args.update_vae and isinstance(vae, AutoencoderKL):
+        raise ValueError(f"update_vae must be False for an AutoencoderKL, whose scale is fixed, got {args.vae!r}")
     accelerator.print(data.describe())
     index = encode_dataset(
         args.output_dir,
         vae.to(accelerator.device),
         data,
         accelerator,
-        fae=args.fae,
+        source=args.vae,
         batch_size=args.batch_size,
         rows_per_shard=args.rows_per_shard,
         num_workers=args.num_workers,
         max_damaged_share=args.max_damaged_share,
     )
-    if accelerator.is_main_process and args.update_fae:
-        store_latent_statistics(args.fae, vae.latents_mean, vae.latents_std)
+    if accelerator.is_main_process and args.update_vae:
+        store_latent_statistics(args.vae, vae.latents_mean, vae.latents_std)
     for split, content in index["splits"].items():
         accelerator.print(f"{split}: {content['rows']:,} rows in {len(content['shards'])} shards", end="")
         accelerator.print(f"; left out: {json.dumps(content['damaged'])}" if content["damaged"] else "")

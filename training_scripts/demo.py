@@ -63,7 +63,7 @@ def main() -> None:
     run("train_fae.py", "demo_fae.yaml", fae, "--image_encoder", encoder, *pictures)
     run("train_pixel_decoder.py", "demo_pixel_decoder_ib.yaml", decoder_ib, "--fae", str(fae), *pictures)
     run("train_pixel_decoder.py", "demo_pixel_decoder_ii.yaml", decoder_ii, "--fae", str(decoder_ib), *pictures)
-    run("cache_latents.py", "demo_latents.yaml", latents, "--fae", str(decoder_ii), *pictures)
+    run("cache_latents.py", "demo_latents.yaml", latents, "--vae", str(decoder_ii), *pictures)
     run("train_generator.py", "demo_generator.yaml", generator, "--dataset_name", str(latents), *common)
 
     print("\n== Drawing, each picture in a new process", flush=True)

@@ -4,6 +4,9 @@
 
 `output_dir` becomes an `AutoencoderFAE` with its frozen encoder; its pixel decoder is still untrained (see
 train_pixel_decoder.py).
+
+With --fae and --latent_noise the feature decoder of a trained FAE is tuned to take off the noise that a STARFlow
+leaves on its samples (arXiv 2506.06276, section 3.3); encoder, latents and pixel decoder stay as they are.
 """
 
 import itertools
@@ -18,15 +21,25 @@ from hf_fae.evaluation.reconstruction import feature_cosine
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import FeatureObjective
+from hf_fae.training.objectives import FeatureObjective, NoisyLatentObjective, add_noise
+from hf_fae.training.randomness import ImageRandom
 from hf_fae.training.statistics import channel_statistics
+from hf_fae.training.tokenizer import load_trained_fae
 
 
 @dataclass
 class FAEArguments:
     """The tokenizer and its loss."""
 
-    image_encoder: str = field(metadata={"help": "Frozen vision encoder: Hub id or local folder."})
+    image_encoder: str | None = field(
+        default=None, metadata={"help": "Frozen vision encoder (Hub id or folder); with fae, where that lacks it."}
+    )
+    fae: str | None = field(
+        default=None, metadata={"help": "Trained AutoencoderFAE (Hub id or folder), whose feature decoder is tuned."}
+    )
+    latent_noise: float = field(
+        default=0.0, metadata={"help": "With fae: noise on normalised latents, the noise_sigma of the flow."}
+    )
     latent_channels: int = field(default=32, metadata={"help": "Channels of the latents."})
     patch_size: int = field(default=16, metadata={"help": "Image pixels per latent, along each axis."})
     encoder_type: Literal["attention", "linear"] = field(
@@ -47,18 +60,21 @@ class FAEArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    args, data_args, loop_args, config = parse_arguments(
-        FAEArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
-    )
-    loop = TrainingLoop(loop_args, config)
-    with loop.accelerator.main_process_first():
-        data = ImageData(data_args, loop_args.seed)
-        encoder = VisionEncoder.from_pretrained(args.image_encoder, dtype=torch.float32)
-    model = AutoencoderFAE.from_encoder(
-        encoder,
+def check_arguments(args: FAEArguments) -> None:
+    if args.fae is None and args.image_encoder is None:
+        raise ValueError("image_encoder must name the frozen encoder of a new FAE, got None")
+    if (args.fae is None) != (args.latent_noise == 0) or args.latent_noise < 0:
+        raise ValueError(
+            f"latent_noise must be positive with fae and 0 without, got {args.latent_noise} and fae {args.fae!r}"
+        )
+
+
+def new_fae(args: FAEArguments, resolution: int) -> AutoencoderFAE:
+    """A fresh FAE of the shape of the arguments, with its frozen encoder."""
+    return AutoencoderFAE.from_encoder(
+        VisionEncoder.from_pretrained(args.image_encoder, dtype=torch.float32),
         latent_channels=args.latent_channels,
-        sample_size=data_args.resolution,
+        sample_size=resolution,
         patch_size=args.patch_size,
         encoder_type=args.encoder_type,
         encoder_attention_head_dim=args.encoder_attention_head_dim,
@@ -67,8 +83,24 @@ def main(argv: list[str] | None = None) -> None:
         pixel_hidden_size=args.pixel_hidden_size,
         pixel_num_layers=args.pixel_num_layers,
         pixel_num_attention_heads=args.pixel_num_attention_heads,
-    ).to(loop.device)
-    objective = FeatureObjective(model, args.kl_weight)
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, data_args, loop_args, config = parse_arguments(
+        FAEArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
+    check_arguments(args)
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = ImageData(data_args, loop_args.seed)
+        if args.fae is None:
+            model = new_fae(args, data_args.resolution)
+            objective = FeatureObjective(model, args.kl_weight)
+        else:
+            model = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
+            objective = NoisyLatentObjective(model, args.latent_noise)
+    model.to(loop.device)
     loop.print(data.describe())
     batch_size = loop_args.train_batch_size
     validation_batches = list(data.validation_batches(batch_size))
@@ -80,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         for batch in itertools.islice(batches, -(-count // batch_size)):
             yield batch["pixel_values"].to(loop.device)
 
-    if args.feature_statistics_images and loop.resume_from is None:
+    if args.fae is None and args.feature_statistics_images and loop.resume_from is None:
         with loop.accelerator.autocast():
             images = training_images(args.feature_statistics_images)
             statistics = channel_statistics(model.extract_features(batch)[0] for batch in images)
@@ -88,10 +120,13 @@ def main(argv: list[str] | None = None) -> None:
         loop.print(f"raw features: rms of the channel stds {model.features_std.square().mean().sqrt():.3f}")
 
     def validate(step):
+        """Of the features that come back from the mode of the posterior, with noise if that is what is trained on."""
         cosines, errors, sizes = [], [], []
         for batch in validation_batches:
             features, grid = model.extract_features(batch["pixel_values"].to(loop.device))
-            reconstruction = model.decode_features(model.encode_features(features, grid).latent_dist.mode())
+            latents = model.encode_features(features, grid).latent_dist.mode()
+            latents = add_noise(latents, args.latent_noise, ImageRandom(loop_args.seed, sum(sizes), loop.device))
+            reconstruction = model.decode_features(latents)
             cosines.append(feature_cosine(reconstruction, features))
             errors.append(F.mse_loss(*map(model.standardize_features, (reconstruction, features))))
             sizes.append(len(features))
@@ -104,10 +139,11 @@ def main(argv: list[str] | None = None) -> None:
     @torch.no_grad()
     def save():
         model.eval()
-        with loop.accelerator.autocast():
-            images = training_images(args.latent_statistics_images)
-            mean, std = channel_statistics(model.encode(b).latent_dist.sample().movedim(1, -1) for b in images)
-        model.set_latent_statistics(mean.view_as(model.latents_mean), std.view_as(model.latents_std))
+        if args.fae is None:
+            with loop.accelerator.autocast():
+                images = training_images(args.latent_statistics_images)
+                mean, std = channel_statistics(model.encode(b).latent_dist.sample().movedim(1, -1) for b in images)
+            model.set_latent_statistics(mean.view_as(model.latents_mean), std.view_as(model.latents_std))
         model.save_pretrained(loop_args.output_dir)
 
     loop.run(objective, data, validate, save)

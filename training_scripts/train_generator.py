@@ -1,4 +1,4 @@
-"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a LightningDiT on an FAE's latents.
+"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a LightningDiT on latents.
 
     accelerate launch training_scripts/train_generator.py --config training_scripts/configs/lightningdit_xl.yaml
 
@@ -14,36 +14,37 @@ from typing import Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from hf_fae import (
-    AutoencoderFAE,
-    FAEDiTPipeline,
-    FlowMatchEulerMaruyamaScheduler,
-    LightningDiTTransformer2DModel,
-)
+from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler, LightningDiTTransformer2DModel
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import (
     GeneratorValidation,
     describe_classes,
-    load_trained_pipeline,
+    latent_size,
     match_classes,
+    objective_of,
+    open_data,
+    open_tokenizer,
+    resume_pipeline,
+    save_without_encoder,
 )
-from hf_fae.training.latent_cache import CachedLatents, is_latent_cache
+from hf_fae.training.latent_cache import CachedLatents
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import FlowMatchingObjective
-from hf_fae.training.tokenizer import complete_tokenizer, load_trained_fae
 
 
 @dataclass
 class GeneratorArguments:
     """The tokenizer, the denoiser, its loss, and how the pipeline draws."""
 
-    fae: str | None = field(
+    vae: str | None = field(
         default=None,
-        metadata={"help": "Trained AutoencoderFAE (Hub id or folder); none: that of the latent cache or pipeline."},
+        metadata={
+            "help": "Tokenizer, AutoencoderFAE or AutoencoderKL (Hub id or folder); none: that of the latent cache or "
+            "pipeline."
+        },
     )
     image_encoder: str | None = field(
-        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the FAE comes without it."}
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the tokenizer comes without it."}
     )
     pipeline: str | None = field(
         default=None,
@@ -66,33 +67,11 @@ class GeneratorArguments:
     grid_images: int = field(default=16, metadata={"help": "Pictures of a validation, spread over the classes."})
 
 
-def open_data(args: DataArguments, seed: int) -> ImageData | CachedLatents:
-    """The latents or the pictures that `dataset_name` names.
-
-    Raises:
-        ValueError: pictures without classes.
-    """
-    if is_latent_cache(args.dataset_name):
-        return CachedLatents.from_arguments(args, seed)
-    if args.label_column is None:
-        raise ValueError("label_column must name the column of the classes, got None")
-    return ImageData(args, seed)
-
-
-def load_tokenizer(args: GeneratorArguments, data: ImageData | CachedLatents) -> AutoencoderFAE:
-    """The tokenizer, in fp32; with its frozen encoder where pictures are to be encoded."""
-    if isinstance(data, ImageData):
-        return load_trained_fae(args.fae, args.image_encoder, data.args.resolution)
-    return AutoencoderFAE.from_pretrained(args.fae or data.folder / "tokenizer", image_encoder=None).float()
-
-
 def new_pipeline(args: GeneratorArguments, data: ImageData | CachedLatents) -> FAEDiTPipeline:
     """A pipeline with a fresh denoiser for the classes of the data."""
-    if args.fae is None and isinstance(data, ImageData):
-        raise ValueError("fae must name the tokenizer for training on pictures, got None")
-    vae = load_tokenizer(args, data)
+    vae = open_tokenizer(args.vae, args.image_encoder, data)
     transformer = LightningDiTTransformer2DModel(
-        sample_size=vae.config.sample_size // vae.spatial_compression_ratio,
+        sample_size=latent_size(vae, data),
         patch_size=args.patch_size,
         in_channels=vae.config.latent_channels,
         num_layers=args.num_layers,
@@ -117,16 +96,6 @@ def new_pipeline(args: GeneratorArguments, data: ImageData | CachedLatents) -> F
     return pipeline
 
 
-def trained_pipeline(args: GeneratorArguments, data: ImageData | CachedLatents) -> FAEDiTPipeline:
-    """The pipeline to train on, with its own tokenizer."""
-    if args.fae is not None:
-        raise ValueError(f"fae must be None with pipeline, which has its own tokenizer, got {args.fae!r}")
-    pipeline = load_trained_pipeline(args.pipeline)
-    if isinstance(data, ImageData):
-        complete_tokenizer(pipeline.vae, args.image_encoder, data.args.resolution)
-    return pipeline
-
-
 def main(argv: list[str] | None = None) -> None:
     args, data_args, loop_args, config = parse_arguments(
         GeneratorArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
@@ -134,31 +103,25 @@ def main(argv: list[str] | None = None) -> None:
     loop = TrainingLoop(loop_args, config)
     with loop.accelerator.main_process_first():
         data = open_data(data_args, loop_args.seed)
-        pipeline = trained_pipeline(args, data) if args.pipeline else new_pipeline(args, data)
+        if args.pipeline:
+            pipeline = resume_pipeline(args.pipeline, FAEDiTPipeline, args.vae, args.image_encoder, data)
+        else:
+            pipeline = new_pipeline(args, data)
     loop.print(data.describe())
-    if isinstance(data, CachedLatents):
-        data.check_tokenizer(pipeline.vae)
     data, names, new_classes = match_classes(pipeline, data)
     loop.print(describe_classes(names, new_classes))
     pipeline.to(loop.device)
-    # The scheduler's shift is 1 / s of the objective's.
-    shift = 1 / pipeline.scheduler.config.shift
-    objective = FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, args.label_dropout)
+    objective = objective_of(pipeline, args.label_dropout)
     validate = GeneratorValidation(
         pipeline,
         objective,
         list(data.validation_batches(loop_args.train_batch_size)),
         names,
         args.grid_images,
-        args.validation_inference_steps,
         loop_args.seed,
+        num_inference_steps=args.validation_inference_steps,
     )
-
-    def save():
-        pipeline.vae.image_encoder = None
-        pipeline.save_pretrained(loop_args.output_dir)
-
-    loop.run(objective, data, validate, save)
+    loop.run(objective, data, validate, save=lambda: save_without_encoder(pipeline, loop_args.output_dir))
 
 
 if __name__ == "__main__":

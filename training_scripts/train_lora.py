@@ -19,10 +19,10 @@ from hf_fae.training.generation import (
     describe_classes,
     load_trained_pipeline,
     match_classes,
+    objective_of,
 )
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
-from hf_fae.training.objectives import FlowMatchingObjective
 from hf_fae.training.tokenizer import complete_tokenizer
 
 
@@ -64,9 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     default = DataArguments.validation_split
     validates = data_args.validation_split != default or images.has_split(default)
     validation_batches = list(data.validation_batches(loop_args.train_batch_size)) if validates else []
-    # The scheduler's shift is 1 / s of the objective's.
-    shift = 1 / pipeline.scheduler.config.shift
-    objective = FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, args.label_dropout)
+    objective = objective_of(pipeline, args.label_dropout)
     set_seed(loop_args.seed)
     add_lora(pipeline.transformer, args.rank, args.lora_alpha, args.target_modules, len(new_classes))
 
@@ -80,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         validation_batches,
         names,
         args.grid_images,
-        args.validation_inference_steps,
         loop_args.seed,
+        **({"num_inference_steps": args.validation_inference_steps} if hasattr(pipeline, "scheduler") else {}),
     )
 
     def save():

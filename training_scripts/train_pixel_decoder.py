@@ -18,8 +18,9 @@ from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.augmentation import DiffAugment
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import PixelObjective
+from hf_fae.training.objectives import PixelObjective, add_noise
 from hf_fae.training.perceptual import load_perceptual
+from hf_fae.training.randomness import ImageRandom
 from hf_fae.training.tokenizer import load_trained_fae
 
 
@@ -33,6 +34,10 @@ class PixelDecoderArguments:
     )
     stage: Literal["Ib", "II"] = field(default="Ib", metadata={"help": "Ib: noisy features; II: decoded features."})
     noise_sigma: float = field(default=0.4, metadata={"help": "Stage Ib: noise on standardised features."})
+    latent_noise: float = field(
+        default=0.0,
+        metadata={"help": "Stage II: noise on normalised latents, the noise_sigma of a flow whose samples have it."},
+    )
     reconstruction_loss: Literal["l2", "l1"] = field(default="l2", metadata={"help": "Distance of pixels."})
     perceptual: list[str] = field(
         default_factory=list,
@@ -100,17 +105,20 @@ def main(argv: list[str] | None = None) -> None:
         args.perceptual_weight,
         adversarial,
         args.discriminator_learning_rate,
+        args.latent_noise,
     ).to(loop.device)
     loop.print(data.describe())
     validation_batches = list(data.validation_batches(loop_args.train_batch_size))
 
     def validate(step):
-        """PSNR of the whole tokenizer, and of the pixel decoder on the frozen encoder's own features."""
+        """PSNR of the whole tokenizer, with `latent_noise`, and of the pixel decoder on the encoder's own features."""
         sums, count, originals, reconstructions = torch.zeros(2, device=loop.device), 0, [], []
         for batch in validation_batches:
             images = batch["pixel_values"].to(loop.device)
             features, grid = model.extract_features(images)
-            whole = model.decode(model.encode_features(features, grid).latent_dist.mode()).sample
+            latents = model.encode_features(features, grid).latent_dist.mode()
+            latents = add_noise(latents, args.latent_noise, ImageRandom(loop_args.seed, count, loop.device))
+            whole = model.decode(latents).sample
             alone = model.decode_pixels(features, grid).sample
             sums += torch.stack([psnr(whole, images), psnr(alone, images)]) * len(images)
             count += len(images)

@@ -80,7 +80,7 @@ def test_shipped_configs_parse(path, monkeypatch):
     assert {name: config[name] for name in values} == values
 
 
-@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "lora", "generator", "latents"])
+@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "lora", "generator", "starflow", "latents"])
 def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(CONFIGS[0].parents[1])
     groups = [*script_arguments(script), DataArguments]
@@ -95,6 +95,8 @@ def script_arguments(config):
     """What the script of a config takes beside the data."""
     if "latents" in config:
         return [import_module("cache_latents").CacheArguments]
+    if "starflow" in config:
+        return [import_module("train_starflow").STARFlowArguments, LoopArguments]
     if "pixel_decoder" in config:
         group = import_module("train_pixel_decoder").PixelDecoderArguments
     elif "lora" in config:

@@ -77,7 +77,7 @@ def train_script(script, folder, published, data, batch_size):
     flags = {
         "fae": ["--image_encoder", f"{published}/encoder"],
         "pixel_decoder": ["--fae", f"{published}/fae", "--stage", "II", *ADVERSARIAL, *AT_ONCE],
-        "generator": ["--fae", f"{published}/fae", "--label_column", "label"],
+        "generator": ["--vae", f"{published}/fae", "--label_column", "label"],
     }[script]
     flags += ["--config", str(SCRIPTS / "configs" / f"smoke_{script}.yaml"), "--dataset_name", data]
     flags += ["--output_dir", folder, "--train_batch_size", str(batch_size), "--mixed_precision", "no"]

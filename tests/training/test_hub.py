@@ -33,7 +33,7 @@ def test_facts_of_pictures(data, image_folder):
 
 
 def test_facts_of_latents_are_those_of_their_pictures(tmp_path, data, image_folder):
-    encode_dataset(tmp_path, tiny_fae(with_encoder=True), data, Accelerator(cpu=True), fae="tester/fae")
+    encode_dataset(tmp_path, tiny_fae(with_encoder=True), data, Accelerator(cpu=True), source="tester/fae")
     defaults = {"dataset_name": str(tmp_path), "resolution": 256, "max_validation_samples": 256}
     trained = training_run(defaults, 10, 320, {"loss": 0.5}, CachedLatents(tmp_path))
     assert trained.datasets == [str(image_folder)]

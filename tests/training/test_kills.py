@@ -61,7 +61,7 @@ def published(tmp_path_factory, parquet_folder):
     labels = {0: "circle", 1: "cross", 2: "heart", 3: "star"}
     pipeline = tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=4), id2label=labels)
     pipeline.save_pretrained(folder / "pipeline")
-    flags = ["--fae", folder / "fae", "--dataset_name", parquet_folder, "--label_column", "kind"]
+    flags = ["--vae", folder / "fae", "--dataset_name", parquet_folder, "--label_column", "kind"]
     command = [sys.executable, SCRIPTS / "cache_latents.py", *flags, "--output_dir", folder / "latents"]
     config = SCRIPTS / "configs" / "smoke_cache_latents.yaml"
     subprocess.run([str(part) for part in [*command, "--config", config]], check=True, capture_output=True)
@@ -78,12 +78,12 @@ RUNS = {
     "generator": (
         "train_generator.py",
         "smoke_generator.yaml",
-        ["--fae", "{published}/fae", "--label_column", "kind", "--dataloader_num_workers", "1"],
+        ["--vae", "{published}/fae", "--label_column", "kind", "--dataloader_num_workers", "1"],
     ),
     "generator-streaming": (
         "train_generator.py",
         "smoke_generator.yaml",
-        ["--fae", "{published}/fae", "--label_column", "kind", "--streaming", "true", "--shuffle_block", "4"],
+        ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true", "--shuffle_block", "4"],
     ),
     "generator-latents": ("train_generator.py", "smoke_generator.yaml", ["--dataset_name", "{published}/latents"]),
     "lora": (

@@ -43,7 +43,8 @@ def make_data(dataset, seed=0, **kwargs):
 
 def encode(folder, fae, data, **kwargs):
     sizes = {"batch_size": 4, "rows_per_shard": 10, **kwargs}
-    return encode_dataset(folder, load_trained_fae(str(fae), None, 32), data, Accelerator(cpu=True), fae="x", **sizes)
+    vae = load_trained_fae(str(fae), None, 32)
+    return encode_dataset(folder, vae, data, Accelerator(cpu=True), source="x", **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -209,13 +210,13 @@ class TestReading:
             latents.check_tokenizer(vae)
 
     def test_folders_that_are_no_finished_cache(self, tmp_path):
-        for foreign in (None, "[]", '{"fae": "x"}', "no json"):
+        for foreign in (None, "[]", '{"vae": "x"}', "no json"):
             if foreign:
                 (tmp_path / "index.json").write_text(foreign)
             assert not is_latent_cache(tmp_path)
             with pytest.raises(ValueError, match="is no latent cache: it has no index.json of one"):
                 CachedLatents(tmp_path)
-        (tmp_path / "index.json").write_text('{"fae": "x", "fingerprint": {}, "settings": {}}')
+        (tmp_path / "index.json").write_text('{"vae": "x", "fingerprint": {}, "settings": {}}')
         with pytest.raises(ValueError, match="is an unfinished latent cache"):
             CachedLatents(tmp_path)
 
@@ -287,7 +288,7 @@ class TestResuming:
 
     @pytest.fixture
     def flags(self, fae, image_folder):
-        return ["--config", CONFIG, "--fae", str(fae), "--dataset_name", str(image_folder), "--label_column", "label"]
+        return ["--config", CONFIG, "--vae", str(fae), "--dataset_name", str(image_folder), "--label_column", "label"]
 
     def test_killed_and_started_again(self, tmp_path, cache, flags, environment, monkeypatch, capsys):
         folder = tmp_path / "latents"
@@ -337,7 +338,7 @@ class TestResuming:
             assert process.returncode == 0, errors[-3000:]
         assert shard_bytes(folder) == shard_bytes(cache)
         index, expected = (json.loads((path / "index.json").read_text()) for path in (folder, cache))
-        assert all(index[name] == expected[name] for name in expected if name not in ("fae", "settings"))
+        assert all(index[name] == expected[name] for name in expected if name not in ("vae", "settings"))
 
     def test_other_data_or_another_tokenizer(self, tmp_path, cache, fae, image_folder):
         folder = shutil.copytree(cache, tmp_path / "latents")
@@ -479,9 +480,9 @@ class TestStoredStatistics:
 
         folder = shutil.copytree(fae, tmp_path / "fae")
         flags = ["--config", CONFIG, "--dataset_name", str(image_folder), "--output_dir", str(tmp_path / "latents")]
-        cache_latents.main([*flags, "--fae", str(folder), "--max_train_samples", "8", "--update_fae"])
+        cache_latents.main([*flags, "--vae", str(folder), "--max_train_samples", "8", "--update_vae"])
         ours, theirs = (AutoencoderFAE.from_pretrained(f) for f in (folder, tmp_path / "latents" / "tokenizer"))
         assert torch.equal(ours.latents_mean, theirs.latents_mean)
         assert torch.equal(ours.latents_std, theirs.latents_std)
-        with pytest.raises(ValueError, match="fae must be a local folder for update_fae, got 'user/fae'"):
-            cache_latents.main([*flags, "--fae", "user/fae", "--update_fae"])
+        with pytest.raises(ValueError, match="vae must be a local folder for update_vae, got 'user/fae'"):
+            cache_latents.main([*flags, "--vae", "user/fae", "--update_vae"])

@@ -111,7 +111,7 @@ def test_train_pixel_decoder(fae, decoded):
 
 
 def test_train_generator_resumed(tmp_path, decoded, image_folder, cache, train_here):
-    flags = ["--fae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
+    flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
     flags += ["--streaming", "true", "--checkpointing_steps", "2"]
     train_here("train_generator", "smoke_generator.yaml", tmp_path / "whole", *flags)
     first = tmp_path / "parts"
@@ -134,7 +134,7 @@ def test_train_generator_resumed(tmp_path, decoded, image_folder, cache, train_h
 
 def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path, decoded, image_folder, train_here):
     latents, first, second = (tmp_path / name for name in ("latents", "first", "second"))
-    flags = ["--fae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
+    flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
     train_here("cache_latents", "smoke_cache_latents.yaml", latents, *flags)
     # The tokenizer is that of the cache, with its statistics and without its encoder.
     train_here("train_generator", "smoke_generator.yaml", first, "--dataset_name", str(latents))
@@ -162,7 +162,7 @@ def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path,
 
 def test_train_on_damaged_rows_to_the_end(tmp_path, decoded, damaged_parquet, train_here, capsys):
     """An epoch and a bit of a data set with every kind of damage: all of it is in the report."""
-    flags = ["--fae", str(decoded), "--dataset_name", str(damaged_parquet), "--label_column", "label"]
+    flags = ["--vae", str(decoded), "--dataset_name", str(damaged_parquet), "--label_column", "label"]
     flags += ["--caption_column", "caption", "--max_train_steps", "36", "--dataloader_num_workers", "1"]
     train_here("train_generator", "smoke_generator.yaml", tmp_path, *flags)
     kinds = {}
@@ -208,7 +208,7 @@ def test_push_to_hub_without_a_name(tmp_path, train_here):
 
 
 def test_dry_run_writes_nothing(tmp_path, fae, parquet_folder, train_here, capsys):
-    flags = ["--fae", str(fae), "--dataset_name", str(parquet_folder), "--label_column", "kind", "--dry_run"]
+    flags = ["--vae", str(fae), "--dataset_name", str(parquet_folder), "--label_column", "kind", "--dry_run"]
     train_here("train_generator", "smoke_generator.yaml", tmp_path / "run", *flags)
     output = capsys.readouterr().out
     assert '"loss"' in output and "validation/loss" in output

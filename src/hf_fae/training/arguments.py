@@ -24,8 +24,9 @@ class LoopArguments:
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's decay of the second moment."})
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
     lr_scheduler: Literal["constant", "cosine"] = field(
-        default="constant", metadata={"help": "Learning rate after the warm-up: constant, or down to 0 by a cosine."}
+        default="constant", metadata={"help": "Learning rate after the warm-up: constant, or falling by a cosine."}
     )
+    min_learning_rate: float = field(default=0.0, metadata={"help": "Where a cosine ends."})
     lr_warmup_steps: int = field(default=0, metadata={"help": "Steps over which the learning rate rises linearly."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this norm; 0: do not clip."})
     max_nonfinite_steps: int = field(
@@ -71,6 +72,10 @@ class LoopArguments:
     )
 
     def __post_init__(self):
+        if not 0 <= self.min_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate must be from 0 to learning_rate {self.learning_rate}, got {self.min_learning_rate}"
+            )
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("hub_model_id must name the repository for push_to_hub, got None")
 

@@ -1,27 +1,134 @@
-"""What the trainings of generators share: a pipeline to start from, the classes of the data in it, validation."""
+"""What the trainings of generators share: data and tokenizer, a pipeline to go on from, its classes, validation."""
 
 from collections.abc import Iterator
 
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
 
+from ..autoencoders.fae import AutoencoderFAE
 from ..images import make_grid
-from ..pipelines.fae_dit import FAEDiTPipeline
-from .objectives import FlowMatchingObjective
+from ..latents import compression_ratio
+from ..pipelines.fae_starflow import FAEStarFlowPipeline
+from ..pipelines.latent_pipeline import LatentPipeline
+from .data import DataArguments, ImageData
+from .latent_cache import CachedLatents, is_latent_cache
+from .objectives import FlowMatchingObjective, GeneratorObjective, STARFlowObjective
 from .randomness import ImageRandom
+from .tokenizer import complete_tokenizer, load_tokenizer
 
 
-__all__ = ["ClassData", "GeneratorValidation", "describe_classes", "load_trained_pipeline", "match_classes"]
+__all__ = [
+    "ClassData",
+    "GeneratorValidation",
+    "describe_classes",
+    "latent_size",
+    "load_trained_pipeline",
+    "match_classes",
+    "objective_of",
+    "open_data",
+    "open_tokenizer",
+    "resume_pipeline",
+    "save_without_encoder",
+]
 
 
-def load_trained_pipeline(path: str) -> FAEDiTPipeline:
+def open_data(args: DataArguments, seed: int) -> ImageData | CachedLatents:
+    """The latents or the pictures that `dataset_name` names.
+
+    Raises:
+        ValueError: pictures without classes.
+    """
+    if is_latent_cache(args.dataset_name):
+        return CachedLatents.from_arguments(args, seed)
+    if args.label_column is None:
+        raise ValueError("label_column must name the column of the classes, got None")
+    return ImageData(args, seed)
+
+
+def open_tokenizer(
+    path: str | None, image_encoder: str | None, data: ImageData | CachedLatents
+) -> AutoencoderFAE | AutoencoderKL:
+    """The tokenizer of a new generator, in fp32; with its frozen encoder where pictures are to be encoded.
+
+    Args:
+        path: Hub id or folder; None for that of the latent cache.
+        image_encoder: as in `complete_tokenizer`.
+
+    Raises:
+        ValueError: no tokenizer is named for pictures, or it does not fit them; or the latents are of another one.
+    """
+    if isinstance(data, CachedLatents):
+        kwargs = {} if path is None else {"image_encoder": None}
+        vae = load_tokenizer(str(path or data.folder / "tokenizer"), **kwargs)
+        data.check_tokenizer(vae)
+        return vae
+    if path is None:
+        raise ValueError("vae must name the tokenizer for training on pictures, got None")
+    vae = load_tokenizer(path)
+    complete_tokenizer(vae, image_encoder, data.args.resolution)
+    return vae
+
+
+def latent_size(vae: AutoencoderFAE | AutoencoderKL, data: ImageData | CachedLatents) -> int:
+    """The side of the data's latents."""
+    return data.shape[-1] if isinstance(data, CachedLatents) else data.args.resolution // compression_ratio(vae)
+
+
+def load_trained_pipeline(path: str, pipeline_class: type[LatentPipeline] = LatentPipeline) -> LatentPipeline:
     """A pipeline in fp32, silent.
 
     Args:
         path: Hub id or folder.
+        pipeline_class: what it has to be.
+
+    Raises:
+        ValueError: it is another one.
     """
-    pipeline = FAEDiTPipeline.from_pretrained(path, dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    if not isinstance(pipeline, pipeline_class):
+        raise ValueError(f"pipeline {path!r} must be a {pipeline_class.__name__}, got a {type(pipeline).__name__}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def resume_pipeline(
+    path: str,
+    pipeline_class: type[LatentPipeline],
+    vae: str | None,
+    image_encoder: str | None,
+    data: ImageData | CachedLatents,
+) -> LatentPipeline:
+    """The pipeline to train on, with its own tokenizer, which has to fit the data.
+
+    Args:
+        vae: must be None: the pipeline has one.
+
+    The others are as in `load_trained_pipeline` and `open_tokenizer`.
+    """
+    if vae is not None:
+        raise ValueError(f"vae must be None with pipeline, which has its own tokenizer, got {vae!r}")
+    pipeline = load_trained_pipeline(path, pipeline_class)
+    if isinstance(data, CachedLatents):
+        data.check_tokenizer(pipeline.vae)
+    else:
+        complete_tokenizer(pipeline.vae, image_encoder, data.args.resolution)
+    return pipeline
+
+
+def objective_of(pipeline: LatentPipeline, label_dropout: float) -> GeneratorObjective:
+    """What trains the generator of a pipeline, with the settings that the pipeline was saved with."""
+    if isinstance(pipeline, FAEStarFlowPipeline):
+        return STARFlowObjective(pipeline.transformer, pipeline.vae, label_dropout=label_dropout)
+    # The scheduler's shift is 1 / s of the objective's.
+    shift = 1 / pipeline.scheduler.config.shift
+    return FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, label_dropout)
+
+
+def save_without_encoder(pipeline: LatentPipeline, folder: str) -> None:
+    """Save a pipeline without its tokenizer's frozen encoder, which drawing does not need."""
+    if hasattr(pipeline.vae, "image_encoder"):
+        pipeline.vae.image_encoder = None
+    pipeline.save_pretrained(folder)
 
 
 class ClassData:
@@ -61,7 +168,7 @@ class ClassData:
 
 
 def match_classes(
-    pipeline: FAEDiTPipeline, data, class_name: str | None = None, init_class: str | None = None
+    pipeline: LatentPipeline, data, class_name: str | None = None, init_class: str | None = None
 ) -> tuple[ClassData, list[str], list[str]]:
     """Give the pipeline those classes of the data that it does not know by name.
 
@@ -120,36 +227,38 @@ class GeneratorValidation:
     """Samples of the trained classes and, where there are batches for it, the loss; the same noise every time.
 
     Args:
-        pipeline, objective: what draws, and what gives the loss.
+        pipeline, objective: what draws, and what gives the loss and whatever other numbers.
         batches: of the validation split; empty where there is none.
         names: classes to draw from.
         grid_images: pictures in all, spread over the classes.
-        num_inference_steps: for each.
         seed: of all noise.
+        draw: further arguments of the pipeline's call.
     """
 
     def __init__(
         self,
-        pipeline: FAEDiTPipeline,
-        objective: FlowMatchingObjective,
+        pipeline: LatentPipeline,
+        objective: GeneratorObjective,
         batches: list[dict],
         names: list[str],
         grid_images: int,
-        num_inference_steps: int,
         seed: int,
+        **draw,
     ):
         self.pipeline, self.objective, self.batches, self.seed = pipeline, objective, batches, seed
         self.drawn = [names[i * len(names) // grid_images] for i in range(grid_images)]
-        self.num_inference_steps = num_inference_steps
+        self.draw = draw
 
     def __call__(self, step: int) -> dict:
         generator = torch.Generator().manual_seed(self.seed)
-        pictures = self.pipeline(self.drawn, num_inference_steps=self.num_inference_steps, generator=generator).images
-        results = {"samples": make_grid(pictures, labels=self.drawn)}
-        device, loss, count = self.pipeline.device, 0.0, 0
+        pictures = self.pipeline(class_labels=self.drawn, generator=generator, **self.draw).images
+        device, sums, count = self.pipeline.device, {}, 0
         for batch in self.batches:
             batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
             size = len(batch["class_labels"])
-            loss += self.objective(batch, ImageRandom(self.seed, count, device))["loss"].item() * size
+            for name, value in self.objective(batch, ImageRandom(self.seed, count, device)).items():
+                if value.ndim == 0:  # the others are tables of the training's log
+                    sums[name] = sums.get(name, 0.0) + value.item() * size
             count += size
-        return {**results, "loss": loss / count} if count else results
+        means = {name: total / count for name, total in sums.items()}
+        return {"samples": make_grid(pictures, labels=self.drawn), **means}

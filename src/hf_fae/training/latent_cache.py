@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..autoencoders.frozen_encoder import FrozenEncoderMixin
 from .data import DataArguments
 from .order import indexed_batches, is_mirrored, row_random
 
@@ -39,7 +40,7 @@ def is_latent_cache(folder: str | Path) -> bool:
         index = json.loads((Path(folder) / INDEX).read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(index, dict) and {"fae", "fingerprint", "settings"} <= index.keys()
+    return isinstance(index, dict) and {"vae", "fingerprint", "settings"} <= index.keys()
 
 
 def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
@@ -48,6 +49,9 @@ def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
     Weights are hashed in fp32 and without their names, which transformers changes between releases; decoders and
     latent statistics do not count. `"image_encoder"` is None where none is attached.
     """
+    if not isinstance(vae, FrozenEncoderMixin):  # diffusers' `AutoencoderKL`
+        parts = [vae.encoder, vae.quant_conv] if vae.config.use_quant_conv else [vae.encoder]
+        return {"encoder": _hash([p for part in parts for p in part.parameters()], None), "image_encoder": None}
     encoder = [*vae.encoder.parameters(), vae.features_mean, vae.features_std]
     fingerprint = {"encoder": _hash(encoder, vae.config.encoder_attention_head_dim), "image_encoder": None}
     if (image_encoder := vae.image_encoder) is not None:
@@ -137,7 +141,7 @@ class CachedLatents:
         for part in ours:
             if theirs[part] not in (None, ours[part]):
                 raise ValueError(
-                    f"vae did not make the latents in {str(self.folder)!r}, which are those of {self.index['fae']!r}: "
+                    f"vae did not make the latents in {str(self.folder)!r}, which are those of {self.index['vae']!r}: "
                     f"its {part} has the fingerprint {theirs[part]}, theirs {ours[part]}"
                 )
 

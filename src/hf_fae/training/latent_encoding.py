@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..latents import check_finite
+from ..latents import LatentAutoencoderMixin, check_finite, compression_ratio, latent_statistics
 from .damage import DamagedRow, DamageReport
 from .data import ImageData
 from .files import write_whole
@@ -46,7 +46,7 @@ def encode_dataset(
     data: ImageData,
     accelerator,
     *,
-    fae: str,
+    source: str,
     batch_size: int = 64,
     rows_per_shard: int = 4096,
     num_workers: int = 0,
@@ -60,8 +60,9 @@ def encode_dataset(
     Args:
         vae: a tokenizer with its frozen encoder, on the accelerator's device. It is left with the statistics of these
             latents: mean and standard deviation of samples of the posterior over all training rows and their copies.
+            diffusers' `AutoencoderKL` keeps its own, the scaling factor in its config.
         data: training rows get a mirrored copy if `random_flip` is set.
-        fae: where the tokenizer came from, for the record.
+        source: where the tokenizer came from, for the record.
         batch_size: pictures of a forward pass; may be another one when a run goes on, at the price of rounding.
         num_workers: processes that decode pictures, per rank.
         max_damaged_share: damaged rows are left out; more than this share of them is an error.
@@ -85,7 +86,7 @@ def encode_dataset(
     settings |= {f"{split}_rows": len(rows[split]) for split in SPLITS}
     settings |= {"seed": data.seed, "rows_per_shard": rows_per_shard, "mixed_precision": accelerator.mixed_precision}
     index = {
-        "fae": fae,
+        "vae": source,
         "fingerprint": tokenizer_fingerprint(vae),
         "settings": settings,
         "content": {split: rows[split].fingerprint() for split in SPLITS},
@@ -107,11 +108,12 @@ def encode_dataset(
     _encode(mine, rows, vae, accelerator, batch_size, num_workers, max_damaged_share)
     accelerator.wait_for_everyone()
 
-    side = data.args.resolution // vae.spatial_compression_ratio
-    index |= {"dtype": "float16", "shape": [2 * len(vae.latents_mean), side, side]}
+    side = data.args.resolution // compression_ratio(vae)
+    index |= {"dtype": "float16", "shape": [2 * vae.config.latent_channels, side, side]}
     index |= _summarize(shards, max_damaged_share)
-    mean, std = (torch.tensor(index["statistics"][name]).view(vae.latents_mean.shape) for name in ("mean", "std"))
-    vae.set_latent_statistics(mean, std)
+    if isinstance(vae, LatentAutoencoderMixin):
+        mean, std = (torch.tensor(index["statistics"][name]).view(vae.latents_mean.shape) for name in ("mean", "std"))
+        vae.set_latent_statistics(mean, std)
     if accelerator.is_main_process:
         part = folder / "tokenizer.part"
         vae.save_pretrained(part)
@@ -138,7 +140,7 @@ def _check_same(folder, index):
     if differences:
         shown = "; ".join(differences[:SHOWN_DIFFERENCES]) + "; ..." * (len(differences) > SHOWN_DIFFERENCES)
         raise ValueError(
-            f"output_dir {str(folder)!r} holds other latents (of the tokenizer {old['fae']!r}), which must be resumed "
+            f"output_dir {str(folder)!r} holds other latents (of the tokenizer {old['vae']!r}), which must be resumed "
             f"with the same arguments and data or be deleted: {shown}"
         )
 
@@ -199,13 +201,15 @@ def _collate(examples):
 @torch.no_grad()
 def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged_share):
     """Write this process's shards."""
-    # With these statistics `encode` gives the unnormalised posterior, its log-variance clamped to [-30, 20].
-    vae.set_latent_statistics(torch.zeros_like(vae.latents_mean), torch.ones_like(vae.latents_std))
+    statistics = latent_statistics(vae)[0].shape
+    if isinstance(vae, LatentAutoencoderMixin):  # with these `encode` gives the unnormalised posterior
+        vae.set_latent_statistics(torch.zeros_like(vae.latents_mean), torch.ones_like(vae.latents_std))
     vae.eval()
 
     def encode(images):
         with accelerator.autocast():
-            moments = vae.encode(images).latent_dist.parameters.half()
+            posterior = vae.encode(images).latent_dist
+        moments = torch.cat([posterior.mean, posterior.logvar], dim=1).half()  # the latter clamped to [-30, 20]
         check_finite("moments in float16", moments)
         return moments
 
@@ -217,7 +221,7 @@ def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged
         batches = [batch for shard in todo for batch in shard.batches(batch_size)]
         loader = iter(DataLoader(rows[split], batch_sampler=batches, num_workers=num_workers, collate_fn=_collate))
         for shard in todo:
-            with _ShardWriter(shard.path, rows[split].schema, vae.latents_mean.shape) as writer:
+            with _ShardWriter(shard.path, rows[split].schema, statistics) as writer:
                 for places in shard.batches(batch_size):
                     batch, damaged = next(loader)
                     if batch:

@@ -27,9 +27,9 @@ from accelerate.utils import (
     gather_object,
     set_seed,
 )
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
+from transformers import get_scheduler
 
 from .arguments import LoopArguments
 from .checkpoints import clear_leftovers, commit_checkpoint, find_checkpoint, remove_later
@@ -250,9 +250,12 @@ class TrainingLoop:
         betas = (args.adam_beta1, args.adam_beta2)
         # The fused AdamW looks at `found_inf` on the device: a step is skipped without waiting for the device.
         optimizer = torch.optim.AdamW(groups, args.learning_rate, betas, weight_decay=args.weight_decay, fused=True)
-        name = {"constant": "constant_with_warmup"}.get(args.lr_scheduler, args.lr_scheduler)
+        name, options = {
+            "constant": ("constant_with_warmup", {}),
+            "cosine": ("cosine_with_min_lr", {"min_lr_rate": args.min_learning_rate / args.learning_rate}),
+        }[args.lr_scheduler]
         schedule = get_scheduler(
-            name, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+            name, optimizer, args.lr_warmup_steps, args.max_train_steps, scheduler_specific_kwargs=options
         )
         self.learning_rate_at = schedule.lr_lambdas[0]  # a function of the step: nothing to keep in a checkpoint
         if args.compile:

@@ -1,9 +1,10 @@
-"""What is minimised: FAE's stages (arXiv 2512.07829, sections 4.1 and 4.2) and flow matching on a tokenizer's latents.
+"""What is minimised: FAE's stages (arXiv 2512.07829, sections 4.1 and 4.2), and generators on a tokenizer's latents.
 
 All randomness is drawn from the `ImageRandom` that comes with a batch, so that an image has the same noise on any
 number of processes.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -11,8 +12,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from torch.nn import functional as F
 
+from ..autoencoders.frozen_encoder import FrozenEncoderMixin
 from ..evaluation.reconstruction import feature_cosine
-from ..latents import normalized_posterior
+from ..latents import encode_images, latent_statistics, normalized_posterior
 from .adversarial import AdversarialLoss
 from .randomness import ImageRandom
 
@@ -20,8 +22,12 @@ from .randomness import ImageRandom
 __all__ = [
     "FeatureObjective",
     "FlowMatchingObjective",
+    "GeneratorObjective",
+    "NoisyLatentObjective",
     "Objective",
     "PixelObjective",
+    "STARFlowObjective",
+    "add_noise",
     "kl_divergence",
     "sample_posterior",
     "shift_time",
@@ -37,6 +43,11 @@ def kl_divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
 def sample_posterior(posterior: DiagonalGaussianDistribution, random: ImageRandom) -> torch.Tensor:
     """A sample of the posterior of each image, with the images' own noise."""
     return posterior.mean + posterior.std * random.normal(*posterior.mean.shape).to(posterior.mean.dtype)
+
+
+def add_noise(latents: torch.Tensor, sigma: float, random: ImageRandom) -> torch.Tensor:
+    """Latents with Gaussian noise of standard deviation `sigma`, as a flow that was trained so draws them."""
+    return latents + sigma * random.normal(*latents.shape).to(latents.dtype) if sigma else latents
 
 
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
@@ -111,14 +122,42 @@ class FeatureObjective(Objective):
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         features, grid = self.model.extract_features(batch["pixel_values"])
         posterior = self.model.encode_features(features, grid).latent_dist
-        reconstruction = self.model.decode_standardized(sample_posterior(posterior, random)).float()
-        target = self.model.standardize_features(features)
-        mse = F.mse_loss(reconstruction, target.float())
+        terms = _compare_features(self.model, sample_posterior(posterior, random), features)
         kl = kl_divergence(posterior.mean, posterior.logvar)
+        return {"loss": terms["feature_mse"] + self.kl_weight * kl, "kl": kl, **terms}
+
+
+class NoisyLatentObjective(Objective):
+    """The feature decoder alone, on latents with noise: it learns to take off what a flow leaves on its samples.
+
+    STARFlow (section 3.3) tunes the decoder of its tokenizer; for FAE the feature decoder does it, by the mean squared
+    error of standardised features, so that one pixel decoder serves all. Encoder and latents stay as they are.
+
+    Args:
+        model: an `AutoencoderFAE` after stage Ia, with its frozen encoder attached.
+        latent_noise: standard deviation of the noise on normalised latents, `noise_sigma` of the flow.
+    """
+
+    def __init__(self, model: nn.Module, latent_noise: float):
+        super().__init__(model, [model.feature_decoder])
+        self.latent_noise = latent_noise
+
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            raw = reconstruction * self.model.features_std + self.model.features_mean
-            cosine = feature_cosine(raw, features)
-        return {"loss": mse + self.kl_weight * kl, "feature_mse": mse, "kl": kl, "feature_cosine": cosine}
+            features, grid = self.model.extract_features(batch["pixel_values"])
+            latents = sample_posterior(self.model.encode_features(features, grid).latent_dist, random)
+            latents = add_noise(latents, self.latent_noise, random)
+        terms = _compare_features(self.model, latents, features)
+        return {"loss": terms["feature_mse"], **terms}
+
+
+def _compare_features(model, latents, features):
+    """Squared error of standardised features and cosine of raw ones, of latents against the encoder's features."""
+    reconstruction = model.decode_standardized(latents).float()
+    mse = F.mse_loss(reconstruction, model.standardize_features(features).float())
+    with torch.no_grad():
+        cosine = feature_cosine(reconstruction * model.features_std + model.features_mean, features)
+    return {"feature_mse": mse, "feature_cosine": cosine}
 
 
 class PixelObjective(Objective):
@@ -131,6 +170,7 @@ class PixelObjective(Objective):
         stage: `"Ib"`: features + `noise_sigma` * eps, in the standardised scale (section 4.2); `"II"`: features
             decoded from a sample of the posterior.
         noise_sigma: fixed noise level of stage Ib (0.4 for DINOv2).
+        latent_noise: stage II: noise on normalised latents, for a generator whose samples have it (STARFlow).
         reconstruction_loss: `"l2"` or `"l1"`.
         perceptual: a distance of images, with `perceptual_weight`; None for none.
         adversarial: the game with a discriminator, which is trained as well, at `discriminator_learning_rate` (by
@@ -147,13 +187,16 @@ class PixelObjective(Objective):
         perceptual_weight: float = 1.1,
         adversarial: AdversarialLoss | None = None,
         discriminator_learning_rate: float | None = None,
+        latent_noise: float = 0.0,
     ):
         if stage not in ("Ib", "II"):
             raise ValueError(f"stage must be 'Ib' or 'II', got {stage!r}")
         if reconstruction_loss not in ("l2", "l1"):
             raise ValueError(f"reconstruction_loss must be 'l2' or 'l1', got {reconstruction_loss!r}")
+        if latent_noise and stage == "Ib":
+            raise ValueError(f"latent_noise must be 0 in stage Ib, which decodes no latents, got {latent_noise}")
         super().__init__(model, [model.pixel_decoder])
-        self.stage, self.noise_sigma = stage, noise_sigma
+        self.stage, self.noise_sigma, self.latent_noise = stage, noise_sigma, latent_noise
         self.pixel_distance = F.mse_loss if reconstruction_loss == "l2" else F.l1_loss
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
         self.adversarial, self.discriminator_learning_rate = adversarial, discriminator_learning_rate
@@ -178,7 +221,8 @@ class PixelObjective(Objective):
             standard = self.model.standardize_features(features)
             return standard + self.noise_sigma * random.normal(*standard.shape).to(standard.dtype)
         posterior = self.model.encode_features(features, grid).latent_dist
-        return self.model.decode_standardized(sample_posterior(posterior, random))
+        latents = add_noise(sample_posterior(posterior, random), self.latent_noise, random)
+        return self.model.decode_standardized(latents)
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         images = batch["pixel_values"]
@@ -197,18 +241,52 @@ class PixelObjective(Objective):
         return losses
 
 
-class FlowMatchingObjective(Objective):
-    """Flow matching of a class-conditional denoiser on a frozen tokenizer's latents (section 5).
+class GeneratorObjective(Objective):
+    """What generators of latents share: a frozen tokenizer, and labels of which some are dropped.
+
+    A batch has images ("pixel_values"), or the posterior moments (B, 2C, h, w) of a latent cache ("moments"); then the
+    tokenizer needs no encoder. Labels are "class_labels".
+
+    Args:
+        model: a class-conditional generator with `config.num_classes`, the null class.
+        vae: the tokenizer, or diffusers' `AutoencoderKL`.
+        label_dropout: share of labels that become the null class while training; none do in eval mode.
+    """
+
+    def __init__(self, model: nn.Module, vae: nn.Module, label_dropout: float = 0.1):
+        super().__init__(model, [model])
+        self.vae = vae.requires_grad_(False)
+        self.label_dropout = label_dropout
+
+    @torch.no_grad()
+    def latents(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
+        """A sample (B, C, h, w) of the posterior of each image, normalised, in fp32."""
+        if "moments" in batch:
+            posterior = normalized_posterior(batch["moments"], *latent_statistics(self.vae))
+        elif isinstance(self.vae, FrozenEncoderMixin):  # `encode` would wait for the device to look for NaN
+            posterior = self.vae.encode_features(*self.vae.extract_features(batch["pixel_values"])).latent_dist
+        else:
+            posterior = encode_images(self.vae, batch["pixel_values"])
+        return sample_posterior(posterior, random).float()
+
+    def labels(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
+        """Class labels (B,), some of them dropped while training."""
+        labels = batch["class_labels"]
+        if not self.training:
+            return labels
+        return labels.masked_fill(random.uniform(len(labels)) < self.label_dropout, self.model.config.num_classes)
+
+
+class FlowMatchingObjective(GeneratorObjective):
+    """Flow matching of a class-conditional denoiser on a frozen tokenizer's latents (FAE, section 5).
 
     x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
-    the posterior, normalised. A batch has images ("pixel_values"), or the posterior moments (B, 2C, h, w) of a latent
-    cache ("moments"); then the tokenizer needs no encoder. The loss is logged by noise time as well.
+    the posterior, normalised. The loss is logged by noise time as well.
 
     Args:
         model: `model(x_t, 1000 t, class_labels) -> .sample`, with `config.num_classes`, the null class.
-        vae: the tokenizer.
+        vae, label_dropout: as `GeneratorObjective`.
         shift: s <= 1 of the time shift; 1 for none (paper: 0.4).
-        label_dropout: share of labels that become the null class while training; none do in eval mode.
     """
 
     time_bins = 10
@@ -216,29 +294,15 @@ class FlowMatchingObjective(Objective):
     def __init__(self, model: nn.Module, vae: nn.Module, shift: float = 1.0, label_dropout: float = 0.1):
         if not 0 < shift <= 1:
             raise ValueError(f"shift must be in (0, 1], the papers' s and not diffusers' 1 / s, got {shift}")
-        super().__init__(model, [model])
-        self.vae = vae.requires_grad_(False)
-        self.shift, self.label_dropout = shift, label_dropout
-
-    @torch.no_grad()
-    def latents(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
-        """A sample (B, C, h, w) of the posterior of each image, normalised, in fp32."""
-        if "moments" in batch:
-            posterior = normalized_posterior(batch["moments"], self.vae.latents_mean, self.vae.latents_std)
-        else:
-            posterior = self.vae.encode_features(*self.vae.extract_features(batch["pixel_values"])).latent_dist
-        return sample_posterior(posterior, random).float()
+        super().__init__(model, vae, label_dropout)
+        self.shift = shift
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         latents = self.latents(batch, random)
         t = shift_time(random.uniform(len(latents)), self.shift)
         noise = random.normal(*latents.shape)
         noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
-        labels = batch["class_labels"]
-        if self.training:
-            dropped = random.uniform(len(labels)) < self.label_dropout
-            labels = labels.masked_fill(dropped, self.model.config.num_classes)
-        velocity = self.model(noisy, 1000 * t, labels).sample
+        velocity = self.model(noisy, 1000 * t, self.labels(batch, random)).sample
         losses = (velocity.float() - (noise - latents)).square().mean(dim=(1, 2, 3))
         return {"loss": losses.mean(), **self._by_time(losses.detach(), t)}
 
@@ -249,3 +313,34 @@ class FlowMatchingObjective(Objective):
         bins = bins * finite[:, None]
         table = torch.stack([torch.where(finite, losses, 0.0) @ bins, bins.sum(0)], dim=1)
         return {f"loss_t/{i / self.time_bins:.1f}": pair for i, pair in enumerate(table.unbind())}
+
+
+class STARFlowObjective(GeneratorObjective):
+    """Maximum likelihood of a flow on noisy latents (STARFlow, arXiv 2506.06276, section 3).
+
+    The loss is the mean over elements of -log p(x + noise_sigma * eps), without the prior's constant, plus
+    `latent_norm_weight` times the mean square of what each block reads, summed over blocks. "bits_per_dim" is the
+    negative log-likelihood of the noisy, normalised latents with its constant, in bits for each of their elements.
+
+    Args:
+        model: `STARFlowTransformer2DModel` with classes; its `config.noise_sigma` is the noise.
+        vae, label_dropout: as `GeneratorObjective`.
+        latent_norm_weight: 1e-4 in the paper's code.
+    """
+
+    def __init__(self, model: nn.Module, vae: nn.Module, latent_norm_weight: float = 1e-4, label_dropout: float = 0.1):
+        super().__init__(model, vae, label_dropout)
+        self.latent_norm_weight = latent_norm_weight
+
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+        latents = self.latents(batch, random)
+        noisy = add_noise(latents, self.model.config.noise_sigma, random)
+        output = self.model(noisy, self.labels(batch, random), output_block_inputs=True)
+        nats_per_dim = -output.log_prob().mean() / latents[0].numel()
+        latent_norm = torch.stack([tokens.square().mean() for tokens in output.block_inputs]).sum()
+        nll = nats_per_dim - 0.5 * math.log(2 * math.pi)
+        return {
+            "loss": nll + self.latent_norm_weight * latent_norm,
+            "bits_per_dim": nats_per_dim.detach() / math.log(2),
+            "latent_norm": latent_norm.detach(),
+        }

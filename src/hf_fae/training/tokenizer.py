@@ -3,11 +3,30 @@
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL, AutoModel
 
 from ..autoencoders.fae import AutoencoderFAE
+from ..autoencoders.frozen_encoder import FrozenEncoderMixin
+from ..latents import compression_ratio
 
 
-__all__ = ["complete_tokenizer", "load_trained_fae", "store_latent_statistics"]
+__all__ = ["complete_tokenizer", "load_tokenizer", "load_trained_fae", "store_latent_statistics"]
+
+
+def load_tokenizer(path: str, **kwargs) -> AutoencoderFAE | AutoencoderKL:
+    """A tokenizer of ours, or diffusers' `AutoencoderKL`, in fp32.
+
+    Args:
+        path: Hub id or folder.
+        kwargs: as `from_pretrained`.
+
+    Raises:
+        ValueError: another model.
+    """
+    vae = AutoModel.from_pretrained(path, **kwargs)
+    if not isinstance(vae, (FrozenEncoderMixin, AutoencoderKL)):
+        raise ValueError(f"{path!r} must be a tokenizer of hf_fae or an AutoencoderKL, got a {type(vae).__name__}")
+    return vae.float()
 
 
 def load_trained_fae(path: str, image_encoder: str | None, resolution: int) -> AutoencoderFAE:
@@ -26,15 +45,18 @@ def load_trained_fae(path: str, image_encoder: str | None, resolution: int) -> A
     return model.float()
 
 
-def complete_tokenizer(vae: AutoencoderFAE, image_encoder: str | None, resolution: int) -> None:
-    """Make a tokenizer ready to encode training pictures: of its own size, with its frozen encoder.
+def complete_tokenizer(vae: AutoencoderFAE | AutoencoderKL, image_encoder: str | None, resolution: int) -> None:
+    """Make a tokenizer ready to encode training pictures: of a size that fits, with its frozen encoder, if it has one.
 
     Arguments and errors as `load_trained_fae`.
     """
-    if vae.config.sample_size != resolution:
-        raise ValueError(f"resolution must be that of the tokenizer, {vae.config.sample_size}, got {resolution}")
-    if vae.image_encoder is None:
-        vae.load_encoder(image_encoder)
+    if isinstance(vae, FrozenEncoderMixin):
+        if vae.config.sample_size != resolution:
+            raise ValueError(f"resolution must be that of the tokenizer, {vae.config.sample_size}, got {resolution}")
+        if vae.image_encoder is None:
+            vae.load_encoder(image_encoder)
+    elif resolution % compression_ratio(vae):
+        raise ValueError(f"resolution must be a multiple of {compression_ratio(vae)}, got {resolution}")
 
 
 def store_latent_statistics(folder: str | Path, mean: torch.Tensor, std: torch.Tensor) -> None:
