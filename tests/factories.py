@@ -175,8 +175,14 @@ def tiny_fae_starflow_pipeline(with_encoder: bool = False, **kwargs) -> FAEStarF
 def tiny_text_starflow_pipeline(**kwargs) -> FAEStarFlowPipeline:
     """The same for texts."""
     text_encoder, tokenizer = tiny_text_encoder()
-    kwargs = {"text_encoder": text_encoder, "tokenizer": tokenizer, "id2label": None, **kwargs}
-    return tiny_fae_starflow_pipeline(transformer=tiny_text_starflow(), **kwargs)
+    kwargs = {
+        "transformer": tiny_text_starflow(),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "id2label": None,
+        **kwargs,
+    }
+    return tiny_fae_starflow_pipeline(**kwargs)
 
 
 def tiny_fae_dit_pipeline(with_encoder: bool = False, **kwargs) -> FAEDiTPipeline:

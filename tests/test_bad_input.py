@@ -5,9 +5,17 @@ import json
 
 import pytest
 import torch
-from factories import tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
+from factories import (
+    tiny_fae,
+    tiny_fae_dit_pipeline,
+    tiny_fae_starflow_pipeline,
+    tiny_lightning_dit,
+    tiny_starflow,
+    tiny_text_starflow,
+    tiny_text_starflow_pipeline,
+)
 
-from hf_fae import AutoencoderFAE, FAEDiTPipeline
+from hf_fae import AutoencoderFAE, FAEDiTPipeline, FlowGuidance
 
 
 NAN = float("nan")
@@ -24,6 +32,7 @@ def vae():
     return tiny_fae()
 
 
+# What every class-conditional pipeline refuses.
 PIPELINE = {
     "unknown label": ({"class_labels": "golden retreiver"}, "class_labels .*'golden retreiver'; did you mean 'golden"),
     "unrelated label": ({"class_labels": "zzzz"}, "class_labels has the unknown name 'zzzz'; see `pipe.id2label`"),
@@ -36,8 +45,6 @@ PIPELINE = {
     "negative count": ({"negative_class_labels": [1, 2, 3]}, "negative_class_labels must be one class or 1 .* got 3"),
     "odd height": ({"height": 30}, "height must be a positive multiple of 8, got 30"),
     "no width": ({"width": 0}, "width must be a positive multiple of 8, got 0"),
-    "no steps": ({"num_inference_steps": 0}, "num_inference_steps must be a positive whole number, got 0"),
-    "half steps": ({"num_inference_steps": 2.5}, "num_inference_steps must be a positive whole number, got 2.5"),
     "no images": ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a positive whole number, got 0"),
     "output type": ({"output_type": "jpeg"}, "output_type must be .* got 'jpeg'"),
     "latents shape": (
@@ -46,11 +53,7 @@ PIPELINE = {
     ),
     "latents NaN": ({"latents": torch.full((1, 4, 4, 4), NAN)}, "latents must be finite, got 64 NaN"),
     "generators": ({"generator": [torch.Generator()] * 2}, "generator must be a list of 1, one for each image, got 2"),
-    "guidance": ({"guidance_scale": "strong"}, "guidance_scale must be a number or a list .* got 'strong'"),
-    "guidance bounds": ({"guidance_scale": [(0.7, 0.2, 2.0)]}, r"got \(0.7, 0.2, 2.0\)"),
-    "rising sigmas": ({"sigmas": [0.5, 1.0]}, r"sigmas must fall strictly within \(0, 1\], got \[0.5, 1.0\]"),
-    "no sigmas": ({"sigmas": []}, r"sigmas must fall strictly .* got \[\]"),
-    "NaN sigma": ({"sigmas": [1.0, NAN]}, "sigmas must fall strictly"),
+    "guidance": ({"guidance_scale": "strong"}, "guidance_scale must be a .*number.* got 'strong'"),
     "tensor inputs": (
         {"callback_on_step_end_tensor_inputs": ["noise"]},
         r"callback_on_step_end_tensor_inputs must be among \['latents'\], got \['noise'\]",
@@ -58,10 +61,99 @@ PIPELINE = {
 }
 
 
+@pytest.fixture(scope="module")
+def flow_pipe():
+    return tiny_fae_starflow_pipeline(id2label=LABELS)
+
+
+@pytest.fixture(scope="module")
+def text_pipe():
+    return tiny_text_starflow_pipeline()
+
+
 @pytest.mark.parametrize("arguments, message", PIPELINE.values(), ids=PIPELINE)
-def test_pipeline_call(pipe, arguments, message):
+@pytest.mark.parametrize("kind", ["pipe", "flow_pipe"])
+def test_pipeline_call(request, kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        request.getfixturevalue(kind)(**{"class_labels": 1} | arguments)
+
+
+DENOISING = {
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps must be a positive whole number, got 0"),
+    "half steps": ({"num_inference_steps": 2.5}, "num_inference_steps must be a positive whole number, got 2.5"),
+    "guidance bounds": ({"guidance_scale": [(0.7, 0.2, 2.0)]}, r"got \(0.7, 0.2, 2.0\)"),
+    "rising sigmas": ({"sigmas": [0.5, 1.0]}, r"sigmas must fall strictly within \(0, 1\], got \[0.5, 1.0\]"),
+    "no sigmas": ({"sigmas": []}, r"sigmas must fall strictly .* got \[\]"),
+    "NaN sigma": ({"sigmas": [1.0, NAN]}, "sigmas must fall strictly"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", DENOISING.values(), ids=DENOISING)
+def test_call_of_a_pipeline_with_a_denoiser(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipe(**{"class_labels": 1} | arguments)
+
+
+FLOW = {
+    "guidance schedule": ({"guidance_scale": [(0.0, 1.0, 2.0)]}, "guidance_scale must be a finite number from 0"),
+    "guidance below 0": ({"guidance_scale": -1}, "guidance_scale must be a finite number from 0, .* got -1"),
+    "no Jacobi block": ({"jacobi_block_size": 0}, "jacobi_block_size must be a positive whole number, got 0"),
+    "Jacobi tolerance": ({"jacobi_tolerance": NAN}, "jacobi_tolerance finite and not negative, got 1 and nan"),
+    "text": ({"negative_prompt": "dogs"}, "negative_prompt must be None for a flow of classes"),
+    "both": ({"prompt": "cat"}, "prompt must be None for a flow of classes, which takes class_labels"),
+    "nothing": ({"class_labels": None}, "class_labels must be numbers or names of classes, got None"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", FLOW.values(), ids=FLOW)
+def test_call_of_a_pipeline_with_a_flow(flow_pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        flow_pipe(**{"class_labels": 1} | arguments)
+
+
+TEXT = {
+    "number": ({"prompt": 3}, "prompt must be a text or a list of texts, got 3"),
+    "no prompt": ({"prompt": []}, r"prompt must be a text or a list of texts, got \[\]"),
+    "numbers": ({"prompt": ["a", 1]}, r"prompt must be a text or a list of texts, got \['a', 1\]"),
+    "nothing": ({"prompt": None}, "either prompt or prompt_embeds must be given, got neither"),
+    "both": ({"prompt_embeds": torch.zeros(1, 6, 24)}, "either prompt or prompt_embeds must be given, got both"),
+    "class": ({"class_labels": 1}, "class_labels must be None for a flow of captions, which takes a prompt"),
+    "flat embeddings": (
+        {"prompt": None, "prompt_embeds": torch.zeros(6, 24)},
+        r"prompt_embeds must have shape \(prompts, length, 24\), got \(6, 24\)",
+    ),
+    "embeddings width": (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 6, 25)},
+        r"encoder_hidden_states must have 1 to 6 tokens of width 24, got 6 of 25",
+    ),
+    "prefix too long": (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 7, 24)},
+        r"encoder_hidden_states must have 1 to 6 tokens of width 24, got 7 of 24",
+    ),
+    "negative count": (
+        {"negative_prompt": ["a", "b"], "guidance_scale": 2.0},
+        "negative_prompt must be one or 1 as there are prompts, got 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, message", TEXT.values(), ids=TEXT)
+def test_call_of_a_pipeline_with_text(text_pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        text_pipe(**{"prompt": "a cat"} | arguments)
+
+
+def test_text_without_an_encoder():
+    pipe = tiny_text_starflow_pipeline(text_encoder=None, tokenizer=None)
+    with pytest.raises(ValueError, match="prompt cannot be read without text_encoder and tokenizer: pass prompt_emb"):
+        pipe("a cat")
+    with pytest.raises(ValueError, match="pass negative_prompt_embeds"):
+        pipe(prompt_embeds=torch.zeros(1, 6, 24), guidance_scale=2.0)
+
+
+def test_text_encoder_of_another_width():
+    with pytest.raises(ValueError, match="transformer must have caption_channels 24, .* got 20"):
+        tiny_text_starflow_pipeline(transformer=tiny_text_starflow(caption_channels=20))
 
 
 def test_names_without_id2label():
@@ -181,6 +273,72 @@ DENOISER = {
 def test_denoiser(shape, message):
     with pytest.raises(ValueError, match=message):
         tiny_lightning_dit(patch_size=2)(torch.zeros(shape), torch.tensor(1.0), torch.tensor([0]))
+
+
+STARFLOW = {
+    "channels": (
+        {"hidden_states": torch.zeros(1, 5, 4, 4)},
+        r"hidden_states must have shape \(batch, 4, .* got \(1, 5",
+    ),
+    "flat": ({"hidden_states": torch.zeros(1, 16, 4)}, r"hidden_states must .* got \(1, 16, 4\)"),
+    "no image": ({"hidden_states": torch.zeros(0, 4, 4, 4)}, r"hidden_states must .* got \(0, 4, 4, 4\)"),
+    "odd side": (
+        {"hidden_states": torch.zeros(1, 4, 5, 4)},
+        r"sides of hidden_states must be a multiple of patch_size 2, got \(5, 4\)",
+    ),
+    "NaN": ({"hidden_states": torch.full((1, 4, 4, 4), NAN)}, "hidden_states must be finite, got 64 NaN"),
+    "no label": ({"class_labels": None}, "class_labels must be given, got NoneType"),
+    "labels": ({"class_labels": torch.zeros(2, dtype=torch.long)}, "class_labels must have 1 rows .* got 2"),
+    "text": (
+        {"encoder_hidden_states": torch.zeros(1, 6, 24)},
+        "encoder_hidden_states must be None for a flow that was",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, message", STARFLOW.values(), ids=STARFLOW)
+@pytest.mark.parametrize("direction", ["forward", "inverse", "denoise"])
+def test_flow(direction, arguments, message):
+    model = tiny_starflow(patch_size=2)
+    inputs = {"hidden_states": torch.zeros(1, 4, 4, 4), "class_labels": torch.tensor([0])} | arguments
+    with pytest.raises(ValueError, match=message):
+        getattr(model, direction)(**inputs)
+
+
+def test_flow_of_captions():
+    model, x = tiny_text_starflow(), torch.zeros(1, 4, 4, 4)
+    with pytest.raises(ValueError, match="must have 1 to 6 tokens of width 24, got 7 of 24"):
+        model(x, encoder_hidden_states=torch.zeros(1, 7, 24))
+    with pytest.raises(ValueError, match="encoder_hidden_states must be given, got NoneType"):
+        model(x)
+    with pytest.raises(ValueError, match="class_labels must be None for a flow that was not made for it, got Tensor"):
+        model(x, torch.tensor([1]), torch.zeros(1, 6, 24))
+
+
+FLOW_CONFIGS = {
+    "head": ({"attention_head_dim": 24}, "attention_head_dim must be a multiple of 16, got 24"),
+    "no block": ({"num_layers": []}, r"num_layers must list at least one layer for each block, got \[\]"),
+    "empty block": ({"num_layers": [1, 0]}, r"num_layers must list at least one layer .* got \[1, 0\]"),
+    "two conditions": ({"caption_channels": 8}, "num_classes must be None for a flow with caption_channels 8, got 10"),
+    "noise": ({"noise_sigma": -0.1}, "noise_sigma must be finite and not negative, got -0.1"),
+    "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a multiple of patch_size 2, got 5"),
+}
+
+
+@pytest.mark.parametrize("config, message", FLOW_CONFIGS.values(), ids=FLOW_CONFIGS)
+def test_flow_that_cannot_be(config, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_starflow(**config)
+
+
+def test_inverse_of_a_block_out_of_range():
+    model, z, labels = tiny_starflow(), torch.zeros(1, 4, 4, 4), torch.tensor([0])
+    with pytest.raises(ValueError, match="index must be that of one of 4 blocks, got 4"):
+        model.inverse_block(z, 4, labels)
+    with pytest.raises(ValueError, match="jacobi_block_size must be at least 1 .* got 0 and 0.001"):
+        model.inverse(z, labels, jacobi_block_size=0)
+    with pytest.raises(ValueError, match="negative_class_labels must be given, got NoneType"):
+        model.inverse(z, labels, guidance=FlowGuidance(1.0))
 
 
 def test_missing_checkpoint(tmp_path):

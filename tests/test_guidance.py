@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_fae import Guidance
+from hf_fae import FlowGuidance, Guidance
 
 
 THREE_PART = Guidance(((0.9, 1.0, 0.9), (0.0, 0.7, 2.5)))
@@ -64,3 +64,76 @@ def test_first_three_channels_only():
 def test_bad_values(value, message):
     with pytest.raises(ValueError, match=message):
         Guidance.of(value)
+
+
+def flow(weight, mean, scale, negative_mean, negative_scale, rule="starflow"):
+    values = (torch.tensor(value, dtype=torch.float64) for value in (mean, scale, negative_mean, negative_scale))
+    return tuple(value.item() for value in FlowGuidance(weight, rule).combine(*values))
+
+
+@pytest.mark.parametrize(
+    ("weight", "conditional", "unconditional", "expected"),
+    [
+        (3.0, (1.0, 0.5), (0.0, 1.0), (1.230769, 0.277350)),
+        (3.0, (1.0, 1.0), (0.0, 0.5), (4.0, 1.0)),  # the ratio of the scales is clipped to 1
+        (3.6, (1.0, 0.8), (0.0, 1.0), (2.003484, 0.527964)),
+        (2.0, (1.0, 0.7), (0.5, 0.7), (1.0 + 2.0 * 0.5, 0.7)),  # equal scales: the ordinary rule
+    ],
+)
+def test_flow_guidance_of_the_specification(weight, conditional, unconditional, expected):
+    """specs/starflow.md, section 1."""
+    assert flow(weight, *conditional, *unconditional) == pytest.approx(expected, abs=1e-6)
+
+
+def random_flow(count=1000):
+    return torch.randn(count), torch.rand(count) * 3 + 0.01, torch.randn(count), torch.rand(count) * 3 + 0.01
+
+
+def test_flow_guidance_of_weight_0_changes_nothing():
+    mean, scale, *negative = random_flow()
+    for rule in ("starflow", "tarflow"):
+        guided = FlowGuidance(0.0, rule).combine(mean, scale, *negative)
+        assert torch.equal(guided[0], mean) and torch.equal(guided[1], scale)
+    assert not FlowGuidance(0.0).is_active and FlowGuidance(-0.5).is_active
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0, 3.0, 20.0, 1e4])
+def test_guided_scale_never_exceeds_the_conditional_one(weight):
+    mean, scale, *negative = random_flow()
+    _, guided = FlowGuidance(weight).combine(mean, scale, *negative)
+    assert (guided > 0).all() and (guided <= scale).all()
+
+
+def test_other_end_is_the_unconditional_model():
+    """Scale 0, w = -1, as for denoisers; where it is wider than the conditional one."""
+    mean, scale, negative_mean, _ = random_flow()
+    guided = FlowGuidance.of(0.0).combine(mean, scale, negative_mean, 2 * scale)
+    torch.testing.assert_close(guided, (negative_mean, 2 * scale), atol=1e-5, rtol=1e-5)
+
+
+def test_the_older_rule_extrapolates_and_narrows_or_widens_without_bound():
+    assert flow(3.0, 1.0, 0.5, 0.0, 1.0, "tarflow") == pytest.approx((4.0, 0.5**4))
+    assert flow(3.0, 1.0, 1.0, 0.0, 0.5, "tarflow") == pytest.approx((4.0, 2.0**3))
+
+
+def test_a_scale_is_one_more_than_the_weight():
+    assert FlowGuidance.of(4.0) == FlowGuidance(3.0) == FlowGuidance.of({"weight": 3.0, "rule": "starflow"})
+    assert FlowGuidance.of(np.float32(1.0)) == FlowGuidance() and FlowGuidance.of(FlowGuidance(2.0)).weight == 2.0
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (-0.5, "guidance_scale must be a finite number from 0, .* got -0.5"),
+        (float("inf"), "guidance_scale must be a finite number from 0, .* got inf"),
+        (float("nan"), "got nan"),
+        ([(0.0, 1.0, 2.0)], r"guidance_scale must be .* got \[\(0.0, 1.0, 2.0\)\]"),
+        (True, "got True"),
+        ({"scale": 2.0}, "got {'scale': 2.0}"),
+        ({"weight": -2.0}, "guidance weight w must be finite and at least -1, got -2.0"),
+        ({"rule": "newest"}, "guidance rule must be 'starflow' or 'tarflow', got 'newest'"),
+    ],
+)
+def test_bad_flow_guidance(value, message):
+    with pytest.raises(ValueError, match=message):
+        FlowGuidance.of(value)

@@ -189,6 +189,9 @@ def picture(pipe):
     generator = torch.Generator().manual_seed(1)
     return digest(pipe([1, 2], num_inference_steps=3, generator=generator, output_type="pt").images)
 
+def drawn(pipe, prompt="a cat"):
+    return digest(pipe(prompt, generator=torch.Generator().manual_seed(1), output_type="pt").images)
+
 @torch.no_grad()
 def reconstruction(fae):
     images = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32).to(fae.dtype)
@@ -210,7 +213,8 @@ def pushed(hub):
         MODELS
         + """
 from huggingface_hub import create_repo, upload_folder
-from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline
+from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_kl, tiny_starflow
+from factories import tiny_fae_starflow_pipeline, tiny_text_starflow_pipeline
 
 encoder = tiny_encoder()
 create_repo("tester/encoder")
@@ -228,6 +232,12 @@ fae.image_encoder = None
 fae.push_to_hub("tester/decoder")
 pipe.push_to_hub("tester/decoder-pipeline")
 pipe.save_pretrained("pipeline", max_shard_size="20KB", push_to_hub=True, repo_id="tester/sharded-pipeline")
+
+flow = tiny_fae_starflow_pipeline(vae=tiny_kl(), transformer=tiny_starflow(patch_size=2), guidance_scale=3.0)
+text = tiny_text_starflow_pipeline(guidance_scale=3.0)
+seen |= {"flow": drawn(flow, "class 3"), "text": drawn(text)}
+flow.push_to_hub("tester/flow")
+text.push_to_hub("tester/text-flow")
 
 fae.attach_encoder(encoder)
 pipe.to(torch.float16)
@@ -282,6 +292,8 @@ keep("decoder-pipeline", picture, DiffusionPipeline, "tester/decoder-pipeline")
 keep("sharded-pipeline", picture, DiffusionPipeline, "tester/sharded-pipeline")
 keep("fp16-pipeline", picture, DiffusionPipeline, "tester/fp16-pipeline", **half)
 keep("fp16-encoder", lambda pipe: reconstruction(pipe.vae), DiffusionPipeline, "tester/fp16-pipeline", **half)
+keep("flow", lambda pipe: drawn(pipe, "class 3"), DiffusionPipeline, "tester/flow")
+keep("text", drawn, DiffusionPipeline, "tester/text-flow")
 keep("fae", reconstruction, hf_fae.AutoencoderFAE, "tester/fae")
 keep("fae-left-out", decoded, hf_fae.AutoencoderFAE, "tester/fae", image_encoder=None)
 keep("fae-sharded", reconstruction, hf_fae.AutoencoderFAE, "tester/fae-sharded")
@@ -300,6 +312,18 @@ print(json.dumps(seen))
 @pytest.mark.parametrize("step", ["published", "pipeline", "decoder-pipeline", "sharded-pipeline"])
 def test_pipeline_draws_what_the_pusher_drew(pushed, loaded, step):
     assert loaded[step] == pushed["picture"]
+
+
+@pytest.mark.parametrize("step", ["flow", "text"])
+def test_flow_draws_what_the_pusher_drew(pushed, loaded, step):
+    """Of classes on diffusers' own autoencoder, and of texts; with the guidance of the checkpoint."""
+    assert loaded[step] == pushed[step]
+
+
+def test_card_of_a_flow_that_reads_text(hub, pushed):
+    card = hub.files("tester/text-flow")["README.md"].decode()
+    assert 'pipe("a teddy bear")' in card.replace("'", '"') and "pipeline_tag: text-to-image" in card
+    assert "2506.06276" in card and "draws pictures of texts" in card
 
 
 def test_pipeline_in_fp16(hub, pushed, loaded):

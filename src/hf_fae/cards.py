@@ -54,6 +54,10 @@ PAPERS = {
         "2501.01423",
         "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
     ),
+    "STARFlowTransformer2DModel": (
+        "2506.06276",
+        "STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis",
+    ),
 }
 PIPELINE_TAGS = {"tokenizer": "image-feature-extraction"}
 DRAWING_TAG = "unconditional-image-generation"  # as other class-conditional generators on the Hub have it
@@ -239,12 +243,14 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
     if index:
         parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2 and isinstance(v[1], str)}
         vae = _read_json(folder / "vae" / "config.json")
+        transformer = _read_json(folder / "transformer" / "config.json")
         labels = {int(key): label for key, label in (index.get("id2label") or {}).items()}
         return "pipeline", {
             "config": index,
             "components": {name: class_name for name, (_, class_name) in parts.items()},
             "labels": labels,
-            "num_classes": _read_json(folder / "transformer" / "config.json").get("num_classes"),
+            "num_classes": transformer.get("num_classes"),
+            "reads_text": transformer.get("caption_channels") is not None,
             "vae": vae,
             "encoder": vae.get("image_encoder_config"),
             "encoder_id": vae.get("image_encoder_id"),
@@ -283,7 +289,7 @@ def _papers(class_names) -> list[tuple[str, str, str]]:
 
 def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> ModelCardData:
     """The YAML head. Only Hub ids go there: the Hub makes links of them."""
-    tag = PIPELINE_TAGS.get(kind, DRAWING_TAG)
+    tag = "text-to-image" if facts.get("reads_text") else PIPELINE_TAGS.get(kind, DRAWING_TAG)
     base_model = run.base_model if kind == "lora" else facts["encoder_id"]
     encoder = (facts["encoder"] or _encoder_of_pipeline(run.base_model)).get("model", {})
     if run.license:

@@ -100,26 +100,25 @@ class FAEStarFlowPipeline(LatentPipeline):
                 one for each.
         """
         if (prompt is None) == (prompt_embeds is None):
-            raise ValueError(f"either prompt or prompt_embeds must be given, got prompt {prompt!r} and the latter")
-        if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(prompt)
-        count = len(prompt_embeds)
-        if is_guided and negative_prompt_embeds is None:
-            negative = "" if negative_prompt is None else negative_prompt
-            negative_prompt_embeds = self.encode_prompt(negative, "negative_prompt")
-        found = []
-        for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if embeds is None or (name[0] == "n" and not is_guided):
-                found.append(None)
-                continue
-            if embeds.ndim != 3 or len(embeds) not in (1, count):
-                raise ValueError(
-                    f"{name} must have shape ({count} or 1, length, {self.transformer.config.caption_channels}), "
-                    f"got {tuple(embeds.shape)}"
-                )
-            embeds = embeds.to(self._execution_device).expand(count, -1, -1)
-            found.append(embeds.repeat_interleave(num_images_per_prompt, dim=0))
-        return tuple(found)
+            both = "neither" if prompt is None else "both"
+            raise ValueError(f"either prompt or prompt_embeds must be given, got {both}")
+        embeds = self._embeds("prompt", prompt, prompt_embeds)
+        count = len(embeds)
+        embeds = embeds.repeat_interleave(num_images_per_prompt, dim=0)
+        if not is_guided:
+            return embeds, None
+        negative = self._embeds("negative_prompt", negative_prompt or "", negative_prompt_embeds)
+        if len(negative) not in (1, count):
+            raise ValueError(f"negative_prompt must be one or {count} as there are prompts, got {len(negative)}")
+        return embeds, negative.expand(count, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
+
+    def _embeds(self, name, prompt, embeds):
+        if embeds is None:
+            return self.encode_prompt(prompt, name)
+        if embeds.ndim != 3:
+            width = self.transformer.config.caption_channels
+            raise ValueError(f"{name}_embeds must have shape (prompts, length, {width}), got {tuple(embeds.shape)}")
+        return embeds.to(self._execution_device)
 
     @property
     def guidance(self) -> FlowGuidance:
@@ -282,4 +281,4 @@ class FAEStarFlowPipeline(LatentPipeline):
     def _refuse(arguments, kind):
         given = [name for name, value in arguments.items() if value is not None]
         if given:
-            raise ValueError(f"{given[0]} must be None for {kind}, got {given[0]} of {type(arguments[given[0]])}")
+            raise ValueError(f"{given[0]} must be None for {kind}, got {arguments[given[0]]!r}")
