@@ -78,6 +78,7 @@ def train_script(script, folder, published, data, batch_size):
         "fae": ["--image_encoder", f"{published}/encoder"],
         "pixel_decoder": ["--fae", f"{published}/fae", "--stage", "II", *ADVERSARIAL, *AT_ONCE],
         "generator": ["--vae", f"{published}/fae", "--label_column", "label"],
+        "starflow": ["--vae", f"{published}/fae", "--label_column", "label"],
     }[script]
     flags += ["--config", str(SCRIPTS / "configs" / f"smoke_{script}.yaml"), "--dataset_name", data]
     flags += ["--output_dir", folder, "--train_batch_size", str(batch_size), "--mixed_precision", "no"]
@@ -89,7 +90,7 @@ def train_script(script, folder, published, data, batch_size):
 AT_ONCE = ["--discriminator_start", "0", "--adversarial_start", "0"]
 
 
-@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "generator"])
+@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "generator", "starflow"])
 def test_scripts_in_two_processes_have_the_gradients_of_one(tmp_path, image_folder, monkeypatch, script):
     """Of a VAE, of a GAN and of a generator, with all their noise."""
     monkeypatch.syspath_prepend(SCRIPTS)

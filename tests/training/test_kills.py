@@ -86,6 +86,13 @@ RUNS = {
         ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true", "--shuffle_block", "4"],
     ),
     "generator-latents": ("train_generator.py", "smoke_generator.yaml", ["--dataset_name", "{published}/latents"]),
+    "starflow": (
+        "train_starflow.py",
+        "smoke_starflow.yaml",
+        ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true"],
+    ),
+    "starflow-latents": ("train_starflow.py", "smoke_starflow.yaml", ["--dataset_name", "{published}/latents"]),
+    "fae-noisy": ("train_fae.py", "smoke_fae.yaml", ["--fae", "{published}/fae", "--latent_noise", "0.3"]),
     "lora": (
         "train_lora.py",
         "smoke_lora.yaml",

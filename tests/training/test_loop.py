@@ -225,6 +225,14 @@ class TestNumerics:
         assert rates["cosine"][:5] == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01])
         assert rates["cosine"][6] == pytest.approx(0.005) and 0 < rates["cosine"][7] < 0.002
 
+    def test_cosine_to_another_rate_than_0(self, tmp_path):
+        run(tmp_path, lr_scheduler="cosine", min_learning_rate=1e-4, logging_steps=1, max_train_steps=100)
+        rates = [line["learning_rate"] for line in read_log(tmp_path) if "learning_rate" in line]
+        assert rates[0] == pytest.approx(0.01) and rates[50] == pytest.approx(0.01 / 2, rel=0.02)
+        assert 1e-4 < rates[-1] < 1.1e-4
+        with pytest.raises(ValueError, match="min_learning_rate must be from 0 to learning_rate 0.01, got 0.02"):
+            run(tmp_path, min_learning_rate=0.02)
+
 
 class TestValidation:
     def test_sees_averaged_weights_in_eval_mode_and_disturbs_nothing(self, tmp_path):

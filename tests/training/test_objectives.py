@@ -1,14 +1,20 @@
+import math
+
 import pytest
 import torch
-from factories import tiny_fae, tiny_lightning_dit
+from factories import tiny_fae, tiny_kl, tiny_lightning_dit, tiny_starflow
 from torch import nn
 from torch.nn import functional as F
 
 from hf_fae.evaluation.reconstruction import feature_cosine
+from hf_fae.generators.starflow import STARFlowOutput
 from hf_fae.training.objectives import (
     FeatureObjective,
     FlowMatchingObjective,
+    NoisyLatentObjective,
     PixelObjective,
+    STARFlowObjective,
+    add_noise,
     kl_divergence,
     sample_posterior,
     shift_time,
@@ -91,6 +97,25 @@ class TestFeatureObjective:
         assert not objective.model.pixel_decoder.training and not objective.model.image_encoder.training
 
 
+class TestNoisyLatentObjective:
+    def test_trains_the_feature_decoder(self):
+        assert trained(NoisyLatentObjective(tiny_fae(), 0.3)) == {"model.feature_decoder"}
+
+    def test_is_the_error_of_the_noisy_latents_features(self):
+        model, inputs = tiny_fae(), batch()
+        statistics = model.latents_mean.clone(), model.latents_std.clone()
+        losses = NoisyLatentObjective(model, 0.3).eval()(inputs, numbers(3))
+        assert torch.equal(model.latents_mean, statistics[0]) and torch.equal(model.latents_std, statistics[1])
+
+        random = numbers(3)
+        features, grid = model.extract_features(inputs["pixel_values"])
+        latents = sample_posterior(model.encode_features(features, grid).latent_dist, random)
+        decoded = model.decode_features(latents + 0.3 * random.normal(*latents.shape))
+        expected = F.mse_loss(model.standardize_features(decoded), model.standardize_features(features))
+        torch.testing.assert_close(losses["loss"], expected)
+        torch.testing.assert_close(losses["feature_cosine"], feature_cosine(decoded, features))
+
+
 class TestPixelObjective:
     @pytest.mark.parametrize("stage", ["Ib", "II"])
     def test_trains_the_pixel_decoder(self, stage):
@@ -110,6 +135,17 @@ class TestPixelObjective:
         posterior = model.encode_features(features, grid).latent_dist
         wanted = model.decode_features(posterior.mean + posterior.std * numbers(5).normal(*posterior.mean.shape))
         torch.testing.assert_close(found, model.standardize_features(wanted), rtol=1e-4, atol=1e-5)
+
+    def test_stage_ii_with_the_noise_of_a_flow(self):
+        model = tiny_fae()
+        features, grid = model.extract_features(batch()["pixel_values"])
+        found = PixelObjective(model, "II", latent_noise=0.3).decoder_input(features, grid, numbers(5))
+        random = numbers(5)
+        latents = sample_posterior(model.encode_features(features, grid).latent_dist, random)
+        wanted = model.decode_features(latents + 0.3 * random.normal(*latents.shape))
+        torch.testing.assert_close(found, model.standardize_features(wanted), rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match="latent_noise must be 0 in stage Ib, which decodes no latents, got 0.3"):
+            PixelObjective(model, "Ib", latent_noise=0.3)
 
     @pytest.mark.parametrize(("name", "expected"), [("l2", 0.25**2), ("l1", 0.25)])
     def test_reconstruction_is_on_the_scale_of_pixels_from_0_to_1(self, name, expected):
@@ -237,3 +273,75 @@ class TestFlowMatchingObjective:
     def test_shift_of_the_wrong_kind(self, shift):
         with pytest.raises(ValueError, match=f"shift must be in .*, got {shift}"):
             FlowMatchingObjective(tiny_lightning_dit(), tiny_fae(), shift=shift)
+
+
+class Recorder(nn.Module):
+    """The identity flow, which records the labels that it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = type("Config", (), {"num_classes": 10, "noise_sigma": 0.3})
+
+    def forward(self, hidden_states, class_labels, output_block_inputs):
+        self.labels = class_labels
+        tokens = hidden_states.flatten(2)
+        return STARFlowOutput(hidden_states, torch.zeros(len(tokens)), (tokens, 2 * tokens))
+
+
+class TestSTARFlowObjective:
+    def test_trains_the_flow(self):
+        parts = trained(STARFlowObjective(tiny_starflow(), tiny_fae()))
+        assert parts == {"model.blocks", "model.class_embedding", "model.class_bias"}
+
+    @pytest.mark.parametrize("make", [tiny_fae, tiny_kl])
+    def test_terms(self, make):
+        model, inputs = tiny_starflow(noise_sigma=0.5), batch()
+        objective = STARFlowObjective(model, make(), latent_norm_weight=0.25).eval()
+        losses = objective(inputs, numbers(3))
+        random = numbers(3)
+        noisy = objective.latents(inputs, random)
+        noisy = noisy + 0.5 * random.normal(*noisy.shape)
+        output = model(noisy, inputs["class_labels"], output_block_inputs=True)
+        nll = (0.5 * output.sample.square().sum() - output.log_det.sum()) / noisy.numel()
+        norm = sum(tokens.square().mean() for tokens in output.block_inputs)
+        torch.testing.assert_close(losses["latent_norm"], norm)
+        torch.testing.assert_close(losses["loss"], nll + 0.25 * norm)
+        bits = (nll + 0.5 * math.log(2 * math.pi)) / math.log(2)
+        torch.testing.assert_close(losses["bits_per_dim"], bits)
+
+    def test_bits_of_a_standard_normal(self):
+        """Its entropy is log2(sqrt(2 pi e)) = 2.0471 bits."""
+        objective = STARFlowObjective(Recorder(), tiny_fae(), latent_norm_weight=0.0)
+        objective.latents = lambda batch, random: math.sqrt(1 - 0.3**2) * torch.randn(4000, 4, 4, 4)
+        losses = objective({"class_labels": torch.zeros(4000, dtype=torch.long)}, numbers())
+        assert losses["bits_per_dim"].item() == pytest.approx(2.0471, abs=0.01)
+        assert losses["loss"].item() == pytest.approx(0.5, abs=0.01)
+        assert losses["latent_norm"].item() == pytest.approx(5.0, abs=0.1)
+
+    def test_dropped_labels_reach_the_null_class(self):
+        objective = STARFlowObjective(Recorder(), tiny_fae(), label_dropout=0.1)
+        objective.latents = lambda batch, random: torch.zeros(8000, 4, 1, 1)
+        inputs = {"class_labels": torch.full((8000,), 3)}
+        for training, share in ((True, 0.1), (False, 0.0)):
+            objective.training = training
+            objective(inputs, numbers())
+            assert set(objective.model.labels.tolist()) == ({3, 10} if training else {3})
+            assert (objective.model.labels == 10).float().mean().item() == pytest.approx(share, abs=0.02)
+
+    def test_one_step_moves_the_weights(self):
+        """Against the switch that the reference code ships with, which keeps its optimiser from stepping."""
+        model = tiny_starflow()
+        before = model.blocks[0].proj_out.weight.detach().clone()
+        objective = STARFlowObjective(model, tiny_fae()).train()
+        optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], 1e-3)
+        objective(batch(), numbers())["loss"].backward()
+        optimizer.step()
+        assert not torch.equal(model.blocks[0].proj_out.weight, before)
+
+
+def test_noise_has_its_strength_and_belongs_to_the_images():
+    latents = torch.zeros(64, 4, 8, 8)
+    noisy = add_noise(latents, 0.3, numbers(1))
+    assert noisy.std().item() == pytest.approx(0.3, rel=0.02)
+    assert torch.equal(noisy[3:], add_noise(latents[3:], 0.3, ImageRandom(1, first_image=3)))
+    assert add_noise(latents, 0.0, numbers()) is latents

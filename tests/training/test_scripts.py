@@ -11,11 +11,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from damaged import damaged_rows
+from factories import tiny_kl
 from PIL import Image
 from safetensors.torch import load_file
 from training_runs import ADVERSARIAL
 
-from hf_fae import AutoencoderFAE, FAEDiTPipeline
+from hf_fae import AutoencoderFAE, FAEDiTPipeline, FAEStarFlowPipeline
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -158,6 +159,76 @@ def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path,
     assert tuned.id2label == {0: "circle", 1: "cross", 2: "dot", 3: "ring", 4: "square", 5: "star"}
     assert tuned.transformer.config.num_classes == 6
     assert len(tuned(["star", "circle"], output_type="pt").images) == 2
+
+
+def test_train_starflow_on_cached_latents_and_go_on_from_its_pipeline(tmp_path, decoded, image_folder, train_here):
+    latents, first, second = (tmp_path / name for name in ("latents", "first", "second"))
+    pictures = ["--dataset_name", str(image_folder), "--label_column", "label"]
+    train_here("cache_latents", "smoke_cache_latents.yaml", latents, "--vae", str(decoded), *pictures)
+    flags = ["--guidance_scale", "2.0", "--noise_sigma", "0.2"]
+    train_here("train_starflow", "smoke_starflow.yaml", first, "--dataset_name", str(latents), *flags)
+    pipeline = FAEStarFlowPipeline.from_pretrained(first)
+    assert pipeline.vae.image_encoder is None and pipeline.id2label == {0: "circle", 1: "cross", 2: "dot", 3: "ring"}
+    assert pipeline.guidance_scale == 2.0 and pipeline.transformer.config.noise_sigma == 0.2
+    assert pipeline.transformer.config.sample_size == 4
+    assert [image.size for image in pipeline(["ring", 0]).images] == [(32, 32)] * 2
+    # Nearly the identity: the bits of a standard normal at unit variance and a little more.
+    assert 1.5 < last(first, "validation/bits_per_dim") < 3 and last(first, "bits_per_dim") > 0
+    assert (first / "validation" / "samples-0000004.png").is_file()
+    assert "2506.06276" in (first / "README.md").read_text()
+
+    encoder = ["--image_encoder", str(decoded / "image_encoder.d")]
+    train_here("train_starflow", "smoke_starflow.yaml", second, "--pipeline", str(first), *pictures, *encoder)
+    before, after = (load_file(run / "transformer/diffusion_pytorch_model.safetensors") for run in (first, second))
+    assert before.keys() == after.keys() and not torch.equal(before["class_bias"], after["class_bias"])
+    with pytest.raises(ValueError, match="must be a FAEDiTPipeline, got a FAEStarFlowPipeline"):
+        flags = ["--pipeline", str(first), *pictures]
+        train_here("train_generator", "smoke_generator.yaml", tmp_path / "third", *flags)
+
+
+def test_flow_on_latents_of_diffusers_own_autoencoder(tmp_path, image_folder, train_here):
+    """The papers' baseline: patches of 2 x 2 latents of an `AutoencoderKL`, from a cache and from pictures."""
+    tiny_kl().save_pretrained(tmp_path / "kl")
+    pictures = ["--dataset_name", str(image_folder), "--label_column", "label"]
+    vae = ["--vae", str(tmp_path / "kl")]
+    latents, cached, direct = (tmp_path / name for name in ("latents", "cached", "direct"))
+    train_here("cache_latents", "smoke_cache_latents.yaml", latents, *vae, *pictures)
+    flags = ["--patch_size", "2", "--mixed_precision", "no"]
+    train_here("train_starflow", "smoke_starflow.yaml", cached, "--dataset_name", str(latents), *flags)
+    train_here("train_starflow", "smoke_starflow.yaml", direct, *vae, *pictures, *flags)
+    bits = [last(run, "validation/bits_per_dim") for run in (cached, direct)]
+    assert bits[0] == pytest.approx(bits[1], abs=1e-3)  # moments are cached in half precision
+    pipeline = FAEStarFlowPipeline.from_pretrained(cached)
+    assert type(pipeline.vae).__name__ == "AutoencoderKL"
+    assert pipeline("ring").images[0].size == (32, 32)
+    with pytest.raises(ValueError, match="update_vae must be False for an AutoencoderKL"):
+        train_here("cache_latents", "smoke_cache_latents.yaml", tmp_path / "x", *vae, *pictures, "--update_vae")
+    # A denoiser, too, works with it.
+    train_here("train_generator", "smoke_generator.yaml", tmp_path / "dit", "--dataset_name", str(latents))
+    assert FAEDiTPipeline.from_pretrained(tmp_path / "dit")("ring").images[0].size == (32, 32)
+
+
+def test_decoders_are_tuned_to_the_noise_of_a_flow(tmp_path, decoded, image_folder, train_here):
+    features, pixels = tmp_path / "features", tmp_path / "pixels"
+    pictures, noise = ["--dataset_name", str(image_folder)], ["--latent_noise", "0.3"]
+    train_here("train_fae", "smoke_fae.yaml", features, "--fae", str(decoded), *noise, *pictures)
+    flags = ["--fae", str(features), "--stage", "II", *noise, *pictures]
+    train_here("train_pixel_decoder", "smoke_pixel_decoder.yaml", pixels, *flags)
+    models = [AutoencoderFAE.from_pretrained(folder).state_dict() for folder in (decoded, features, pixels)]
+    for before, after, part in zip(models, models[1:], ("feature_decoder", "pixel_decoder")):
+        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {part}  # the encoder, and what latents mean, stay
+    for flags, message in (
+        (["--fae", str(decoded)], "latent_noise must be positive with fae and 0 without, got 0.0"),
+        (
+            ["--image_encoder", "x", *noise],
+            "latent_noise must be positive with fae and 0 without, got 0.3 and fae None",
+        ),
+        ([], "image_encoder must name the frozen encoder of a new FAE, got None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_here("train_fae", "smoke_fae.yaml", tmp_path / "never", *flags, *pictures)
+    assert not (tmp_path / "never").exists()
 
 
 def test_train_on_damaged_rows_to_the_end(tmp_path, decoded, damaged_parquet, train_here, capsys):
