@@ -7,14 +7,18 @@ import torch
 
 __all__ = ["KVCache", "LayerCache"]
 
+# Buffers are read up to a multiple of this: reading them whole would double the traffic on average, and reading just
+# what is there would give the compiler a new shape for every token.
+READ_STEP = 64
+
 
 class LayerCache(NamedTuple):
-    """One layer's part of a cache: tensors of fixed shapes, as the compiler wants them.
+    """One layer's part of a cache.
 
     Attributes:
-        keys, values: (batch, length, heads, head_dim), written in place.
+        keys, values: (batch, heads, places, head_dim), written in place; a head's numbers lie together.
         positions: (n,) long, the places of the n tokens that are being added.
-        mask: (1, 1, n, length), True where such a token may look.
+        mask: (1, 1, n, places), True where such a token may look.
     """
 
     keys: torch.Tensor
@@ -23,17 +27,17 @@ class LayerCache(NamedTuple):
     mask: torch.Tensor
 
     def write(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the keys and values (batch, n, heads, head_dim) of the new tokens, and return all."""
-        self.keys.index_copy_(1, self.positions, key.to(self.keys.dtype))
-        self.values.index_copy_(1, self.positions, value.to(self.values.dtype))
-        return self.keys, self.values
+        """Add the keys and values (batch, n, heads, head_dim) of the new tokens, and return all in this layout."""
+        for buffer, new in ((self.keys, key), (self.values, value)):
+            buffer.index_copy_(2, self.positions, new.transpose(1, 2).to(buffer.dtype))
+        return self.keys.transpose(1, 2), self.values.transpose(1, 2)
 
 
 class KVCache:
     """The cache of all layers of a causal stack, empty at first.
 
     Args:
-        num_layers, batch_size, length, heads, head_dim: two buffers a layer of (batch_size, length, heads, head_dim).
+        num_layers, batch_size, places, heads, head_dim: two buffers a layer of (batch_size, heads, places, head_dim).
         device, dtype: of the buffers.
 
     Attributes:
@@ -44,24 +48,25 @@ class KVCache:
         self,
         num_layers: int,
         batch_size: int,
-        length: int,
+        places: int,
         heads: int,
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
     ):
-        shape = (batch_size, length, heads, head_dim)
+        shape = (batch_size, heads, places, head_dim)
         # Zeros: what a mask hides must be finite all the same.
         self._buffers = [
             tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in ("keys", "values"))
             for _ in range(num_layers)
         ]
-        self._places = torch.arange(length, device=device)
+        self._places = torch.arange(places, device=device)
         self.length = 0
 
     def extend(self, count: int) -> list[LayerCache]:
         """Make room for `count` tokens, which see what is there and themselves in causal order."""
         positions = self._places[self.length : self.length + count]
-        mask = (self._places <= positions[:, None])[None, None]
         self.length += count
-        return [LayerCache(keys, values, positions, mask) for keys, values in self._buffers]
+        read = -(-self.length // READ_STEP) * READ_STEP
+        mask = (self._places[:read] <= positions[:, None])[None, None]
+        return [LayerCache(keys[:, :, :read], values[:, :, :read], positions, mask) for keys, values in self._buffers]

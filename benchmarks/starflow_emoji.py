@@ -1,0 +1,117 @@
+"""How good are a flow's samples of emoji, with each way to take off its noise? Writes a table and a sheet of pictures.
+
+    python benchmarks/starflow_emoji.py outputs/emoji/5-starflow --tuned outputs/emoji/6-noisy \
+        --data ../shared/assets/fluent-emoji --judge ../shared/assets/efficientnet-lite0 --output docs/images
+
+`fid_effnet` is the Fréchet distance of EfficientNet-Lite0's pooled features, by torchmetrics, between samples (of the
+labels of random training pictures) and all training pictures, composited on white and cropped as for training. It is
+no FID: compare it within one table only. The untrained flow is the pipeline with fresh weights, which are the identity.
+"""
+
+import argparse
+from pathlib import Path
+
+import timm
+import torch
+from torch.nn import functional as F
+from torchmetrics.image.fid import FrechetInceptionDistance
+from tqdm import tqdm
+
+from hf_fae import AutoencoderFAE, FAEStarFlowPipeline, STARFlowTransformer2DModel
+from hf_fae.images import make_grid, to_pil
+from hf_fae.training.data import DataArguments, ImageData
+
+
+class EfficientNet(torch.nn.Module):
+    """uint8 pictures (B, 3, H, W) -> pooled features (B, 1280)."""
+
+    num_features = 1280
+
+    def __init__(self, folder):
+        super().__init__()
+        self.model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        config = self.model.pretrained_cfg
+        self.size = config["input_size"][1:]
+        self.mean, self.std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+
+    @torch.no_grad()
+    def forward(self, images):
+        images = F.interpolate(images / 255, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        return self.model((images - self.mean) / self.std)
+
+
+def to_uint8(images):
+    return (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def draw(pipe, labels, args, **options):
+    """Pictures (N, 3, H, W) in [-1, 1], each from a seed of its own."""
+    parts = []
+    for start in tqdm(range(0, len(labels), args.batch_size), leave=False, unit="batch"):
+        part = labels[start : start + args.batch_size]
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        parts.append(pipe(class_labels=part, generator=generators, output_type="pt", **options).images * 2 - 1)
+    return torch.cat(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", help="folder of a FAEStarFlowPipeline")
+    parser.add_argument("--tuned", help="folder of its tokenizer with decoders tuned to the noise")
+    parser.add_argument("--data", required=True, help="Fluent Emoji: a folder or a Hub id")
+    parser.add_argument("--judge", required=True, help="folder of EfficientNet-Lite0")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
+    args = parser.parse_args()
+
+    pipe = FAEStarFlowPipeline.from_pretrained(args.pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    resolution = pipe.vae.config.sample_size
+    data = ImageData(
+        DataArguments(args.data, label_column="subgroup", resolution=resolution, max_validation_samples=333)
+    )
+    judge = FrechetInceptionDistance(EfficientNet(args.judge), reset_real_features=False)
+    labels = torch.tensor([data.example(data.train[place])["class_labels"] for place in range(len(data))])
+    for start in tqdm(range(0, len(data), 50), desc="training pictures"):
+        places = range(start, min(start + 50, len(data)))
+        pictures = torch.stack([data.example(data.train[place])["pixel_values"] for place in places])
+        judge.update(to_uint8(pictures), real=True)
+
+    def score(pictures):
+        judge.reset()
+        for part in to_uint8(pictures).split(50):
+            judge.update(part, real=False)
+        return judge.compute().item()
+
+    chosen = labels[torch.randint(len(labels), (args.samples,), generator=torch.Generator().manual_seed(0))].tolist()
+    print("| samples | guidance | fid_effnet |\n|---|---|---|")
+
+    def report(name, scale, pictures):
+        print(f"| {name} | {scale} | {score(pictures):.1f} |", flush=True)
+
+    validation = torch.cat([batch["pixel_values"] for batch in data.validation_batches(50)])
+    report("333 validation pictures themselves", "", validation)
+    tuned = AutoencoderFAE.from_pretrained(args.tuned, image_encoder=None) if args.tuned else None
+    own = pipe.vae
+    trained = pipe.transformer
+    pipe.register_modules(transformer=STARFlowTransformer2DModel.from_config(trained.config).eval())
+    report("untrained flow", 1.0, draw(pipe, chosen, args, guidance_scale=1.0))
+    pipe.register_modules(transformer=trained)
+    sheet, names = [], [pipe.id2label[label] for label in chosen[:8]]
+    for scale in args.scales:
+        routes = [("noise left on", own, False), ("score step", own, True)]
+        routes += [("tuned decoder", tuned, False)] if tuned else []
+        for name, vae, denoise in routes:
+            pipe.register_modules(vae=vae)
+            pictures = draw(pipe, chosen, args, guidance_scale=scale, denoise=denoise)
+            report(name, scale, pictures)
+            if scale == args.scales[len(args.scales) // 2]:
+                sheet += to_pil(pictures[:8])
+    make_grid(sheet, columns=8, labels=names * (len(sheet) // 8)).save(args.output / "emoji_starflow_routes.png")
+
+
+if __name__ == "__main__":
+    main()
