@@ -1,6 +1,7 @@
 """The curves of a run's stages from their logs, as in docs/training.md (needs the extra `docs`).
 
 python benchmarks/plot_runs.py outputs/emoji docs/images/emoji_curves.png
+python benchmarks/plot_runs.py outputs/emoji docs/images/emoji_starflow_curves.png --panels starflow
 """
 
 import argparse
@@ -15,22 +16,34 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 # Panel title, then (folder, key of the log, label) of its curves.
-PANELS = [
-    (
-        "stage Ia: feature cosine",
-        [("1-fae", "feature_cosine", "train"), ("1-fae", "validation/feature_cosine", "validation")],
-    ),
-    (
-        "stages Ib and II: PSNR in dB (validation)",
-        [
-            ("2-pixels", "validation/psnr_of_encoder_features", "Ib, of the encoder's features"),
-            ("2-pixels", "validation/psnr", "Ib, whole tokenizer"),
-            ("3-pixels", "validation/psnr", "II, whole tokenizer"),
-        ],
-    ),
-    ("generator: loss", [("4-dit", "loss", "train"), ("4-dit", "validation/loss", "validation")]),
-    ("generator: loss by noise time", [("4-dit", f"loss_t/0.{i}", f"t from 0.{i}") for i in (0, 2, 4, 6, 8)]),
-]
+PANELS = {
+    "fae": [
+        (
+            "stage Ia: feature cosine",
+            [("1-fae", "feature_cosine", "train"), ("1-fae", "validation/feature_cosine", "validation")],
+        ),
+        (
+            "stages Ib and II: PSNR in dB (validation)",
+            [
+                ("2-pixels", "validation/psnr_of_encoder_features", "Ib, of the encoder's features"),
+                ("2-pixels", "validation/psnr", "Ib, whole tokenizer"),
+                ("3-pixels", "validation/psnr", "II, whole tokenizer"),
+            ],
+        ),
+        ("generator: loss", [("4-dit", "loss", "train"), ("4-dit", "validation/loss", "validation")]),
+        ("generator: loss by noise time", [("4-dit", f"loss_t/0.{i}", f"t from 0.{i}") for i in (0, 2, 4, 6, 8)]),
+    ],
+    "starflow": [
+        (
+            "flow: bits per dimension",
+            [("5-starflow", "bits_per_dim", "train"), ("5-starflow", "validation/bits_per_dim", "validation")],
+        ),
+        (
+            "tuned feature decoder: cosine on noisy latents",
+            [("6-noisy", "feature_cosine", "train"), ("6-noisy", "validation/feature_cosine", "validation")],
+        ),
+    ],
+}
 
 
 def curve(run: Path, key: str) -> tuple[list[int], list[float]]:
@@ -44,9 +57,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of the stages' folders")
     parser.add_argument("output", type=Path)
+    parser.add_argument("--panels", choices=PANELS, default="fae")
     args = parser.parse_args()
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
-    for axis, (title, curves) in zip(axes.flat, PANELS, strict=True):
+    panels = PANELS[args.panels]
+    rows = len(panels) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 3.5 * rows), layout="constrained")
+    for axis, (title, curves) in zip(axes.flat, panels, strict=True):
         for folder, key, label in curves:
             images, values = curve(args.runs / folder, key)
             axis.plot(images, values, label=label, marker="." if "validation" in key else None)

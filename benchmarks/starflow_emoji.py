@@ -5,7 +5,7 @@
 
 `fid_effnet` is the Fréchet distance of EfficientNet-Lite0's pooled features, by torchmetrics, between samples (of the
 labels of random training pictures) and all training pictures, composited on white and cropped as for training. It is
-no FID: compare it within one table only. The untrained flow is the pipeline with fresh weights, which are the identity.
+no FID: compare it within one table only. The untrained flow is the same pipeline with fresh weights, the identity.
 """
 
 import argparse

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline
+from factories import (
+    tiny_encoder,
+    tiny_fae,
+    tiny_fae_dit_pipeline,
+    tiny_fae_starflow_pipeline,
+    tiny_kl,
+    tiny_starflow,
+    tiny_text_starflow_pipeline,
+)
 from PIL import Image
 
 from hf_fae.cli import main
@@ -236,3 +244,29 @@ def test_inspect_refuses(tmp_path, monkeypatch, capsys, name, message):
 def test_inspect_refuses_an_unknown_class(saved, tmp_path, capsys):
     folder = damaged(saved, tmp_path / "damaged", set_config(_class_name="AutoencoderNobodyKnows"))
     assert "'AutoencoderNobodyKnows', which is no model known here" in fail(capsys, "inspect", folder)
+
+
+def test_flow_on_diffusers_own_autoencoder(tmp_path, capsys):
+    pipe = tiny_fae_starflow_pipeline(vae=tiny_kl(), transformer=tiny_starflow(patch_size=2))
+    pipe.save_pretrained(tmp_path / "flow")
+    generate = ["generate", "--model", tmp_path / "flow", "--output", tmp_path / "a.png", "--class", "class 3", "1"]
+    main([str(argument) for argument in [*generate, "--guidance-scale", 3]])
+    assert Image.open(tmp_path / "a.png").width == 2 * 36
+    message = "--num-inference-steps has no meaning for a FAEStarFlowPipeline"
+    assert message in fail(capsys, *generate, "--num-inference-steps", 3)
+
+    main(["inspect", str(tmp_path / "flow"), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    parts = report["components"]
+    assert parts["vae"]["class"] == "AutoencoderKL" and parts["vae"]["shapes"] == {}
+    assert parts["transformer"]["parameters"]["class_bias"] == 32
+    for name in ("vae", "transformer"):
+        assert report["parameters"][name] == sum(p.numel() for p in getattr(pipe, name).parameters())
+
+
+def test_flow_of_texts_draws_no_classes(tmp_path, capsys):
+    tiny_text_starflow_pipeline().save_pretrained(tmp_path / "flow")
+    flags = ["--model", tmp_path / "flow", "--output", tmp_path / "a.png", "--class", "1"]
+    assert "is a FAEStarFlowPipeline, which draws no classes" in fail(capsys, "generate", *flags)
+    main(["inspect", str(tmp_path / "flow")])
+    assert "encoder_hidden_states: 6 x 24" in capsys.readouterr().out

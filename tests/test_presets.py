@@ -62,6 +62,31 @@ def test_xl_parameters(kind, exact, published):
     assert round(count_parameters(model) / 1e6, 2) == published
 
 
+@pytest.mark.parametrize(
+    ("name", "exact", "layers", "width", "channels"),
+    [
+        ("starflow-imagenet-256", 1_413_288_512, [2, 2, 2, 2, 2, 18], 2048, 32),
+        ("starflow-imagenet-256-sd-vae", 1_412_698_400, [2, 2, 2, 2, 2, 18], 2048, 16),
+        ("starflow-text-256", 3_859_830_336, [2, 2, 2, 2, 2, 24], 3072, 32),
+    ],
+)
+def test_starflow(name, exact, layers, width, channels):
+    """Section 1 of the STARFlow specification; of the text model, which the paper gives as 3.8 B, counted here."""
+    report = inspect(name)
+    assert report["parameters"]["total"] == exact
+    blocks = build_preset(name, device="meta").blocks
+    assert [len(block.layers) for block in blocks] == layers
+    assert all(block.proj_in.weight.shape == (width, channels) for block in blocks)
+    attention = blocks[0].layers[0].attn
+    assert (attention.heads, attention.head_dim) == (width // 64, 64)
+    assert report["shapes"]["sample"] == report["shapes"]["hidden_states"]
+    if name == "starflow-text-256":
+        assert report["shapes"]["encoder_hidden_states"] == [128, 2048]
+    else:
+        table = build_preset(name, device="meta").class_embedding.weight
+        assert table.shape == (1001, width)
+
+
 def test_swiglu_widths(fae):
     width = {block.ff.net[2].in_features for block in fae.feature_decoder.blocks}
     assert width == {4096}  # for 1536

@@ -5,7 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from factories import tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
+from factories import (
+    tiny_fae,
+    tiny_fae_dit_pipeline,
+    tiny_fae_starflow_pipeline,
+    tiny_lightning_dit,
+    tiny_starflow,
+)
 
 from hf_fae.cli import main
 
@@ -27,6 +33,8 @@ def demo(tmp_path, monkeypatch):
     pipe = tiny_fae_dit_pipeline(id2label=labels, transformer=tiny_lightning_dit(num_classes=97))
     pipe.save_pretrained("outputs/demo/4-dit")
     tiny_fae().save_pretrained("outputs/demo/3-pixels")
+    flow = tiny_fae_starflow_pipeline(id2label=labels, transformer=tiny_starflow(num_classes=97))
+    flow.save_pretrained("outputs/starflow")
     Image.new("RGB", (50, 40), "red").save("picture.jpg")
 
 
@@ -35,6 +43,7 @@ def test_python(demo):
     namespace = {}
     exec(code, namespace)
     assert len(namespace["images"]) == 2 and namespace["x"].shape == namespace["pixel_values"].shape
+    assert len(namespace["flow_images"]) == 1
 
 
 def test_commands(demo, capsys):

@@ -109,18 +109,18 @@ def _generate(args: argparse.Namespace) -> None:
 
     with _loading("--model", args.model):
         pipe = DiffusionPipeline.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(args.device)
-    if not hasattr(pipe, "label_ids"):
+    if not hasattr(pipe, "label_ids") or pipe.transformer.config.num_classes is None:
         raise ValueError(f"--model {args.model!r} is a {type(pipe).__name__}, which draws no classes")
+    options = {"guidance_scale": args.guidance_scale}
+    if args.num_inference_steps is not None:
+        if not hasattr(pipe, "scheduler"):
+            raise ValueError(f"--num-inference-steps has no meaning for a {type(pipe).__name__}, got {args.model!r}")
+        options["num_inference_steps"] = args.num_inference_steps
     names = [int(name) if name.isdecimal() and name not in pipe.label2id else name for name in args.class_labels]
     labels = [label for label in pipe.label_ids(names, "--class") for _ in range(args.num_images_per_prompt)]
     # A generator of its own for each picture: it stays the same when others are added.
     generators = [torch.Generator().manual_seed(args.seed + index) for index in range(len(labels))]
-    images = pipe(
-        labels,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        generator=generators,
-    ).images
+    images = pipe(labels, generator=generators, **options).images
     captions = [pipe.id2label.get(label, f"class {label}") for label in labels]
     columns = args.num_images_per_prompt if args.num_images_per_prompt > 1 else None
     make_grid(images, columns=columns, labels=captions).save(args.output)
