@@ -130,6 +130,10 @@ TEXT = {
         {"prompt": None, "prompt_embeds": torch.zeros(1, 7, 24)},
         r"encoder_hidden_states must have 1 to 6 tokens of width 24, got 7 of 24",
     ),
+    "negative length": (
+        {"negative_prompt_embeds": torch.zeros(1, 3, 24), "guidance_scale": 2.0},
+        "negative_encoder_hidden_states must have 6 tokens as encoder_hidden_states, got 3",
+    ),
     "negative count": (
         {"negative_prompt": ["a", "b"], "guidance_scale": 2.0},
         "negative_prompt must be one or 1 as there are prompts, got 2",

@@ -76,7 +76,6 @@ def inspect_model(name: str, model: ModelMixin) -> dict:
     A tokenizer's frozen encoder stands apart under `frozen`, not in the total.
     """
     parts = {part: count_parameters(module) for part, module in model.named_children() if part != "image_encoder"}
-    parts |= {name: parameter.numel() for name, parameter in model.named_parameters(recurse=False)}
     report = {
         "name": name,
         "class": type(model).__name__,

@@ -208,6 +208,13 @@ class TestDensity:
         ).eval()
         torch.testing.assert_close(model.denoise(latents(), CLASSES), (1 - 0.3**2) * latents(), atol=1e-6, rtol=1e-5)
 
+    def test_score_step_without_gradients_around_it(self):
+        model = tiny_starflow()
+        expected = model.denoise(latents(), CLASSES)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                assert torch.equal(model.denoise(latents() * 1, CLASSES * 1), expected)
+
     def test_score_is_the_gradient_of_each_image_and_leaves_no_trace(self):
         model, x = tiny_starflow(noise_sigma=0.5), latents()
         denoised = model.denoise(x, CLASSES)
@@ -251,7 +258,7 @@ class TestStructure:
     def test_class_prefix_is_a_linear_map_of_the_one_hot_vector(self):
         model = tiny_starflow()
         one_hot = torch.nn.functional.one_hot(CLASSES, 11).float()
-        expected = one_hot @ model.class_embedding.weight + model.class_bias
+        expected = one_hot @ model.class_embedding.weight + model.class_embedding.bias
         torch.testing.assert_close(model._prefix(CLASSES, None, 2), expected[:, None])
 
     def test_shorter_captions(self):

@@ -59,6 +59,18 @@ class STARFlowOutput(BaseOutput):
         return self.log_det - 0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)
 
 
+class ClassEmbedding(nn.Embedding):
+    """The paper's linear map of a one-hot vector: the columns of its matrix are the rows of a table."""
+
+    def __init__(self, num_embeddings: int, dim: int):
+        super().__init__(num_embeddings, dim)
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, class_labels):
+        return super().forward(class_labels) + self.bias
+
+
 class STARFlowBlock(nn.Module):
     """A causal transformer that predicts mean and scale of every token from those before it.
 
@@ -172,10 +184,7 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
             STARFlowBlock(token_dim, dim, layers, num_attention_heads) for layers in num_layers
         )
         if num_classes is not None:
-            # The paper's linear map of a one-hot vector: its columns are the rows of a table.
-            self.class_embedding = nn.Embedding(num_classes + 1, dim)
-            self.class_bias = nn.Parameter(torch.zeros(dim))
-            nn.init.normal_(self.class_embedding.weight, std=0.02)
+            self.class_embedding = ClassEmbedding(num_classes + 1, dim)
         if caption_channels is not None:
             self.caption_projection = nn.Linear(caption_channels, dim)
         self.gradient_checkpointing = False
@@ -303,6 +312,11 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
                 negative = self._prefix(
                     negative_class_labels, negative_encoder_hidden_states, len(noise), name="negative_"
                 )
+                if negative.shape != prefix.shape:
+                    raise ValueError(
+                        f"negative_encoder_hidden_states must have {prefix.shape[1]} tokens as encoder_hidden_states, "
+                        f"got {negative.shape[1]}"
+                    )
                 prefix = torch.cat([prefix, negative])
         block, rotary_emb = self.blocks[index], self._rotary_emb(grid, prefix, noise.device)
         cache = KVCache(
@@ -355,10 +369,11 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
         Returns:
             (B, in_channels, H, W), in the dtype of `hidden_states`.
         """
-        with torch.enable_grad():
-            latents = hidden_states.detach().float().requires_grad_()
-            log_prob = self(latents, class_labels, encoder_hidden_states).log_prob()
-            (score,) = torch.autograd.grad(log_prob.sum(), latents)
+        with torch.inference_mode(False), torch.enable_grad():
+            # Copies: no gradient passes through what an inference mode around this has made.
+            condition = [None if value is None else value.clone() for value in (class_labels, encoder_hidden_states)]
+            latents = hidden_states.detach().float().clone().requires_grad_()
+            (score,) = torch.autograd.grad(self(latents, *condition).log_prob().sum(), latents)
         return (latents.detach() + self.config.noise_sigma**2 * score).to(hidden_states.dtype)
 
     def _prefix(self, class_labels, encoder_hidden_states, batch_size, name=""):
@@ -374,7 +389,7 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
             if value is not None and len(value) != batch_size:
                 raise ValueError(f"{name}{argument} must have {batch_size} rows as hidden_states, got {len(value)}")
         if class_labels is not None:
-            return (self.class_embedding(class_labels) + self.class_bias)[:, None]
+            return self.class_embedding(class_labels)[:, None]
         if encoder_hidden_states is None:
             return None
         length, channels = encoder_hidden_states.shape[1:]
