@@ -97,6 +97,7 @@ def test_call_of_a_pipeline_with_a_denoiser(pipe, arguments, message):
 FLOW = {
     "guidance schedule": ({"guidance_scale": [(0.0, 1.0, 2.0)]}, "guidance_scale must be a finite number from 0"),
     "guidance below 0": ({"guidance_scale": -1}, "guidance_scale must be a finite number from 0, .* got -1"),
+    "half a Jacobi block": ({"jacobi_block_size": 2.5}, "jacobi_block_size must be a positive whole number, got 2.5"),
     "no Jacobi block": ({"jacobi_block_size": 0}, "jacobi_block_size must be a positive whole number, got 0"),
     "Jacobi tolerance": ({"jacobi_tolerance": NAN}, "jacobi_tolerance finite and not negative, got 1 and nan"),
     "text": ({"negative_prompt": "dogs"}, "negative_prompt must be None for a flow of classes"),
@@ -130,6 +131,15 @@ TEXT = {
         {"prompt": None, "prompt_embeds": torch.zeros(1, 7, 24)},
         r"encoder_hidden_states must have 1 to 6 tokens of width 24, got 7 of 24",
     ),
+    "both negatives": (
+        {"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 6, 24), "guidance_scale": 2.0},
+        "negative_prompt or negative_prompt_embeds may be given, got both",
+    ),
+    "no negative": ({"negative_prompt": [], "guidance_scale": 2.0}, "negative_prompt must be a text or a list .* got"),
+    "NaN embeddings": (
+        {"prompt": None, "prompt_embeds": torch.full((1, 6, 24), NAN)},
+        "prompt_embeds must be finite, got 144 NaN",
+    ),
     "negative length": (
         {"negative_prompt_embeds": torch.zeros(1, 3, 24), "guidance_scale": 2.0},
         "negative_encoder_hidden_states must have 6 tokens as encoder_hidden_states, got 3",
@@ -145,6 +155,14 @@ TEXT = {
 def test_call_of_a_pipeline_with_text(text_pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
         text_pipe(**{"prompt": "a cat"} | arguments)
+
+
+def test_pipeline_without_what_it_needs():
+    with pytest.raises(ValueError, match="transformer must have num_classes or caption_channels"):
+        tiny_fae_starflow_pipeline(transformer=tiny_starflow(num_classes=None), id2label=None)
+    for other in (tiny_fae_starflow_pipeline(vae=None), tiny_fae_dit_pipeline(vae=None)):
+        with pytest.raises(ValueError, match="output_type must be 'latent' for a pipeline without vae, got 'pil'"):
+            other(1)
 
 
 def test_text_without_an_encoder():
@@ -292,7 +310,11 @@ STARFLOW = {
     ),
     "NaN": ({"hidden_states": torch.full((1, 4, 4, 4), NAN)}, "hidden_states must be finite, got 64 NaN"),
     "no label": ({"class_labels": None}, "class_labels must be given, got NoneType"),
-    "labels": ({"class_labels": torch.zeros(2, dtype=torch.long)}, "class_labels must have 1 rows .* got 2"),
+    "label axes": ({"class_labels": torch.tensor([[0]])}, r"class_labels must have 1 axes .* got shape \(1, 1\)"),
+    "labels": (
+        {"class_labels": torch.zeros(2, dtype=torch.long)},
+        r"class_labels must have 1 axes and 1 rows .* got shape \(2,\)",
+    ),
     "text": (
         {"encoder_hidden_states": torch.zeros(1, 6, 24)},
         "encoder_hidden_states must be None for a flow that was",
@@ -315,6 +337,8 @@ def test_flow_of_captions():
         model(x, encoder_hidden_states=torch.zeros(1, 7, 24))
     with pytest.raises(ValueError, match="encoder_hidden_states must be given, got NoneType"):
         model(x)
+    with pytest.raises(ValueError, match=r"encoder_hidden_states must have 3 axes and 1 rows .* got shape \(6, 24\)"):
+        model(x, encoder_hidden_states=torch.zeros(6, 24))
     with pytest.raises(ValueError, match="class_labels must be None for a flow that was not made for it, got Tensor"):
         model(x, torch.tensor([1]), torch.zeros(1, 6, 24))
 
@@ -324,6 +348,8 @@ FLOW_CONFIGS = {
     "no block": ({"num_layers": []}, r"num_layers must list at least one layer for each block, got \[\]"),
     "empty block": ({"num_layers": [1, 0]}, r"num_layers must list at least one layer .* got \[1, 0\]"),
     "two conditions": ({"caption_channels": 8}, "num_classes must be None for a flow with caption_channels 8, got 10"),
+    "no channels": ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+    "no patch": ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
     "noise": ({"noise_sigma": -0.1}, "noise_sigma must be finite and not negative, got -0.1"),
     "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a multiple of patch_size 2, got 5"),
 }
@@ -339,7 +365,7 @@ def test_inverse_of_a_block_out_of_range():
     model, z, labels = tiny_starflow(), torch.zeros(1, 4, 4, 4), torch.tensor([0])
     with pytest.raises(ValueError, match="index must be that of one of 4 blocks, got 4"):
         model.inverse_block(z, 4, labels)
-    with pytest.raises(ValueError, match="jacobi_block_size must be at least 1 .* got 0 and 0.001"):
+    with pytest.raises(ValueError, match="jacobi_block_size must be a whole number from 1 .* got 0 and 0.001"):
         model.inverse(z, labels, jacobi_block_size=0)
     with pytest.raises(ValueError, match="negative_class_labels must be given, got NoneType"):
         model.inverse(z, labels, guidance=FlowGuidance(1.0))

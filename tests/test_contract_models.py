@@ -21,6 +21,14 @@ class ModelCase:
     inputs: Callable[[int], dict]
     lora: bool = True
 
+    def uses(self, model) -> list[Callable[[], torch.Tensor]]:
+        """All that is called of a model: `forward`, and the other ways through a flow."""
+        inputs = self.inputs(2)
+        uses = [lambda: run(model, inputs)]
+        if hasattr(model, "inverse"):
+            uses += [lambda: model.inverse(**inputs), lambda: model.denoise(**inputs)]
+        return uses
+
 
 def images(batch_size: int) -> dict:
     return {"pixel_values": torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1}
@@ -207,6 +215,56 @@ def test_group_offload(case, model):
     cpu = torch.device("cpu")
     model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
     assert torch.equal(run(model, case.inputs(2)), expected)
+
+
+@pytest.mark.parametrize("kwargs", [{"offload_type": "leaf_level"}, {"offload_type": "block_level"}])
+def test_group_offload_to_another_place(case, model, monkeypatch, kwargs):
+    """Weights that are offloaded are NaN: whatever uses them without asking for them shows it. No GPU is needed."""
+    uses = case.uses(model)
+    expected = [use() for use in uses]
+    weights_elsewhere(monkeypatch)
+    cpu = torch.device("cpu")
+    kwargs = {"num_blocks_per_group": 1, **kwargs} if kwargs["offload_type"] == "block_level" else kwargs
+    model.enable_group_offload(onload_device=cpu, offload_device=cpu, **kwargs)
+    assert all(p.isnan().any() for name, p in model.named_parameters() if not name.startswith("image_encoder."))
+    for use, result in zip(uses, expected, strict=True):
+        assert torch.equal(use(), result)
+
+
+def weights_elsewhere(monkeypatch):
+    """diffusers' groups of weights, onloading and offloading as if to another device."""
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    real = {}
+
+    def tensors(group):
+        for module in group.modules:
+            yield from (*module.parameters(), *module.buffers())
+        yield from (*group.parameters, *group.buffers)
+
+    def onload(group):
+        for tensor in tensors(group):
+            if id(tensor) in real:
+                tensor.data = real.pop(id(tensor))
+
+    def offload(group):
+        for tensor in tensors(group):
+            if id(tensor) not in real:
+                real[id(tensor)] = tensor.data
+                tensor.data = torch.full_like(tensor.data, float("nan"))
+
+    monkeypatch.setattr(ModuleGroup, "onload_", onload)
+    monkeypatch.setattr(ModuleGroup, "offload_", offload)
+
+
+def test_output_is_rebuilt_by_accelerate(case, model):
+    """As by a model that is prepared for mixed precision, or offloaded layer by layer."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    with torch.no_grad():
+        expected = model(**case.inputs(2))
+        converted = convert_outputs_to_fp32(model.forward)(**case.inputs(2))
+    assert type(converted) is type(expected) and torch.equal(converted.sample, expected.sample)
 
 
 def test_compiles_to_a_full_graph(case, model):

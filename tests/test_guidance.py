@@ -97,7 +97,7 @@ def test_flow_guidance_of_weight_0_changes_nothing():
     assert not FlowGuidance(0.0).is_active and FlowGuidance(-0.5).is_active
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0, 3.0, 20.0, 1e4])
+@pytest.mark.parametrize("weight", [0.0, 0.1, 0.3, 1.0, 3.0, 3.7, 20.0, 1e4])
 def test_guided_scale_never_exceeds_the_conditional_one(weight):
     mean, scale, *negative = random_flow()
     _, guided = FlowGuidance(weight).combine(mean, scale, *negative)
@@ -131,6 +131,7 @@ def test_a_scale_is_one_more_than_the_weight():
         (True, "got True"),
         ({"scale": 2.0}, "got {'scale': 2.0}"),
         ({"weight": -2.0}, "guidance weight w must be finite and at least -1, got -2.0"),
+        ({"weight": "3"}, "guidance weight w must be finite and at least -1, got '3'"),
         ({"rule": "newest"}, "guidance rule must be 'starflow' or 'tarflow', got 'newest'"),
     ],
 )

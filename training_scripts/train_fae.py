@@ -63,9 +63,9 @@ class FAEArguments:
 def check_arguments(args: FAEArguments) -> None:
     if args.fae is None and args.image_encoder is None:
         raise ValueError("image_encoder must name the frozen encoder of a new FAE, got None")
-    if (args.fae is None) != (args.latent_noise == 0) or args.latent_noise < 0:
+    if (args.fae is None) != (args.latent_noise == 0):
         raise ValueError(
-            f"latent_noise must be positive with fae and 0 without, got {args.latent_noise} and fae {args.fae!r}"
+            f"latent_noise must be positive with fae, and 0 without, got {args.latent_noise} and fae {args.fae!r}"
         )
 
 

@@ -24,8 +24,8 @@ from hf_fae.training.generation import (
     match_classes,
     objective_of,
     open_data,
+    open_pipeline,
     open_tokenizer,
-    resume_pipeline,
     save_without_encoder,
 )
 from hf_fae.training.latent_cache import CachedLatents
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     with loop.accelerator.main_process_first():
         data = open_data(data_args, loop_args.seed)
         if args.pipeline:
-            pipeline = resume_pipeline(args.pipeline, FAEDiTPipeline, args.vae, args.image_encoder, data)
+            pipeline = open_pipeline(args.pipeline, FAEDiTPipeline, args.vae, args.image_encoder, data)
         else:
             pipeline = new_pipeline(args, data)
     loop.print(data.describe())

@@ -21,8 +21,8 @@ from hf_fae.training.generation import (
     latent_size,
     match_classes,
     open_data,
+    open_pipeline,
     open_tokenizer,
-    resume_pipeline,
     save_without_encoder,
 )
 from hf_fae.training.latent_cache import CachedLatents
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     with loop.accelerator.main_process_first():
         data = open_data(data_args, loop_args.seed)
         if args.pipeline:
-            pipeline = resume_pipeline(args.pipeline, FAEStarFlowPipeline, args.vae, args.image_encoder, data)
+            pipeline = open_pipeline(args.pipeline, FAEStarFlowPipeline, args.vae, args.image_encoder, data)
         else:
             pipeline = new_pipeline(args, data)
     loop.print(data.describe())

@@ -106,8 +106,8 @@ class FlowGuidance:
     rule: str = "starflow"
 
     def __post_init__(self):
-        if not -1 <= self.weight < math.inf:
-            raise ValueError(f"guidance weight w must be finite and at least -1, got {self.weight}")
+        if not isinstance(self.weight, Real) or not -1 <= self.weight < math.inf:
+            raise ValueError(f"guidance weight w must be finite and at least -1, got {self.weight!r}")
         if self.rule not in ("starflow", "tarflow"):
             raise ValueError(f"guidance rule must be 'starflow' or 'tarflow', got {self.rule!r}")
 
@@ -137,10 +137,10 @@ class FlowGuidance:
         """The guided mean and scale, from the conditional and the unconditional ones; all of one shape.
 
         With r = min((scale / negative_scale)^2, 1) and D = 1 + w - w r the scale is divided by sqrt(D), and the mean
-        moves by w r / D of its distance from the unconditional one.
+        moves by w r / D of its distance from the unconditional one (STARFlow, section 3.4).
         """
         if self.rule == "tarflow":
             return mean + self.weight * (mean - negative_mean), scale * (scale / negative_scale) ** self.weight
         ratio = (scale / negative_scale).square().clamp_max(1)
-        spread = 1 + self.weight - self.weight * ratio
+        spread = 1 + self.weight * (1 - ratio)  # D, so written never below 1 by rounding
         return mean + self.weight * ratio / spread * (mean - negative_mean), scale * spread.rsqrt()

@@ -7,7 +7,6 @@ read.
 import json
 import re
 from collections import Counter
-from inspect import signature as inspect_signature
 from pathlib import Path
 
 import diffusers
@@ -20,6 +19,8 @@ import hf_fae
 
 from .autoencoders.frozen_encoder import SUBFOLDER as ENCODER_FOLDER
 from .encoders import VisionEncoder
+from .generators.class_table import ClassTableMixin
+from .generators.lightning_dit import LightningDiTTransformer2DModel
 from .latents import LatentAutoencoderMixin
 from .layers.positions import SinCosPositions, grid_size
 from .presets import PRESETS, build_preset
@@ -55,18 +56,17 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
             "decoded_features": model.decode_features(posterior.mean),
             "image": model.decode(posterior.mean).sample,
         }
-    elif type(model).__module__.startswith("hf_fae."):
-        inputs = {"hidden_states": torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")}
-        if "timestep" in inspect_signature(model.forward).parameters:
-            inputs["timestep"] = torch.empty(1, device="meta")
-        if config.num_classes is not None:
-            inputs["class_labels"] = torch.empty(1, dtype=torch.long, device="meta")
+    elif isinstance(model, ClassTableMixin):  # a generator
+        tensors = {"hidden_states": torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")}
         if config.get("caption_channels") is not None:
             shape = (1, config.max_caption_length, config.caption_channels)
-            inputs["encoder_hidden_states"] = torch.empty(shape, device="meta")
-        conditions = ("timestep", "class_labels")
-        tensors = {name: value for name, value in inputs.items() if name not in conditions}
-        tensors["sample"] = model.eval()(**inputs).sample
+            tensors["encoder_hidden_states"] = torch.empty(shape, device="meta")
+        other = {}
+        if config.num_classes is not None:
+            other["class_labels"] = torch.empty(1, dtype=torch.long, device="meta")
+        if isinstance(model, LightningDiTTransformer2DModel):
+            other["timestep"] = torch.empty(1, device="meta")
+        tensors["sample"] = model(**tensors, **other).sample
     return {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
 
 

@@ -28,7 +28,7 @@ def normalized_posterior(moments: torch.Tensor, mean: torch.Tensor, std: torch.T
     The log-variance of z is clamped to [-30, 20], as everywhere in latent diffusion.
     """
     z_mean, z_logvar = moments.float().chunk(2, dim=1)
-    mean, std = mean.float(), std.float()
+    mean, std = (value.to(moments.device, torch.float32) for value in (mean, std))
     normalized = torch.cat([(z_mean - mean) / std, z_logvar.clamp(-30, 20) - 2 * std.log()], dim=1)
     return DiagonalGaussianDistribution(normalized.to(moments.dtype))
 
@@ -44,7 +44,7 @@ def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]
     mean = config.get("latents_mean") or config.get("shift_factor") or 0.0
     std = torch.tensor(config.get("latents_std") or 1.0) / config.scaling_factor
     shape = (config.latent_channels, 1, 1)
-    return tuple(torch.as_tensor(value).float().view(-1, 1, 1).expand(shape).to(vae.device) for value in (mean, std))
+    return tuple(torch.as_tensor(value).float().view(-1, 1, 1).expand(shape) for value in (mean, std))
 
 
 def encode_images(vae: torch.nn.Module, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
@@ -58,7 +58,8 @@ def encode_images(vae: torch.nn.Module, pixel_values: torch.Tensor) -> DiagonalG
 def decode_latents(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H, W), about [-1, 1] and unclamped, of normalised latents (B, C, h, w) of any dtype."""
     if not isinstance(vae, LatentAutoencoderMixin):
-        mean, std = latent_statistics(vae)
+        # To the latents' device: where the vae is offloaded, it is still elsewhere.
+        mean, std = (value.to(latents.device) for value in latent_statistics(vae))
         latents = latents.float() * std + mean
     return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
 
@@ -166,7 +167,8 @@ class LatentAutoencoderMixin(AutoencoderMixin):
 
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents in the scale in which the tokenizer was trained, computed in fp32."""
-        return (latents.float() * self.latents_std.float() + self.latents_mean.float()).to(latents.dtype)
+        mean, std = (value.to(latents.device, torch.float32) for value in (self.latents_mean, self.latents_std))
+        return (latents.float() * std + mean).to(latents.dtype)
 
     def _in_parts(
         self, function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, input_unit: int, output_unit: int

@@ -106,13 +106,18 @@ class TestInverse:
         model = tiny_starflow(num_classes=None)
         assert (model.inverse(model(latents()).sample) - latents()).abs().max() < 1e-4
 
+    def test_latents_in_bf16_are_rounded_once(self):
+        model, z = tiny_starflow(), latents().bfloat16()
+        expected = model.inverse(z.float(), CLASSES)
+        assert torch.equal(model.inverse(z, CLASSES), expected.bfloat16())
+
     def test_network_in_bf16_keeps_the_arithmetic_in_fp32(self):
-        """The numbers that the network reads back differ in fp32's last bits, and now and then round otherwise."""
+        """What is lost is what a pass over all tokens and one over a cache differ by in bf16, 2^-8 for each number."""
         model = tiny_starflow().to(torch.bfloat16)
         output = model(latents(), CLASSES)
         assert output.sample.dtype == output.log_det.dtype == torch.float32
         difference = (model.inverse(output.sample, CLASSES) - latents()).abs()
-        assert difference.median() < 1e-6 and difference.max() < 0.05
+        assert difference.median() < 0.02 and difference.max() < 0.15
 
     def test_cached_equals_full_recompute(self):
         """Without a cache: one full pass of a block for every token."""
@@ -233,8 +238,8 @@ class TestStructure:
     @pytest.mark.parametrize("index", range(4))
     def test_causality(self, index):
         """A token moves the means and scales of those behind it, and of no other, in the order of its block."""
-        block, x = tiny_starflow().blocks[index], torch.randn(1, 16, 4)
-        rotary_emb = tiny_starflow()._rotary_emb((4, 4), None, x.device)
+        model, x = tiny_starflow(), torch.randn(1, 16, 4)
+        block, rotary_emb = model.blocks[index], model._rotary_emb((4, 4), None, x.device)
         changed = x.clone()
         changed[:, 5] += 1.0
         for before, after in zip(block(x[:, :-1], rotary_emb), block(changed[:, :-1], rotary_emb), strict=True):
@@ -275,10 +280,18 @@ class TestStructure:
         model.remove_classes([10, 11])
         assert torch.equal(model(latents(), CLASSES).sample, expected)
 
-    @pytest.mark.slow
-    def test_sampling_with_compiled_layers(self):
+    @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+    def test_sampling_with_compiled_layers(self, backend):
+        """100 tokens, guided and not, by iteration, and the score step: within the compiler's eight graphs."""
         torch._dynamo.reset()
-        model = tiny_starflow()
-        expected = model.inverse(latents(), CLASSES)
-        model.compile_repeated_blocks(fullgraph=True)
-        torch.testing.assert_close(model.inverse(latents(), CLASSES), expected, atol=1e-4, rtol=1e-4)
+        model, z = tiny_starflow(), latents(side=10)
+        options = [
+            {"guidance": FlowGuidance(2.0), "negative_class_labels": torch.tensor([10, 10])},
+            {},
+            {"jacobi_block_size": 9},
+        ]
+        expected = [model.inverse(z, CLASSES, **kwargs) for kwargs in options] + [model.denoise(z, CLASSES)]
+        model.compile_repeated_blocks(fullgraph=True, backend=backend)
+        found = [model.inverse(z, CLASSES, **kwargs) for kwargs in options] + [model.denoise(z, CLASSES)]
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)

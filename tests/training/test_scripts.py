@@ -221,10 +221,10 @@ def test_decoders_are_tuned_to_the_noise_of_a_flow(tmp_path, decoded, image_fold
         changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
         assert changed == {part}  # the encoder, and what latents mean, stay
     for flags, message in (
-        (["--fae", str(decoded)], "latent_noise must be positive with fae and 0 without, got 0.0"),
+        (["--fae", str(decoded)], "latent_noise must be positive with fae, and 0 without, got 0.0"),
         (
             ["--image_encoder", "x", *noise],
-            "latent_noise must be positive with fae and 0 without, got 0.3 and fae None",
+            "latent_noise must be positive with fae, and 0 without, got 0.3 and fae None",
         ),
         ([], "image_encoder must name the frozen encoder of a new FAE, got None"),
     ):

@@ -27,7 +27,7 @@ from ..modeling import StrictModelMixin
 from .class_table import ClassTableMixin
 
 
-__all__ = ["STARFlowOutput", "STARFlowTransformer2DModel", "soft_clip"]
+__all__ = ["UNIT_SCALE", "STARFlowOutput", "STARFlowTransformer2DModel", "soft_clip"]
 
 # softplus(UNIT_SCALE) = 1: an untrained block is the identity.
 UNIT_SCALE = math.log(math.e - 1)
@@ -50,7 +50,7 @@ class STARFlowOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    log_det: torch.Tensor
+    log_det: torch.Tensor | None = None  # always there; Accelerate rebuilds outputs without arguments
     block_inputs: tuple[torch.Tensor, ...] | None = None
 
     def log_prob(self) -> torch.Tensor:
@@ -114,9 +114,9 @@ class STARFlowBlock(nn.Module):
         caches = [None] * len(self.layers) if cache is None else cache.extend(count)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(layer, hidden_states, rotary_emb, layer_cache)
+                hidden_states = self._gradient_checkpointing_func(layer, hidden_states, rotary_emb)
             else:
-                hidden_states = layer(hidden_states, rotary_emb, layer_cache)
+                hidden_states = layer(hidden_states, rotary_emb, cache=layer_cache)
         predicted = self.proj_out(self.norm_out(hidden_states[:, -tokens.shape[1] :]))
         mean, scale = soft_clip(predicted.float()).chunk(2, dim=-1)
         return mean, F.softplus(scale + UNIT_SCALE)
@@ -143,7 +143,8 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
     A flow has classes, text, or no condition at all.
 
     Raises:
-        ValueError: a head width that is no multiple of 16, blocks without layers, or both kinds of condition.
+        ValueError: a head width that is no multiple of 16, blocks without layers, both kinds of condition, or a number
+            out of range.
     """
 
     _supports_gradient_checkpointing = True
@@ -151,6 +152,7 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
     _no_split_modules = ["TransformerBlock"]
     _repeated_blocks = ["TransformerBlock"]
     _skip_layerwise_casting_patterns = ["norm", "proj_out"]
+    _group_offload_block_modules = ["class_embedding", "caption_projection"]
     _skip_keys = ["cache"]
 
     @register_to_config
@@ -178,6 +180,15 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
             )
         if not 0 <= noise_sigma < math.inf:
             raise ValueError(f"noise_sigma must be finite and not negative, got {noise_sigma}")
+        for name, number in (
+            ("patch_size", patch_size),
+            ("in_channels", in_channels),
+            ("num_attention_heads", num_attention_heads),
+            ("attention_head_dim", attention_head_dim),
+            ("max_caption_length", max_caption_length),
+        ):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         token_grid(sample_size, patch_size)  # that it can be cut
         dim, token_dim = num_attention_heads * attention_head_dim, in_channels * patch_size**2
         self.blocks = nn.ModuleList(
@@ -187,7 +198,6 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
             self.class_embedding = ClassEmbedding(num_classes + 1, dim)
         if caption_channels is not None:
             self.caption_projection = nn.Linear(caption_channels, dim)
-        self.gradient_checkpointing = False
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -223,7 +233,7 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
         block_inputs, log_det = [], torch.zeros(len(tokens), device=tokens.device)
         for index, block in enumerate(self.blocks):
             block_inputs.append(tokens)
-            block_prefix = self._prefix_of(index, prefix)
+            block_prefix = prefix if self._is_deep(index) else None
             tokens = self._ordered(tokens, index)
             rotary_emb = self._rotary_emb(grid, block_prefix, tokens.device)
             mean, scale = block(tokens[:, :-1].to(self.dtype), rotary_emb, block_prefix)
@@ -239,14 +249,19 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
         hidden_states: torch.Tensor,
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
-        **kwargs,
+        negative_class_labels: torch.Tensor | None = None,
+        negative_encoder_hidden_states: torch.Tensor | None = None,
+        guidance: FlowGuidance = FlowGuidance(),  # noqa: B008 - a frozen value
+        jacobi_block_size: int = 1,
+        jacobi_tolerance: float = 1e-3,
+        attention_kwargs: dict | None = None,
     ) -> torch.Tensor:
         """Noise to latents: the inverse of `forward`, block by block and token by token.
 
         Args:
             hidden_states: z (B, in_channels, H, W).
-            class_labels, encoder_hidden_states: as in `forward`.
-            kwargs: how to do it, see `inverse_block`.
+
+        The others are as in `inverse_block`.
 
         Returns:
             Latents (B, in_channels, H, W), in the dtype of z.
@@ -254,9 +269,21 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
         Raises:
             ValueError: as `inverse_block`.
         """
+        latents = hidden_states.float()  # in fp32 from block to block
         for index in reversed(range(len(self.blocks))):
-            hidden_states = self.inverse_block(hidden_states, index, class_labels, encoder_hidden_states, **kwargs)
-        return hidden_states
+            latents = self.inverse_block(
+                latents,
+                index,
+                class_labels,
+                encoder_hidden_states,
+                negative_class_labels,
+                negative_encoder_hidden_states,
+                guidance,
+                jacobi_block_size,
+                jacobi_tolerance,
+                attention_kwargs=attention_kwargs,
+            )
+        return latents.to(hidden_states.dtype)
 
     @apply_forward_hook
     @torch.no_grad()
@@ -297,15 +324,15 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
         """
         if not 0 <= index < len(self.blocks):
             raise ValueError(f"index must be that of one of {len(self.blocks)} blocks, got {index}")
-        if jacobi_block_size < 1 or not 0 <= jacobi_tolerance < math.inf:
+        if not isinstance(jacobi_block_size, int) or jacobi_block_size < 1 or not 0 <= jacobi_tolerance < math.inf:
             raise ValueError(
-                "jacobi_block_size must be at least 1 and jacobi_tolerance finite and not negative, "
-                f"got {jacobi_block_size} and {jacobi_tolerance}"
+                "jacobi_block_size must be a whole number from 1 and jacobi_tolerance finite and not negative, "
+                f"got {jacobi_block_size!r} and {jacobi_tolerance}"
             )
         noise, grid = self._to_tokens(hidden_states)
         check_finite("hidden_states", hidden_states)
         prefix, is_guided = None, False
-        if index == len(self.blocks) - 1:
+        if self._is_deep(index):
             prefix = self._prefix(class_labels, encoder_hidden_states, len(noise))
             is_guided = guidance.is_active and prefix is not None  # without a condition both predictions are one
             if is_guided:
@@ -327,6 +354,8 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
             self.config.attention_head_dim,
             noise.device,
             self.dtype,
+            # As `compile_repeated_blocks` leaves them.
+            static=any(layer._compiled_call_impl is not None for layer in block.layers),
         )
 
         def affine(previous):
@@ -359,7 +388,7 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
         """One score step from noisy latents y to the mean of the clean ones, y + noise_sigma^2 * grad log p(y).
 
         This is Tweedie's formula; the gradient is that of the log-density of each image, a sum over its elements. It
-        needs a forward and a backward pass, and needs no training.
+        needs a forward and a backward pass with all weights on the device, and needs no training.
 
         Args:
             hidden_states: latents (B, in_channels, H, W) with noise of standard deviation `config.noise_sigma`, as
@@ -368,8 +397,13 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
 
         Returns:
             (B, in_channels, H, W), in the dtype of `hidden_states`.
+
+        Raises:
+            ValueError: as `forward`.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        # Saved by value: where weights are offloaded, those of a layer are gone when its backward pass comes.
+        saved = torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor)
+        with torch.inference_mode(False), torch.enable_grad(), saved:
             # Copies: no gradient passes through what an inference mode around this has made.
             condition = [None if value is None else value.clone() for value in (class_labels, encoder_hidden_states)]
             latents = hidden_states.detach().float().clone().requires_grad_()
@@ -386,8 +420,12 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
             if (value is None) != (channels is None):
                 expected = "None for a flow that was not made for it" if channels is None else "given"
                 raise ValueError(f"{name}{argument} must be {expected}, got {type(value).__name__}")
-            if value is not None and len(value) != batch_size:
-                raise ValueError(f"{name}{argument} must have {batch_size} rows as hidden_states, got {len(value)}")
+            axes = 1 if argument == "class_labels" else 3
+            if value is not None and (value.ndim != axes or len(value) != batch_size):
+                raise ValueError(
+                    f"{name}{argument} must have {axes} axes and {batch_size} rows as hidden_states, "
+                    f"got shape {tuple(value.shape)}"
+                )
         if class_labels is not None:
             return self.class_embedding(class_labels)[:, None]
         if encoder_hidden_states is None:
@@ -400,8 +438,9 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
             )
         return self.caption_projection(encoder_hidden_states.to(self.dtype))
 
-    def _prefix_of(self, index, prefix):
-        return prefix if index == len(self.blocks) - 1 else None
+    def _is_deep(self, index):
+        """Whether it is the block that knows the condition: the last one, next to the noise."""
+        return index == len(self.blocks) - 1
 
     def _rotary_emb(self, grid, prefix, device):
         """Angles of prefix and tokens: row, column and place in the caption; the prefix stands at row and column 0.

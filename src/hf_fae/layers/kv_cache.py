@@ -7,10 +7,6 @@ import torch
 
 __all__ = ["KVCache", "LayerCache"]
 
-# Buffers are read up to a multiple of this: reading them whole would double the traffic on average, and reading just
-# what is there would give the compiler a new shape for every token.
-READ_STEP = 64
-
 
 class LayerCache(NamedTuple):
     """One layer's part of a cache.
@@ -39,6 +35,8 @@ class KVCache:
     Args:
         num_layers, batch_size, places, heads, head_dim: two buffers a layer of (batch_size, heads, places, head_dim).
         device, dtype: of the buffers.
+        static: read the buffers whole, so that all shapes are the same for the compiler. Otherwise they are read as
+            far as they are filled, which is half of the traffic.
 
     Attributes:
         length: tokens that are in it; set it back to write later ones anew.
@@ -53,6 +51,7 @@ class KVCache:
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
+        static: bool = False,
     ):
         shape = (batch_size, heads, places, head_dim)
         # Zeros: what a mask hides must be finite all the same.
@@ -60,13 +59,13 @@ class KVCache:
             tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in ("keys", "values"))
             for _ in range(num_layers)
         ]
-        self._places = torch.arange(places, device=device)
+        self._places, self._static = torch.arange(places, device=device), static
         self.length = 0
 
     def extend(self, count: int) -> list[LayerCache]:
         """Make room for `count` tokens, which see what is there and themselves in causal order."""
         positions = self._places[self.length : self.length + count]
         self.length += count
-        read = -(-self.length // READ_STEP) * READ_STEP
+        read = len(self._places) if self._static else self.length
         mask = (self._places[:read] <= positions[:, None])[None, None]
         return [LayerCache(keys[:, :, :read], values[:, :, :read], positions, mask) for keys, values in self._buffers]

@@ -62,7 +62,8 @@ class SinCosPositions(nn.Module):
 
     def forward(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Embeddings (1, height * width, dim) in fp32."""
-        return self.table if grid == self.grid else sincos_table(self.dim, grid, device)
+        # Not the buffer itself, which an offloading hook takes away as soon as this returns.
+        return self.table.detach() if grid == self.grid else sincos_table(self.dim, grid, device)
 
 
 def axial_angles(axes: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:

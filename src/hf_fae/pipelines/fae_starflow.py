@@ -6,15 +6,19 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils import logging
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..autoencoders.fae import AutoencoderFAE
 from ..generators.starflow import STARFlowTransformer2DModel
 from ..guidance import FlowGuidance
+from ..latents import check_finite
 from .latent_pipeline import LatentPipeline
 
 
 __all__ = ["FAEStarFlowPipeline"]
+
+logger = logging.get_logger(__name__)
 
 
 class FAEStarFlowPipeline(LatentPipeline):
@@ -57,12 +61,17 @@ class FAEStarFlowPipeline(LatentPipeline):
                     f"transformer must have caption_channels {width}, as the text_encoder has hidden_size, "
                     f"got {transformer.config.caption_channels}"
                 )
+        if transformer is not None:
+            config = transformer.config
+            if config.num_classes is None and config.caption_channels is None:
+                raise ValueError("transformer must have num_classes or caption_channels, got a flow without condition")
         self.register_labels(id2label)
         self._guidance = FlowGuidance.of(guidance_scale)
         self.register_to_config(guidance_scale=dataclasses.asdict(self._guidance), denoise=denoise)
 
     def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> torch.Tensor:
-        """Embeddings (prompts, max_caption_length, caption_channels) of texts, zero behind their ends.
+        """Embeddings (prompts, max_caption_length, caption_channels) of texts, zero behind their ends, in the dtype of
+        the text encoder. Longer texts are cut, with a warning.
 
         Raises:
             ValueError: no text or list of texts (an error calls it `name`), or there is no text encoder.
@@ -79,6 +88,10 @@ class FAEStarFlowPipeline(LatentPipeline):
             max_length=self.transformer.config.max_caption_length,
             return_tensors="pt",
         ).to(self._execution_device)
+        length = inputs.attention_mask.shape[1]
+        cut = [p for p, ids in zip(prompts, self.tokenizer(list(prompts)).input_ids, strict=True) if len(ids) > length]
+        if cut:
+            logger.warning(f"{name} is read up to its token {length} only: {cut}")
         embeds = self.text_encoder(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
         return embeds * inputs.attention_mask[..., None].to(embeds.dtype)
 
@@ -102,12 +115,15 @@ class FAEStarFlowPipeline(LatentPipeline):
         if (prompt is None) == (prompt_embeds is None):
             both = "neither" if prompt is None else "both"
             raise ValueError(f"either prompt or prompt_embeds must be given, got {both}")
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("negative_prompt or negative_prompt_embeds may be given, got both")
         embeds = self._embeds("prompt", prompt, prompt_embeds)
         count = len(embeds)
         embeds = embeds.repeat_interleave(num_images_per_prompt, dim=0)
         if not is_guided:
             return embeds, None
-        negative = self._embeds("negative_prompt", negative_prompt or "", negative_prompt_embeds)
+        negative_prompt = "" if negative_prompt is None else negative_prompt
+        negative = self._embeds("negative_prompt", negative_prompt, negative_prompt_embeds)
         if len(negative) not in (1, count):
             raise ValueError(f"negative_prompt must be one or {count} as there are prompts, got {len(negative)}")
         return embeds, negative.expand(count, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
@@ -118,6 +134,7 @@ class FAEStarFlowPipeline(LatentPipeline):
         if embeds.ndim != 3:
             width = self.transformer.config.caption_channels
             raise ValueError(f"{name}_embeds must have shape (prompts, length, {width}), got {tuple(embeds.shape)}")
+        check_finite(f"{name}_embeds", embeds)
         return embeds.to(self._execution_device)
 
     @property
@@ -210,6 +227,7 @@ class FAEStarFlowPipeline(LatentPipeline):
             prompt_embeds,
             negative_prompt_embeds,
             num_images_per_prompt,
+            guidance.is_active,
         )
         batch_size = len(next(iter(condition.values())))
         latents = self.prepare_latents(batch_size, height, width, generator, latents)
@@ -230,7 +248,7 @@ class FAEStarFlowPipeline(LatentPipeline):
                     jacobi_tolerance=jacobi_tolerance,
                     attention_kwargs=attention_kwargs,
                 )
-                if index == 0 and denoise:
+                if index == 0 and denoise:  # so that the last callback sees what is decoded
                     latents = self.transformer.denoise(latents, **condition, attention_kwargs=attention_kwargs)
                 latents = self.call_back(
                     callback_on_step_end, step, index, latents, callback_on_step_end_tensor_inputs
@@ -243,15 +261,18 @@ class FAEStarFlowPipeline(LatentPipeline):
 
     def prepare_condition(
         self,
-        prompt=None,
-        class_labels=None,
-        negative_prompt=None,
-        negative_class_labels=None,
-        prompt_embeds=None,
-        negative_prompt_embeds=None,
-        num_images_per_prompt=1,
+        prompt: str | int | list[str | int] | None = None,
+        class_labels: int | str | list[int | str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        negative_class_labels: int | str | list[int | str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        num_images_per_prompt: int = 1,
+        is_guided: bool = True,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The transformer's condition and negative condition, as its keyword arguments; see `__call__`.
+
+        Without guidance the negative texts are not encoded, and None.
 
         Raises:
             ValueError: arguments of the other kind of condition, or those of `prepare_labels` and
@@ -273,7 +294,7 @@ class FAEStarFlowPipeline(LatentPipeline):
             prompt_embeds,
             negative_prompt_embeds,
             num_images_per_prompt,
-            self.do_classifier_free_guidance,
+            is_guided,
         )
         return {"encoder_hidden_states": embeds}, {"negative_encoder_hidden_states": negative}
 

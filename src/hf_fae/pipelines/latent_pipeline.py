@@ -44,7 +44,11 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
         self._interrupt = False
 
     def check_inputs(self, height, width, output_type, tensor_inputs, **counts):
-        """Refuse what cannot be drawn, before anything is computed; `counts` are to be positive whole numbers."""
+        """Refuse what cannot be drawn, before anything is computed; `counts` are to be positive whole numbers.
+
+        Raises:
+            ValueError: an argument that does not fit.
+        """
         multiple = self.vae_scale_factor * self.transformer.config.patch_size
         for name, side in (("height", height), ("width", width)):
             if side is not None and (side < multiple or side % multiple):
@@ -54,6 +58,8 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
                 raise ValueError(f"{name} must be a positive whole number, got {number!r}")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
+        if self.vae is None and output_type != "latent":
+            raise ValueError(f"output_type must be 'latent' for a pipeline without vae, got {output_type!r}")
         unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -117,7 +123,7 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
         return latents.to(self._execution_device, torch.float32)
 
     def decode(self, latents: torch.Tensor, output_type: str):
-        """Pictures of latents (B, C, H, W), in the form that `output_type` names."""
+        """Pictures of normalised latents (B, C, H, W), in the form that `output_type` names, see `__call__`."""
         if output_type == "latent":
             return latents
         return self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)

@@ -26,7 +26,7 @@ class LoopArguments:
     lr_scheduler: Literal["constant", "cosine"] = field(
         default="constant", metadata={"help": "Learning rate after the warm-up: constant, or falling by a cosine."}
     )
-    min_learning_rate: float = field(default=0.0, metadata={"help": "Where a cosine ends."})
+    min_learning_rate: float = field(default=0.0, metadata={"help": "Where the cosine ends."})
     lr_warmup_steps: int = field(default=0, metadata={"help": "Steps over which the learning rate rises linearly."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this norm; 0: do not clip."})
     max_nonfinite_steps: int = field(

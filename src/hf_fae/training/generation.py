@@ -27,7 +27,7 @@ __all__ = [
     "objective_of",
     "open_data",
     "open_tokenizer",
-    "resume_pipeline",
+    "open_pipeline",
     "save_without_encoder",
 ]
 
@@ -36,10 +36,13 @@ def open_data(args: DataArguments, seed: int) -> ImageData | CachedLatents:
     """The latents or the pictures that `dataset_name` names.
 
     Raises:
-        ValueError: pictures without classes.
+        ValueError: pictures or latents without classes.
     """
     if is_latent_cache(args.dataset_name):
-        return CachedLatents.from_arguments(args, seed)
+        latents = CachedLatents.from_arguments(args, seed)
+        if latents.id2label is None:
+            raise ValueError(f"dataset_name must have classes, but the latents in {args.dataset_name!r} have none")
+        return latents
     if args.label_column is None:
         raise ValueError("label_column must name the column of the classes, got None")
     return ImageData(args, seed)
@@ -58,8 +61,7 @@ def open_tokenizer(
         ValueError: no tokenizer is named for pictures, or it does not fit them; or the latents are of another one.
     """
     if isinstance(data, CachedLatents):
-        kwargs = {} if path is None else {"image_encoder": None}
-        vae = load_tokenizer(str(path or data.folder / "tokenizer"), **kwargs)
+        vae = load_tokenizer(str(path or data.folder / "tokenizer"), image_encoder=None)
         data.check_tokenizer(vae)
         return vae
     if path is None:
@@ -69,9 +71,12 @@ def open_tokenizer(
     return vae
 
 
-def latent_size(vae: AutoencoderFAE | AutoencoderKL, data: ImageData | CachedLatents) -> int:
-    """The side of the data's latents."""
-    return data.shape[-1] if isinstance(data, CachedLatents) else data.args.resolution // compression_ratio(vae)
+def latent_size(vae: AutoencoderFAE | AutoencoderKL, data: ImageData | CachedLatents) -> int | list[int]:
+    """The side of the data's latents, or their [height, width] where they are not square."""
+    if isinstance(data, CachedLatents):
+        height, width = data.shape[-2:]
+        return height if height == width else [height, width]
+    return data.args.resolution // compression_ratio(vae)
 
 
 def load_trained_pipeline(path: str, pipeline_class: type[LatentPipeline] = LatentPipeline) -> LatentPipeline:
@@ -91,7 +96,7 @@ def load_trained_pipeline(path: str, pipeline_class: type[LatentPipeline] = Late
     return pipeline
 
 
-def resume_pipeline(
+def open_pipeline(
     path: str,
     pipeline_class: type[LatentPipeline],
     vae: str | None,

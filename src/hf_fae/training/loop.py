@@ -252,7 +252,7 @@ class TrainingLoop:
         optimizer = torch.optim.AdamW(groups, args.learning_rate, betas, weight_decay=args.weight_decay, fused=True)
         name, options = {
             "constant": ("constant_with_warmup", {}),
-            "cosine": ("cosine_with_min_lr", {"min_lr_rate": args.min_learning_rate / args.learning_rate}),
+            "cosine": ("cosine_with_min_lr", {"min_lr_rate": args.min_learning_rate / (args.learning_rate or 1)}),
         }[args.lr_scheduler]
         schedule = get_scheduler(
             name, optimizer, args.lr_warmup_steps, args.max_train_steps, scheduler_specific_kwargs=options

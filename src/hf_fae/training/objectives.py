@@ -50,6 +50,11 @@ def add_noise(latents: torch.Tensor, sigma: float, random: ImageRandom) -> torch
     return latents + sigma * random.normal(*latents.shape).to(latents.dtype) if sigma else latents
 
 
+def _check_noise(latent_noise):
+    if not 0 <= latent_noise < math.inf:
+        raise ValueError(f"latent_noise must be finite and not negative, got {latent_noise}")
+
+
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
     """t' = t / (s + (1 - s) t) for noise times t and the papers' s <= 1: more noise the smaller s (section 5.3).
 
@@ -139,6 +144,7 @@ class NoisyLatentObjective(Objective):
     """
 
     def __init__(self, model: nn.Module, latent_noise: float):
+        _check_noise(latent_noise)
         super().__init__(model, [model.feature_decoder])
         self.latent_noise = latent_noise
 
@@ -193,6 +199,7 @@ class PixelObjective(Objective):
             raise ValueError(f"stage must be 'Ib' or 'II', got {stage!r}")
         if reconstruction_loss not in ("l2", "l1"):
             raise ValueError(f"reconstruction_loss must be 'l2' or 'l1', got {reconstruction_loss!r}")
+        _check_noise(latent_noise)
         if latent_noise and stage == "Ib":
             raise ValueError(f"latent_noise must be 0 in stage Ib, which decodes no latents, got {latent_noise}")
         super().__init__(model, [model.pixel_decoder])
@@ -254,6 +261,8 @@ class GeneratorObjective(Objective):
     """
 
     def __init__(self, model: nn.Module, vae: nn.Module, label_dropout: float = 0.1):
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout must be from 0 to 1, got {label_dropout}")
         super().__init__(model, [model])
         self.vae = vae.requires_grad_(False)
         self.label_dropout = label_dropout
@@ -329,6 +338,8 @@ class STARFlowObjective(GeneratorObjective):
     """
 
     def __init__(self, model: nn.Module, vae: nn.Module, latent_norm_weight: float = 1e-4, label_dropout: float = 0.1):
+        if not 0 <= latent_norm_weight < math.inf:
+            raise ValueError(f"latent_norm_weight must be finite and not negative, got {latent_norm_weight}")
         super().__init__(model, vae, label_dropout)
         self.latent_norm_weight = latent_norm_weight
 
