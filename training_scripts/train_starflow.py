@@ -15,39 +15,15 @@ from dataclasses import dataclass, field
 from hf_fae import FAEStarFlowPipeline, STARFlowTransformer2DModel
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.generation import (
-    GeneratorValidation,
-    describe_classes,
-    latent_size,
-    match_classes,
-    open_data,
-    open_pipeline,
-    open_tokenizer,
-    save_without_encoder,
-)
+from hf_fae.training.generation import GeneratorArguments, latent_size, open_tokenizer, train_generator
 from hf_fae.training.latent_cache import CachedLatents
-from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import STARFlowObjective
 
 
 @dataclass
-class STARFlowArguments:
+class STARFlowArguments(GeneratorArguments):
     """The tokenizer, the flow, its loss, and how the pipeline draws."""
 
-    vae: str | None = field(
-        default=None,
-        metadata={
-            "help": "Tokenizer, AutoencoderFAE or AutoencoderKL (Hub id or folder); none: that of the latent cache or "
-            "pipeline."
-        },
-    )
-    image_encoder: str | None = field(
-        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the tokenizer comes without it."}
-    )
-    pipeline: str | None = field(
-        default=None,
-        metadata={"help": "FAEStarFlowPipeline to train on (Hub id or folder), instead of a new one as below."},
-    )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
     num_layers: list[int] = field(
         default_factory=lambda: [2, 2, 2, 2, 2, 18],
@@ -57,12 +33,10 @@ class STARFlowArguments:
     attention_head_dim: int = field(default=64, metadata={"help": "Width of a head."})
     noise_sigma: float = field(default=0.3, metadata={"help": "Noise on the normalised latents."})
     latent_norm_weight: float = field(default=1e-4, metadata={"help": "Weight of the mean square of block inputs."})
-    label_dropout: float = field(default=0.1, metadata={"help": "Share of labels replaced by the null class."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Default guidance scale 1 + w of the pipeline."})
     denoise: bool = field(
         default=True, metadata={"help": "Take the noise off by a score step; false: the tokenizer's decoders do it."}
     )
-    grid_images: int = field(default=16, metadata={"help": "Pictures of a validation, spread over the classes."})
 
 
 def new_pipeline(args: STARFlowArguments, data: ImageData | CachedLatents) -> FAEStarFlowPipeline:
@@ -78,38 +52,20 @@ def new_pipeline(args: STARFlowArguments, data: ImageData | CachedLatents) -> FA
         num_classes=len(data.id2label),
         noise_sigma=args.noise_sigma,
     )
-    pipeline = FAEStarFlowPipeline(
+    return FAEStarFlowPipeline(
         vae, transformer, id2label=data.id2label, guidance_scale=args.guidance_scale, denoise=args.denoise
     )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, data_args, loop_args, config = parse_arguments(
-        STARFlowArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    args, *others = parse_arguments(STARFlowArguments, DataArguments, LoopArguments, argv=argv, description=__doc__)
+    train_generator(
+        args,
+        *others,
+        FAEStarFlowPipeline,
+        lambda data: new_pipeline(args, data),
+        lambda pipe: STARFlowObjective(pipe.transformer, pipe.vae, args.latent_norm_weight, args.label_dropout),
     )
-    loop = TrainingLoop(loop_args, config)
-    with loop.accelerator.main_process_first():
-        data = open_data(data_args, loop_args.seed)
-        if args.pipeline:
-            pipeline = open_pipeline(args.pipeline, FAEStarFlowPipeline, args.vae, args.image_encoder, data)
-        else:
-            pipeline = new_pipeline(args, data)
-    loop.print(data.describe())
-    data, names, new_classes = match_classes(pipeline, data)
-    loop.print(describe_classes(names, new_classes))
-    pipeline.to(loop.device)
-    objective = STARFlowObjective(pipeline.transformer, pipeline.vae, args.latent_norm_weight, args.label_dropout)
-    validate = GeneratorValidation(
-        pipeline,
-        objective,
-        list(data.validation_batches(loop_args.train_batch_size)),
-        names,
-        args.grid_images,
-        loop_args.seed,
-    )
-    loop.run(objective, data, validate, save=lambda: save_without_encoder(pipeline, loop_args.output_dir))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def script_arguments(config):
     elif "lora" in config:
         group = import_module("train_lora").LoraArguments
     elif "generator" in config or "dit" in config:
-        group = import_module("train_generator").GeneratorArguments
+        group = import_module("train_generator").DenoiserArguments
     else:
         group = import_module("train_fae").FAEArguments
     return [group, LoopArguments]

@@ -1,6 +1,7 @@
-"""What the trainings of generators share: data and tokenizer, a pipeline to go on from, its classes, validation."""
+"""What the trainings of generators share: data, tokenizer, a pipeline to go on from, its classes, the run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -10,8 +11,10 @@ from ..images import make_grid
 from ..latents import compression_ratio
 from ..pipelines.fae_starflow import FAEStarFlowPipeline
 from ..pipelines.latent_pipeline import LatentPipeline
+from .arguments import LoopArguments
 from .data import DataArguments, ImageData
 from .latent_cache import CachedLatents, is_latent_cache
+from .loop import TrainingLoop
 from .objectives import FlowMatchingObjective, GeneratorObjective, STARFlowObjective
 from .randomness import ImageRandom
 from .tokenizer import complete_tokenizer, load_tokenizer
@@ -19,6 +22,7 @@ from .tokenizer import complete_tokenizer, load_tokenizer
 
 __all__ = [
     "ClassData",
+    "GeneratorArguments",
     "GeneratorValidation",
     "describe_classes",
     "latent_size",
@@ -29,7 +33,70 @@ __all__ = [
     "open_tokenizer",
     "open_pipeline",
     "save_without_encoder",
+    "train_generator",
 ]
+
+
+@dataclass
+class GeneratorArguments:
+    """Where a generator starts from, and how it is looked at; what all kinds of generators have."""
+
+    vae: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer, AutoencoderFAE or AutoencoderKL (Hub id or folder); none: that of the latent cache or "
+            "pipeline."
+        },
+    )
+    image_encoder: str | None = field(
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the tokenizer comes without it."}
+    )
+    pipeline: str | None = field(
+        default=None,
+        metadata={"help": "Pipeline to train on (Hub id or folder), instead of a new one of the shape below."},
+    )
+    label_dropout: float = field(default=0.1, metadata={"help": "Share of labels replaced by the null class."})
+    grid_images: int = field(default=16, metadata={"help": "Pictures of a validation, spread over the classes."})
+
+
+def train_generator(
+    args: GeneratorArguments,
+    data_args: DataArguments,
+    loop_args: LoopArguments,
+    config: dict,
+    pipeline_class: type[LatentPipeline],
+    new_pipeline: Callable[[ImageData | CachedLatents], LatentPipeline],
+    make_objective: Callable[[LatentPipeline], GeneratorObjective],
+    **draw,
+) -> None:
+    """Train a class-conditional generator, from its arguments to the saved pipeline.
+
+    Args:
+        args, data_args, loop_args, config: as `parse_arguments` gives them.
+        pipeline_class: what `args.pipeline` has to be.
+        new_pipeline: makes one for the data, where there is none to train on.
+        make_objective: what trains its transformer.
+        draw: arguments of the calls that draw for validations.
+
+    Raises:
+        ValueError: an argument that does not fit, before anything is written.
+    """
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = open_data(data_args, loop_args.seed)
+        if args.pipeline is None:
+            pipeline = new_pipeline(data)
+            pipeline.set_progress_bar_config(disable=True)
+        else:
+            pipeline = open_pipeline(args.pipeline, pipeline_class, args.vae, args.image_encoder, data)
+    loop.print(data.describe())
+    data, names, new_classes = match_classes(pipeline, data)
+    loop.print(describe_classes(names, new_classes))
+    pipeline.to(loop.device)
+    objective = make_objective(pipeline)
+    batches = list(data.validation_batches(loop_args.train_batch_size))
+    validate = GeneratorValidation(pipeline, objective, batches, names, args.grid_images, loop_args.seed, **draw)
+    loop.run(objective, data, validate, save=lambda: save_without_encoder(pipeline, loop_args.output_dir))
 
 
 def open_data(args: DataArguments, seed: int) -> ImageData | CachedLatents:
