@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from hf_fae import AutoencoderFAE, FAEStarFlowPipeline, STARFlowTransformer2DModel
 from hf_fae.images import make_grid, to_pil
+from hf_fae.latents import decode_latents
 from hf_fae.training.data import DataArguments, ImageData
 
 
@@ -46,19 +47,25 @@ def to_uint8(images):
 
 @torch.no_grad()
 def draw(pipe, labels, args, **options):
-    """Pictures (N, 3, H, W) in [-1, 1], each from a seed of its own."""
+    """Latents (N, C, h, w) with the flow's noise on them, each from a seed of its own."""
     parts = []
     for start in tqdm(range(0, len(labels), args.batch_size), leave=False, unit="batch"):
         part = labels[start : start + args.batch_size]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
-        parts.append(pipe(class_labels=part, generator=generators, output_type="pt", **options).images * 2 - 1)
+        options = {"denoise": False, "output_type": "latent", **options}
+        parts.append(pipe(class_labels=part, generator=generators, **options).images)
     return torch.cat(parts)
+
+
+def in_batches(function, args, *tensors):
+    return torch.cat([function(*parts) for parts in zip(*(tensor.split(args.batch_size) for tensor in tensors))])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", help="folder of a FAEStarFlowPipeline")
     parser.add_argument("--tuned", help="folder of its tokenizer with decoders tuned to the noise")
+    parser.add_argument("--encoder", help="its frozen encoder, to show what the tokenizer itself loses")
     parser.add_argument("--data", required=True, help="Fluent Emoji: a folder or a Hub id")
     parser.add_argument("--judge", required=True, help="folder of EfficientNet-Lite0")
     parser.add_argument("--output", type=Path, required=True, help="folder of the pictures")
@@ -92,21 +99,36 @@ def main() -> None:
     def report(name, scale, pictures):
         print(f"| {name} | {scale} | {score(pictures):.1f} |", flush=True)
 
+    @torch.no_grad()
+    def decode(latents, vae=pipe.vae):
+        return in_batches(lambda part: decode_latents(vae, part), args, latents)
+
+    classes = torch.tensor(chosen)
     validation = torch.cat([batch["pixel_values"] for batch in data.validation_batches(50)])
     report("333 validation pictures themselves", "", validation)
-    tuned = AutoencoderFAE.from_pretrained(args.tuned, image_encoder=None) if args.tuned else None
-    own = pipe.vae
+    places = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))[: args.samples].tolist()
+    if args.encoder:  # no sample can be expected to be better
+        pipe.vae.load_encoder(args.encoder)
+        pictures = torch.stack([data.example(data.train[place])["pixel_values"] for place in places])
+        rebuilt = in_batches(lambda part: decode(pipe.vae.encode(part).latent_dist.mode()), args, pictures)
+        report("training pictures, through the tokenizer", "", rebuilt)
     trained = pipe.transformer
     pipe.register_modules(transformer=STARFlowTransformer2DModel.from_config(trained.config).eval())
-    report("untrained flow", 1.0, draw(pipe, chosen, args, guidance_scale=1.0))
+    report("untrained flow", 1.0, decode(draw(pipe, chosen, args, guidance_scale=1.0)))
     pipe.register_modules(transformer=trained)
+    tuned = AutoencoderFAE.from_pretrained(args.tuned, image_encoder=None) if args.tuned else None
     sheet, names = [], [pipe.id2label[label] for label in chosen[:8]]
     for scale in args.scales:
-        routes = [("noise left on", own, False), ("score step", own, True)]
-        routes += [("tuned decoder", tuned, False)] if tuned else []
-        for name, vae, denoise in routes:
-            pipe.register_modules(vae=vae)
-            pictures = draw(pipe, chosen, args, guidance_scale=scale, denoise=denoise)
+        latents = draw(pipe, chosen, args, guidance_scale=scale)
+        routes = {
+            "noise left on": lambda z: decode(z),
+            "score step": lambda z: decode(in_batches(trained.denoise, args, z, classes)),
+            "tuned decoder": lambda z: decode(z, tuned),
+        }
+        for name, route in routes.items():
+            if name == "tuned decoder" and tuned is None:
+                continue
+            pictures = route(latents)
             report(name, scale, pictures)
             if scale == args.scales[len(args.scales) // 2]:
                 sheet += to_pil(pictures[:8])

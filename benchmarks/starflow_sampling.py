@@ -92,7 +92,9 @@ def recompute(model, args, tokens):
 
 def training_step(args, checkpointing):
     """Forward, backward and AdamW of one batch of the flow, fp32 weights under autocast."""
-    model = make_model(argparse.Namespace(**{**vars(args), "dtype": "float32", "compile": False})).train()
+    settings = {"dtype": "float32", "compile": False, "batch_size": args.train_batch_size}
+    args = argparse.Namespace(**{**vars(args), **settings})
+    model = make_model(args).train()
     if checkpointing:
         model.enable_gradient_checkpointing()
     noise, labels, _ = make_inputs(model, args, model.config.sample_size**2 // model.config.patch_size**2)
@@ -158,6 +160,7 @@ def main() -> None:
     model.add_argument("--preset", choices=[name for name in PRESETS if name.startswith("starflow-imagenet")])
     model.add_argument("--transformer", help="folder of a trained flow, instead of random weights")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--train-batch-size", type=int, default=32, help="of the training steps' memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="compile the layers")
     args = parser.parse_args()
