@@ -12,7 +12,7 @@ from hf_fae import VisionEncoder
 from hf_fae.presets import PRESETS, build_preset
 from hf_fae.training.adversarial import AdversarialLoss, PatchDiscriminator
 from hf_fae.training.flops import FlopMeter
-from hf_fae.training.objectives import FeatureObjective, FlowMatchingObjective, PixelObjective
+from hf_fae.training.objectives import FeatureObjective, FlowMatchingObjective, PixelObjective, STARFlowObjective
 from hf_fae.training.randomness import ImageRandom
 
 
@@ -47,6 +47,8 @@ def objectives():
     vae = build_preset("fae-dinov2-b", "meta")
     for name in ("lightningdit-b-1", "lightningdit-xl-1"):
         yield f"{name} on cached latents", FlowMatchingObjective(build_preset(name, "meta"), vae)
+    flow = "starflow-imagenet-256"
+    yield f"{flow} on cached latents", STARFlowObjective(build_preset(flow, "meta"), vae)
 
 
 def main() -> None:
