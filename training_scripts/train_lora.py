@@ -30,7 +30,7 @@ from hf_fae.training.tokenizer import complete_tokenizer
 class LoraArguments:
     """The generator, its classes, the LoRA layers and their loss."""
 
-    pipeline: str = field(metadata={"help": "FAEDiTPipeline to fine-tune: Hub id or local folder."})
+    pipeline: str = field(metadata={"help": "Pipeline of classes to fine-tune: Hub id or local folder."})
     image_encoder: str | None = field(
         default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the pipeline comes without it."}
     )

@@ -230,12 +230,12 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
         if not self.training:  # where it would make the host wait in every step
             check_finite("hidden_states", hidden_states)
         prefix = self._prefix(class_labels, encoder_hidden_states, len(tokens))
+        shallow, deep = (self._rotary_emb(grid, value, tokens.device) for value in (None, prefix))
         block_inputs, log_det = [], torch.zeros(len(tokens), device=tokens.device)
         for index, block in enumerate(self.blocks):
             block_inputs.append(tokens)
-            block_prefix = prefix if self._is_deep(index) else None
+            block_prefix, rotary_emb = (prefix, deep) if self._is_deep(index) else (None, shallow)
             tokens = self._ordered(tokens, index)
-            rotary_emb = self._rotary_emb(grid, block_prefix, tokens.device)
             mean, scale = block(tokens[:, :-1].to(self.dtype), rotary_emb, block_prefix)
             tokens = self._ordered((tokens - mean) / scale, index)
             log_det = log_det - scale.log().sum(dim=(1, 2))
