@@ -39,6 +39,7 @@ __all__ = [
     "merge_metadata",
     "render_card",
     "write_card",
+    "write_eval_results",
 ]
 
 EVAL_RESULTS = ".eval_results/hf_fae.yaml"
@@ -128,12 +129,17 @@ def write_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str 
     path = folder / "README.md"
     if not path.exists() or is_generated(path.read_text(encoding="utf-8")):
         path.write_text(card, encoding="utf-8")
+    write_eval_results(folder, run.results if run else [])
+
+
+def write_eval_results(folder: Path, results: list[Result]) -> None:
+    """Write results on Hub data sets into `.eval_results/`; those that were there may speak of other weights."""
     entries = [
         EvalResultEntry(r.dataset, _identifier(r.name), r.value, notes=r.describe_protocol() or None)
-        for r in _results_on_hub(run or TrainingRun())
+        for r in _results_on_hub(results)
     ]
     path = folder / EVAL_RESULTS
-    path.unlink(missing_ok=True)  # it may speak of the weights that were here before
+    path.unlink(missing_ok=True)
     if entries:
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
@@ -308,7 +314,7 @@ def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> 
             metric_value=result.value,
             metric_args=result.protocol or None,
         )
-        for result in _results_on_hub(run)
+        for result in _results_on_hub(run.results)
     ]
     return ModelCardData(
         **licence,
@@ -332,8 +338,8 @@ def _encoder_of_pipeline(name: str | None) -> dict[str, Any]:
     return (_read_json(Path(path)) if isinstance(path, (str, Path)) else {}).get("image_encoder_config") or {}
 
 
-def _results_on_hub(run: TrainingRun) -> list[Result]:
-    return [result for result in run.results if _is_hub_id(result.dataset)]
+def _results_on_hub(results: list[Result]) -> list[Result]:
+    return [result for result in results if _is_hub_id(result.dataset)]
 
 
 def _is_hub_id(name: str) -> bool:

@@ -1,10 +1,10 @@
-"""`hf-fae generate | reconstruct | inspect`: pictures and numbers from the command line."""
+"""`hf-fae generate | reconstruct | inspect | evaluate`: pictures and numbers from the command line."""
 
 import argparse
-import contextlib
 import json
 import os
-import re
+import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,8 +22,9 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = _parser()
     args = parser.parse_args(argv)
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     try:
         args.run(args)
     except (ValueError, OSError) as error:
@@ -66,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("model", metavar="PRESET|PATH", help="name of a preset, or a folder with a model or pipeline")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a pipeline or a tokenizer, see docs/evaluation.md", add_help=False
+    )
+    evaluate.add_argument("task", nargs="?", metavar="TASK")
+    evaluate.add_argument("arguments", nargs=argparse.REMAINDER)
+    evaluate.set_defaults(run=_evaluate)
     return parser
 
 
@@ -106,8 +114,9 @@ def _generate(args: argparse.Namespace) -> None:
     from diffusers import DiffusionPipeline
 
     from .images import make_grid
+    from .loading import loading
 
-    with _loading("--model", args.model):
+    with loading("--model", args.model):
         pipe = DiffusionPipeline.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(args.device)
     if not hasattr(pipe, "label_ids") or pipe.transformer.config.num_classes is None:
         raise ValueError(f"--model {args.model!r} is a {type(pipe).__name__}, which draws no classes")
@@ -134,10 +143,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from .evaluation.reconstruction import feature_cosine, psnr
     from .images import make_grid, to_pil
     from .layers.positions import grid_size
+    from .loading import open_tokenizer
     from .training.pictures import center_crop
 
     pictures = [_read_picture(path) for path in args.images]
-    vae = _load_tokenizer(args)
+    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).to(args.device)
+    if not hasattr(vae, "decode_features"):
+        raise ValueError(f"--model {args.model!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
     size = min(grid_size(vae.config.sample_size))
     processor = VaeImageProcessor(do_resize=False)
     sheet, captions, scores = [], [], []
@@ -170,49 +182,17 @@ def _read_picture(path: Path):
         raise ValueError(f"IMAGE {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-@contextlib.contextmanager
-def _loading(argument: str, value: str):
-    """The libraries' errors about checkpoints, in the first sentence of theirs and with the argument's name."""
-    from safetensors import SafetensorError
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluation.commands import TASKS, evaluate
 
-    try:
-        yield
-    except (ValueError, OSError, SafetensorError) as error:
-        sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
-        absent = "" if os.path.isdir(value) else " is no folder here and"
-        raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {sentence}") from error
-
-
-def _load_tokenizer(args: argparse.Namespace):
-    from diffusers import AutoModel
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    from .autoencoders.frozen_encoder import FrozenEncoderMixin
-
-    with _loading("--model", args.model):
-        if os.path.isdir(args.model):
-            is_pipeline = os.path.isfile(os.path.join(args.model, "model_index.json"))
-        else:
-            try:
-                is_pipeline = bool(hf_hub_download(args.model, "model_index.json"))
-            except LocalEntryNotFoundError:  # the Hub does not answer: that says nothing about the file
-                raise
-            except EntryNotFoundError:
-                is_pipeline = False
-        location = {"subfolder": "vae"} if is_pipeline else {}
-        keep_encoder = {"image_encoder": None} if args.encoder else {}
-        vae = AutoModel.from_pretrained(args.model, dtype=DTYPES[args.dtype], **location, **keep_encoder)
-    if not isinstance(vae, FrozenEncoderMixin):
-        raise ValueError(f"--model {args.model!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
-    vae.to(args.device)
-    if vae.image_encoder is None:
-        encoder = args.encoder or vae.config.image_encoder_id
-        if encoder is None:
-            raise ValueError(f"--model {args.model!r} comes without its frozen encoder and names none: pass --encoder")
-        with _loading("--encoder", encoder):
-            vae.load_encoder(args.encoder)
-    return vae
+    if args.task in (None, "-h", "--help"):
+        width = max(map(len, TASKS))
+        print("usage: hf-fae evaluate TASK --model PATH_OR_ID --output_dir FOLDER ... (TASK --help has the rest)\n")
+        print("\n".join(f"  {task:{width}}  {help}" for task, help in TASKS.items()))
+    else:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"hf-fae: warning: {message}", file=sys.stderr)
+            evaluate(args.task, args.arguments)
 
 
 def _inspect(args: argparse.Namespace) -> None:

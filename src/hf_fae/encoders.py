@@ -29,11 +29,14 @@ class VisionEncoderOutput(ModelOutput):
         last_hidden_state: (B, N, C), after the final norm.
         hidden_states: `num_hidden_layers + 1` tensors (B, N, C), the embeddings first, all before the final norm.
         grid: (h, w) with h * w = N.
+        pooler_output: (B, D), what the model itself makes of the whole picture (DINOv2 and CLIP: their class token,
+            SigLIP: its attention head); None for models that have nothing of the kind.
     """
 
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     grid: tuple[int, int] | None = None
+    pooler_output: torch.Tensor | None = None
 
 
 # How a family is called: (model, pixels (B, 3, H, W), grid, output_hidden_states) -> tokens with their prefix.
@@ -380,4 +383,5 @@ class VisionEncoder(nn.Module):
             last_hidden_state=tokens[:, self.num_prefix_tokens :],
             hidden_states=tuple(s[:, self.num_prefix_tokens :] for s in states) if output_hidden_states else None,
             grid=grid,
+            pooler_output=getattr(outputs, "pooler_output", None),
         )

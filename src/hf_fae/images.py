@@ -5,15 +5,20 @@ import math
 import torch
 
 
-__all__ = ["make_grid", "to_pil"]
+__all__ = ["make_grid", "to_pil", "to_uint8"]
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """8-bit pictures (B, 3, H, W) of images in [-1, 1], rounded; what lies outside is clamped."""
+    return (images.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
 def to_pil(images: torch.Tensor) -> list:
     """PIL pictures of images (B, 3, H, W) in [-1, 1]; what lies outside is clamped."""
     from PIL import Image
 
-    pixels = (images.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to("cpu", torch.uint8)
-    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+    pixels = to_uint8(images).cpu().permute(0, 2, 3, 1).contiguous()
+    return [Image.fromarray(picture) for picture in pixels.numpy()]
 
 
 def make_grid(images: list, columns: int | None = None, labels: list[str] | None = None, padding: int = 2):

@@ -1,6 +1,5 @@
 """Perceptual distances of images from frozen networks: LPIPS, class logits, and the features of any vision model."""
 
-import json
 import os
 
 import torch
@@ -8,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..encoders import VisionEncoder
+from ..networks import TimmNetwork, load_hub_weights, read_config
 
 
 __all__ = ["LPIPS", "EncoderLayers", "FeatureDistance", "LogitDistance", "WeightedDistance", "load_perceptual"]
@@ -50,9 +50,9 @@ class FeatureDistance(_FrozenDistance):
         Raises:
             ValueError: its `config.json` is neither timm's nor transformers'.
         """
-        path, config = str(pretrained_model_name_or_path), _read_config(pretrained_model_name_or_path)
+        path, config = str(pretrained_model_name_or_path), read_config(pretrained_model_name_or_path)
         if "architecture" in config:
-            network = _TimmNetwork(path, features_only=True)
+            network = TimmNetwork(path, features_only=True)
             # A third faster with EfficientNet-Lite0 on a CPU.
             return cls(network.to(memory_format=torch.channels_last))
         if "model_type" in config:
@@ -94,9 +94,9 @@ class LogitDistance(_FrozenDistance):
             ValueError: it is not a timm model, or has no classes.
         """
         path = str(pretrained_model_name_or_path)
-        if "architecture" not in _read_config(path):
+        if "architecture" not in read_config(path):
             raise ValueError(f"{path!r} must be a timm model, but its config.json names no architecture")
-        network = _TimmNetwork(path)
+        network = TimmNetwork(path)
         if not network.model.num_classes:
             raise ValueError(f"{path!r} must be a classifier, but its config.json gives it no classes")
         return cls(network)
@@ -132,8 +132,9 @@ class LPIPS(_FrozenDistance):
         """
         from accelerate import init_empty_weights
         from torchmetrics.functional.image import lpips
+        from torchvision.models import VGG16_Weights
 
-        backbone = _load_vgg16(vgg16)
+        backbone = load_hub_weights(VGG16_Weights.IMAGENET1K_V1.url, vgg16, "vgg16", "lpips:FILE=WEIGHT")
         heads = os.path.join(os.path.dirname(lpips.__file__), "lpips_models", "vgg.pth")
         state = torch.load(heads, map_location="cpu", weights_only=True)
         with init_empty_weights():  # torchmetrics builds VGG16's classifier, too, only to drop it
@@ -155,7 +156,11 @@ class LPIPS(_FrozenDistance):
 
         Gradients reach `images` only.
         """
-        return self.network(images, targets.detach()).float().mean()
+        return self.distances(images, targets).mean()
+
+    def distances(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """As `forward`, of each image by itself: (B,)."""
+        return self.network(images, targets.detach()).float().flatten()
 
 
 class WeightedDistance(nn.Module):
@@ -214,63 +219,6 @@ def _parse(term):
     if kind != "lpips" and not source:
         raise ValueError(f"terms must name a model for {kind} ({kind}:MODEL=WEIGHT), got {term!r}")
     return kind, [source] if source else [], weight
-
-
-def _load_vgg16(path):
-    """State dict of VGG16 under torchvision's names, of a file or of torch.hub's cache."""
-    from torchvision.models import VGG16_Weights
-
-    if path is not None and not os.path.isfile(path):
-        raise FileNotFoundError(f"vgg16={path!r} must be a file of VGG16's weights, but there is none")
-    if path is not None and path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if path is not None:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    url = VGG16_Weights.IMAGENET1K_V1.url
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except OSError as error:  # URLError is one
-        cached = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-        raise OSError(
-            f"LPIPS needs VGG16's weights, and they cannot be downloaded ({error}): put {url} at {cached}, or name "
-            "a file that holds them (lpips:FILE=WEIGHT)"
-        ) from error
-
-
-def _read_config(path):
-    """`config.json` of a Hub id or a local folder."""
-    path = str(path)
-    if os.path.isdir(path):
-        file = os.path.join(path, "config.json")
-    else:
-        from huggingface_hub import hf_hub_download
-
-        file = hf_hub_download(path, "config.json")
-    with open(file) as config:
-        return json.load(config)
-
-
-class _TimmNetwork(nn.Module):
-    """A timm model on images in [-1, 1]; classifiers and models of fixed input size get pictures of that size."""
-
-    def __init__(self, path, features_only=False):
-        super().__init__()
-        import timm
-
-        location = f"local-dir:{path}" if os.path.isdir(path) else f"hf-hub:{path}"
-        self.model = timm.create_model(location, pretrained=True, features_only=features_only)
-        config = self.model.pretrained_cfg
-        resized = config.get("fixed_input_size") or not features_only
-        self.size = tuple(config["input_size"][1:]) if resized else None
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
-
-    def forward(self, images):
-        if self.size is not None and tuple(images.shape[2:]) != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", align_corners=False, antialias=True)
-        return self.model((images / 2 + 0.5 - self.mean) / self.std)
 
 
 class EncoderLayers(nn.Module):

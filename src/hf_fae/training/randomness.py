@@ -7,7 +7,7 @@ and one on a single device with the eightfold batch size see the same numbers.
 import torch
 
 
-__all__ = ["ImageRandom"]
+__all__ = ["ImageRandom", "mix_seed"]
 
 
 class ImageRandom:
@@ -38,13 +38,13 @@ class ImageRandom:
     def _fill(self, numbers, fill):
         self._calls += 1
         for offset, row in enumerate(numbers.unbind()):
-            self.generator.manual_seed(_mix(self.seed, self.first_image + offset, self._calls))
+            self.generator.manual_seed(mix_seed(self.seed, self.first_image + offset, self._calls))
             fill(row, generator=self.generator)
         return numbers
 
 
-def _mix(*values: int) -> int:
-    """A 64-bit hash of integers (the finaliser of splitmix64); torch's CPU generator uses its lower half."""
+def mix_seed(*values: int) -> int:
+    """A 64-bit hash of integers, to seed a generator with (the finaliser of splitmix64); torch's CPU generator uses its lower half."""
     state = 0
     for value in values:
         state = (state + value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

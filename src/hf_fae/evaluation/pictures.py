@@ -1,0 +1,127 @@
+"""The pictures of a data set by number, 8 bits deep: what evaluations measure on."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from ..training.damage import DamagedRow
+from ..training.data import DataArguments, ImageData
+from ..training.fingerprints import fingerprint_rows
+
+
+__all__ = ["NumberedPictures", "PictureArguments"]
+
+
+@dataclass
+class PictureArguments:
+    """Which pictures to measure on."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub id of a data set, or a local folder of images, parquet or WebDataset files."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the data set."})
+    split: str = field(default="validation", metadata={"help": "Split to measure on; slices such as train[5%:] work."})
+    image_column: str = field(default="image", metadata={"help": "Column of the pictures."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the classes."})
+    caption_column: str | None = field(default=None, metadata={"help": "Column of the captions."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Measure on a fixed random choice of N rows; none: on all of them."}
+    )
+
+    def open(self, resolution: int, seed: int = 0, train_split: str | None = None) -> ImageData:
+        """The data set, not yet its pictures.
+
+        Args:
+            resolution: side of the square pictures.
+            seed: of the random choice.
+            train_split: where classifiers learn, whose classes are those of the data; by default `split`.
+
+        Raises:
+            ValueError: there is no data set, or an argument that does not fit it.
+        """
+        if self.dataset_name is None:
+            raise ValueError("dataset_name must name the pictures to measure on, got None")
+        if self.dataset_name.endswith(".npz"):
+            raise ValueError(
+                f"dataset_name must be a data set, got {self.dataset_name!r}: an npz is a reference for generated "
+                "pictures, with which nothing else may be compared"
+            )
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"max_samples must be at least 1, got {self.max_samples}")
+        return ImageData(
+            DataArguments(
+                dataset_name=self.dataset_name,
+                dataset_config=self.dataset_config,
+                train_split=train_split or self.split,
+                validation_split=self.split,
+                image_column=self.image_column,
+                label_column=self.label_column,
+                caption_column=self.caption_column,
+                resolution=resolution,
+                random_flip=False,
+                max_validation_samples=self.max_samples or 10**9,
+            ),
+            seed,
+        )
+
+
+class NumberedPictures:
+    """The pictures of one split, cropped as ADM does it.
+
+    Args:
+        data: the data set.
+        split: its train or its validation split; of the latter, the choice that `data` makes.
+
+    Raises:
+        ValueError: there is no row.
+    """
+
+    def __init__(self, data: ImageData, split: str = "validation"):
+        self.data = data
+        self.row_ids, self.rows = data.rows(split)
+        if not len(self.rows):
+            raise ValueError(f"dataset_name {data.args.dataset_name!r} must have pictures, got an empty {split} split")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def sha256(self) -> str:
+        """Of the pictures, labels and captions, wherever their files lie (see `fingerprint_rows`)."""
+        args = self.data.args
+        columns = [name for name in (args.label_column, args.caption_column) if name]
+        return fingerprint_rows(self.rows, args.image_column, columns)
+
+    def read(self, numbers: range) -> dict:
+        """Pictures by their numbers, decoded in threads.
+
+        Returns:
+            "images": (B, 3, H, W) uint8; those of damaged rows are black, so that the others keep their places.
+            "is_good": (B,) bool.
+            "class_labels": (B,) long, "captions": list of strings, where there are columns of these.
+        """
+        args = self.data.args
+        blank = {"pixel_values": torch.full((3, args.resolution, args.resolution), -1.0)}
+        if args.label_column:
+            blank["class_labels"] = 0
+        if args.caption_column:
+            blank["captions"] = ""
+
+        def read(row):
+            try:
+                return {**self.data.example(row), "is_good": True}
+            except DamagedRow:
+                return {**blank, "is_good": False}
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            examples = list(pool.map(read, [self.rows[number] for number in numbers]))
+        batch = {name: [example[name] for example in examples] for name in examples[0]}
+        pixels = torch.stack(batch.pop("pixel_values"))
+        batch["images"] = (pixels * 127.5 + 127.5).round().to(torch.uint8)
+        batch["is_good"] = torch.tensor(batch["is_good"])
+        if args.label_column:
+            batch["class_labels"] = torch.tensor(batch["class_labels"])
+        return batch

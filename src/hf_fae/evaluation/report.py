@@ -1,0 +1,79 @@
+"""What an evaluation leaves behind: a JSON report with every setting, and entries for the Hub's leaderboards."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from ..cards import Result, write_eval_results
+from ..training.files import write_whole
+
+
+__all__ = ["Evaluation", "hash_file", "identify_model"]
+
+LIBRARIES = ["hf_fae", "torch", "diffusers", "transformers", "torchmetrics"]
+
+
+@dataclass
+class Evaluation:
+    """The result of one evaluation.
+
+    Attributes:
+        task: as on the command line.
+        metrics: name -> number; NaN has no place here.
+        settings: all that the numbers depend on, JSON-able.
+        dataset, split: what they were measured on: Hub id, folder or file.
+        details: what else was measured, JSON-able: tables, curves, choices.
+    """
+
+    task: str
+    metrics: dict[str, float]
+    settings: dict
+    dataset: str
+    split: str | None = None
+    details: dict | None = None
+
+    def save(self, folder: str | Path) -> None:
+        """Write `report.json` and, where the data set is one of the Hub, `.eval_results/hf_fae.yaml`."""
+        folder = Path(folder)
+        protocol = {key: value for key, value in self.settings.items() if value is not None}
+        results = [Result(name, value, self.dataset, self.split, protocol) for name, value in self.metrics.items()]
+        write_eval_results(folder, results)
+        report = {
+            "task": self.task,
+            "metrics": self.metrics,
+            "dataset": self.dataset,
+            "split": self.split,
+            "settings": self.settings,
+            "details": self.details or {},
+            "versions": {library: version(library) for library in LIBRARIES},
+        }
+        write_whole(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def identify_model(path: str) -> dict[str, str]:
+    """Which checkpoint this is: {"path", "revision"} of a Hub id that has been loaded, {"path", "sha256"} of a folder.
+
+    The hash is of the names and contents of all configs and weights, checkpoints of the training left out.
+    """
+    if not Path(path).is_dir():
+        files = [try_to_load_from_cache(path, name) for name in ("model_index.json", "config.json")]
+        return {"path": path, "revision": next(Path(file).parent.name for file in files if isinstance(file, str))}
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).rglob("*")):
+        name = file.relative_to(path)
+        if file.suffix in (".json", ".safetensors") and not name.parts[0].startswith(("checkpoint-", ".")):
+            digest.update(f"{name.as_posix()} {hash_file(file)}\n".encode())
+    return {"path": path, "sha256": digest.hexdigest()}

@@ -1,0 +1,172 @@
+"""Do latents know which patches look alike? Similarity maps and cross-image matches, beside those of the encoder."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...loading import open_tokenizer
+from ..arguments import DTYPES, TokenizerArguments
+from ..matching import (
+    choose_query,
+    is_near,
+    map_agreement,
+    match_patches,
+    nearest_patches,
+    object_mask,
+    similarity_map,
+    token_cosine,
+)
+from ..parts import Parts, check_settings
+from ..pictures import NumberedPictures, PictureArguments
+from ..report import Evaluation, identify_model
+from ..sheets import draw_matches, draw_similarity
+from ..spaces import SPACES, token_spaces
+
+
+__all__ = ["MatchingArguments", "evaluate_matching"]
+
+COMPARED = SPACES[1:]  # with the features
+PERCENTILES = (1, 5, 50)
+
+
+@dataclass
+class MatchingArguments(TokenizerArguments):
+    """Which tokenizer to look into, and which pictures to draw."""
+
+    rows: list[int] = field(
+        default_factory=lambda: list(range(8)),
+        metadata={
+            "help": "Numbers of the pictures to draw, among those that are measured on; patches are matched between "
+            "the first and the second, the third and the fourth, and so on."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.rows or len(self.rows) % 2:
+            raise ValueError(f"rows must be pairs of pictures, got {self.rows}")
+
+
+def evaluate_matching(args: MatchingArguments, pictures: PictureArguments) -> Evaluation | None:
+    """Compare which patches look alike in the encoder's features, in these given back, and in the latents.
+
+    Over all pictures: the cosine of each token with its original, and the correlation of the similarity maps of all
+    patches with those of the features. Over the pairs of `rows`: how many object patches of the first picture have
+    their nearest neighbour in the second at the same place as in the features, or beside it. Objects are found in the
+    features of all `rows` (`object_mask`). `similarity.png` and `matches.png` show it.
+
+    Returns:
+        On the main process the result, whose report lies in `output_dir`; None on others.
+
+    Raises:
+        ValueError: an argument that does not fit, before anything is written.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
+    if not hasattr(vae, "decode_features"):
+        raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
+    data = NumberedPictures(pictures.open(vae.config.sample_size, args.seed))
+    if outside := [row for row in args.rows if not 0 <= row < len(data)]:
+        raise ValueError(f"rows must be from 0 to {len(data) - 1}, got {outside[0]}")
+    shown = data.read(args.rows)
+    if not shown["is_good"].all():
+        raise ValueError(f"rows must be pictures that can be read, got {args.rows[shown['is_good'].int().argmin()]}")
+    settings = {
+        "task": "matching",
+        "model": identify_model(args.model),
+        "dtype": args.dtype,
+        "device": state.device.type,
+        "resolution": vae.config.sample_size,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "rows": args.rows,
+        "pictures": {"dataset": pictures.dataset_name, "split": pictures.split, "sha256": data.sha256},
+        "num_samples": len(data),
+    }
+    check_settings(args.output_dir, settings)
+
+    def make_part(numbers):
+        batch = data.read(numbers)
+        measured = [_measure(vae, images) for images in batch["images"].split(args.batch_size)]
+        return {name: torch.cat([part[name] for part in measured])[batch["is_good"]] for name in measured[0]}
+
+    folder = Path(args.output_dir)
+    parts = Parts(folder / "parts" / "pictures", len(data), args.batch_size)
+    parts.compute(make_part, "comparing patches")
+    if not state.is_main_process:
+        return None
+    cosines = parts.stack("token_cosine").double()
+    if not len(cosines):
+        raise ValueError(f"dataset_name {pictures.dataset_name!r} must have pictures that can be read, got none")
+    metrics = {"token_cosine": cosines.mean().item()}
+    for percentile, value in zip(PERCENTILES, np.percentile(cosines.numpy(), PERCENTILES), strict=True):
+        metrics[f"token_cosine_p{percentile}"] = float(value)
+    for name in COMPARED:
+        metrics[f"map_correlation_{name}"] = parts.stack(name).double().mean().item()
+
+    images = shown["images"]
+    batches = [token_spaces(vae, batch) for batch in images.split(args.batch_size)]
+    grid = batches[0][1]
+    tokens = {name: torch.cat([spaces[name] for spaces, _ in batches]).cpu() for name in SPACES}
+    masks = object_mask(tokens["features"], grid, args.seed)
+    masks = masks | ~masks.any(1, keepdim=True)  # a picture without an object counts as a whole
+    captions = shown.get("captions", [""] * len(images))
+    labels = [f"{row} {caption}".strip() for row, caption in zip(args.rows, captions, strict=True)]
+
+    queries = [choose_query(*picture) for picture in zip(tokens["features"], masks, strict=True)]
+    maps = {name: torch.stack(list(map(similarity_map, tokens[name], queries))) for name in SPACES}
+    shown_cosines = token_cosine(tokens["reconstruction"], tokens["features"])
+    draw_similarity(images, queries, maps, shown_cosines, grid, labels).savefig(folder / "similarity.png")
+
+    pairs = [_match(tokens, masks, first, grid[1]) for first in range(0, len(images), 2)]
+    draw_matches(images, masks, [pair["matches"] for pair in pairs], grid, labels).savefig(folder / "matches.png")
+    for name in COMPARED:
+        metrics[f"match_agreement_{name}"] = torch.cat([pair["alike"][name] for pair in pairs]).double().mean().item()
+    details = {
+        "damaged": len(data) - len(cosines),
+        "grid": list(grid),
+        "pictures": [
+            {"row": row, "query": query, "object_patches": int(mask.sum())}
+            for row, query, mask in zip(args.rows, queries, masks, strict=True)
+        ],
+        "pairs": [
+            {name: pair["alike"][name].double().mean().item() for name in COMPARED} | {"by_chance": pair["by_chance"]}
+            for pair in pairs
+        ],
+    }
+    result = Evaluation("matching", metrics, settings, pictures.dataset_name, pictures.split, details)
+    result.save(folder)
+    return result
+
+
+def _measure(vae, images):
+    """Of each token: cosine with its original, and how the similarity maps of the spaces correlate."""
+    spaces, _ = token_spaces(vae, images)
+    measured = {name: map_agreement(spaces[name], spaces["features"]) for name in COMPARED}
+    measured["token_cosine"] = token_cosine(spaces["reconstruction"], spaces["features"])
+    return {name: values.cpu() for name, values in measured.items()}
+
+
+def _match(tokens, masks, first, width):
+    """Nearest neighbours of the object patches of a picture in the next one.
+
+    Returns:
+        "alike": of each space, whether a patch has the neighbour that it has in the features, or one beside it.
+        "by_chance": the share that would be so if neighbours were any patches of the object.
+        "matches": of each space, pairs (16, 2) of the patches that match best in the features, and which are alike.
+    """
+    second = first + 1
+    nearest = {name: nearest_patches(space[first], space[second], masks[second])[1] for name, space in tokens.items()}
+    alike = {name: is_near(indices, nearest["features"], width) for name, indices in nearest.items()}
+    candidates = masks[second].nonzero().squeeze(1)
+    near = is_near(nearest["features"][masks[first], None], candidates, width)
+    drawn = match_patches(*tokens["features"][first : second + 1], *masks[first : second + 1])[0][:, 0]
+    return {
+        "alike": {name: alike[name][masks[first]] for name in COMPARED},
+        "by_chance": near.double().mean().item(),
+        "matches": {name: (torch.stack([drawn, nearest[name][drawn]], dim=1), alike[name][drawn]) for name in tokens},
+    }

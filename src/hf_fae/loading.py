@@ -1,0 +1,69 @@
+"""Models as users name them: a folder or a Hub id, with errors in a sentence that names the argument."""
+
+import contextlib
+import os
+import re
+
+import torch
+from diffusers import AutoencoderKL, AutoModel
+
+from .autoencoders.frozen_encoder import FrozenEncoderMixin
+
+
+__all__ = ["loading", "open_tokenizer"]
+
+
+@contextlib.contextmanager
+def loading(argument: str, value: str):
+    """The libraries' errors about checkpoints, in the first sentence of theirs and with the argument's name.
+
+    Raises:
+        ValueError: what is in the context fails to load.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ValueError, OSError, SafetensorError) as error:
+        sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
+        absent = "" if os.path.isdir(value) else " is no folder here and"
+        raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {sentence}") from error
+
+
+def open_tokenizer(
+    path: str, encoder: str | None = None, dtype: torch.dtype = torch.float32
+) -> FrozenEncoderMixin | AutoencoderKL:
+    """A tokenizer, or that of a pipeline, ready to encode.
+
+    Args:
+        path: Hub id or folder of either.
+        encoder: the frozen encoder of a tokenizer that comes without it; by default the one that it names.
+
+    Raises:
+        ValueError: it cannot be loaded, is no tokenizer, or has and names no encoder.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with loading("--model", path):
+        if os.path.isdir(path):
+            is_pipeline = os.path.isfile(os.path.join(path, "model_index.json"))
+        else:
+            try:
+                is_pipeline = bool(hf_hub_download(path, "model_index.json"))
+            except LocalEntryNotFoundError:  # the Hub does not answer: that says nothing about the file
+                raise
+            except EntryNotFoundError:
+                is_pipeline = False
+        location = {"subfolder": "vae"} if is_pipeline else {}
+        keep_encoder = {"image_encoder": None} if encoder else {}
+        vae = AutoModel.from_pretrained(path, dtype=dtype, **location, **keep_encoder)
+    if not isinstance(vae, (FrozenEncoderMixin, AutoencoderKL)):
+        raise ValueError(f"--model {path!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
+    if isinstance(vae, FrozenEncoderMixin) and vae.image_encoder is None:
+        name = encoder or vae.config.image_encoder_id
+        if name is None:
+            raise ValueError(f"--model {path!r} comes without its frozen encoder and names none: pass --encoder")
+        with loading("--encoder", name):
+            vae.load_encoder(encoder)
+    return vae
