@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from damaged import CLASSES, damaged_rows
 from factories import tiny_encoder
 from PIL import Image
@@ -103,24 +104,3 @@ def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     tiny_encoder().save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def datasets_cache(tmp_path_factory):
-    """`datasets` keeps what it prepares here rather than in the user's cache."""
-    import datasets
-
-    previous, datasets.config.HF_DATASETS_CACHE = (
-        datasets.config.HF_DATASETS_CACHE,
-        tmp_path_factory.mktemp("datasets-cache"),
-    )
-    yield
-    datasets.config.HF_DATASETS_CACHE = previous
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate allows one precision a process; every test may choose its own."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)

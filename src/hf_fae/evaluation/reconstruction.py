@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 
-__all__ = ["feature_cosine", "psnr"]
+__all__ = ["feature_cosine", "psnr", "ssim"]
 
 
 def feature_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -22,3 +22,15 @@ def psnr(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return peak_signal_noise_ratio(
         reconstruction.float().clamp(-1, 1), images.float().clamp(-1, 1), data_range=2.0, dim=(1, 2, 3)
     )
+
+
+def ssim(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Structural similarity (Wang et al. 2004) of images (B, 3, H, W) in [-1, 1], clamped first: mean over the images.
+
+    By torchmetrics: Gaussian windows of 11 pixels, a scalar up to 1 where they agree.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    # The luminance term means intensities from 0 on: around 0 it would take two greys for opposites.
+    reconstruction, images = (1 + pictures.float().clamp(-1, 1) for pictures in (reconstruction, images))
+    return structural_similarity_index_measure(reconstruction, images, data_range=2.0)

@@ -22,13 +22,14 @@ STATISTICS = {"features": ("mu", "sigma", 2048), "spatial": ("mu_s", "sigma_s", 
 
 
 class ReferenceBatch:
-    """A reference npz in the layout of ADM's evaluator, such as `VIRTUAL_imagenet256_labeled.npz`.
+    """An npz in the layout of ADM's evaluator, such as `VIRTUAL_imagenet256_labeled.npz`.
 
     `arr_0` holds pictures (N, H, W, 3) uint8; `mu`, `sigma`, `mu_s` and `sigma_s` are statistics of Inception's
     features, which may be those of more pictures. Either may be absent.
 
     Args:
         path: the file; its pictures are read piece by piece.
+        argument: whose value it is, for messages.
 
     Attributes:
         shape: of `arr_0`; None where there are no pictures.
@@ -38,8 +39,8 @@ class ReferenceBatch:
         ValueError: no such file, no npz, or arrays of other shapes.
     """
 
-    def __init__(self, path: str):
-        self.path, self.shape = path, None
+    def __init__(self, path: str, argument: str = "reference"):
+        self.path, self.shape, self._place = path, None, f"{argument} {path!r}"
         try:
             self._archive = zipfile.ZipFile(path)
             self._names = {name.removesuffix(".npy") for name in self._archive.namelist()}
@@ -47,14 +48,13 @@ class ReferenceBatch:
                 self._open_pictures()
             self.sha256 = hash_file(path)
         except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"reference {path!r} cannot be read as an npz: {error}") from error
+            raise ValueError(f"{self._place} cannot be read as an npz: {error}") from error
         if self.shape is not None and (self._dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3):
             raise ValueError(
-                f"reference {path!r} must hold pictures (N, H, W, 3) of uint8 as arr_0, "
-                f"got {self.shape} of {self._dtype}"
+                f"{self._place} must hold pictures (N, H, W, 3) of uint8 as arr_0, got {self.shape} of {self._dtype}"
             )
         if self.shape is None and not {"mu", "sigma"} <= self._names:
-            raise ValueError(f"reference {path!r} must hold arr_0, or mu and sigma, got {sorted(self._names)}")
+            raise ValueError(f"{self._place} must hold arr_0, or mu and sigma, got {sorted(self._names)}")
 
     def __len__(self) -> int:
         return self.shape[0] if self.shape is not None else 0
@@ -74,7 +74,7 @@ class ReferenceBatch:
             if len(statistics.mean) != width:
                 raise ValueError(f"Inception's have {width} dimensions, these {len(statistics.mean)}")
         except (OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{mean} and {covariance} of reference {self.path!r} cannot be used: {error}") from error
+            raise ValueError(f"{mean} and {covariance} of {self._place} cannot be used: {error}") from error
         return statistics
 
     def read(self, numbers: range) -> dict[str, torch.Tensor]:
@@ -88,9 +88,9 @@ class ReferenceBatch:
             self._file.seek(self._start + numbers.start * size)
             data = self._file.read(len(numbers) * size)
         except (OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"arr_0 of reference {self.path!r} is damaged: {error}") from error
+            raise ValueError(f"arr_0 of {self._place} is damaged: {error}") from error
         if len(data) != len(numbers) * size:
-            raise ValueError(f"arr_0 of reference {self.path!r} breaks off behind picture {numbers.start}")
+            raise ValueError(f"arr_0 of {self._place} breaks off behind picture {numbers.start}")
         pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(len(numbers), *self.shape[1:])
         return {"images": pixels.permute(0, 3, 1, 2)}
 

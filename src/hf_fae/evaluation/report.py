@@ -39,7 +39,7 @@ class Evaluation:
     def save(self, folder: str | Path) -> None:
         """Write `report.json` and, where the data set is one of the Hub, `.eval_results/hf_fae.yaml`."""
         folder = Path(folder)
-        protocol = {key: value for key, value in self.settings.items() if value is not None}
+        protocol = dict(_flatten({"task": self.task, **self.settings}))
         results = [Result(name, value, self.dataset, self.split, protocol) for name, value in self.metrics.items()]
         write_eval_results(folder, results)
         report = {
@@ -52,6 +52,15 @@ class Evaluation:
             "versions": {library: version(library) for library in LIBRARIES},
         }
         write_whole(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+
+
+def _flatten(settings, prefix=""):
+    """Pairs ("model.sha256", value) of nested settings; without those that are not in use."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value
 
 
 def hash_file(path: str | Path) -> str:

@@ -44,7 +44,7 @@ class ImageRandom:
 
 
 def mix_seed(*values: int) -> int:
-    """A 64-bit hash of integers, to seed a generator with (the finaliser of splitmix64); torch's CPU generator uses its lower half."""
+    """A 64-bit hash of integers (the finaliser of splitmix64) as a seed; torch's CPU generator uses its lower half."""
     state = 0
     for value in values:
         state = (state + value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -33,7 +33,10 @@ __all__ = ["GenerationArguments", "evaluate_generation"]
 
 @dataclass
 class GenerationArguments(EvaluationArguments):
-    """Which pipeline to draw with, and what to compare its pictures with."""
+    """Which pipeline to draw with, and what to compare its pictures with.
+
+    In place of a pipeline `model` may be an npz of pictures drawn before, `arr_0` (N, H, W, 3) uint8 as ADM has it.
+    """
 
     reference: str | None = field(
         default=None, metadata={"help": "ADM's reference npz; none: the pictures of dataset_name."}
@@ -88,12 +91,11 @@ def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -
     from accelerate import PartialState
 
     state = PartialState()
-    sampler = Sampler(args, pictures, state.device)
+    sampler = (SavedSamples if args.model.endswith(".npz") else Sampler)(args, pictures, state.device)
     source = _open_reference(args, sampler, pictures)
     extractors = load_extractors(args.extractors, state.device)
     text_model = _open_text_model(args, sampler, state.device)
     settings = {
-        "task": "generation",
         **sampler.settings,
         "extractors": {extractor.name: extractor.settings for extractor in extractors},
         "text_model": text_model and text_model.settings,
@@ -102,7 +104,7 @@ def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -
     }
     folder = Path(args.output_dir)
     reference = Reference(source, extractors, folder / "parts" / "reference", args.batch_size)
-    check_settings(folder, settings)
+    check_settings(folder, {"task": "generation", **settings})
 
     reference.compute()
     samples = Parts(folder / "parts" / "samples", sampler.count, args.batch_size)
@@ -214,6 +216,27 @@ class Sampler:
                 f"num_inference_steps has no meaning for a {type(self.pipe).__name__}, got {args.num_inference_steps}"
             )
         return call
+
+
+class SavedSamples:
+    """Pictures that were drawn before; attributes and methods as those of `Sampler`."""
+
+    def __init__(self, args: GenerationArguments, pictures: PictureArguments, device: torch.device):
+        for name in ("guidance_scale", "num_inference_steps"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"{name} has no meaning for pictures drawn before, got {getattr(args, name)!r}")
+        self.batch, self.data = ReferenceBatch(args.model, "model"), None
+        self.count = min(args.num_samples, len(self.batch))
+        if self.count < 10:
+            raise ValueError(f"model {args.model!r} must hold at least 10 pictures, got {self.count}")
+        _, self.resolution, width, _ = self.batch.shape
+        if width != self.resolution:
+            raise ValueError(f"model {args.model!r} must hold squares, got {self.resolution} x {width}")
+        model = {"path": args.model, "sha256": self.batch.sha256}
+        self.settings = {"model": model, "resolution": self.resolution, "num_samples": self.count}
+
+    def draw(self, numbers: range) -> torch.Tensor:
+        return self.batch.read(numbers)["images"]
 
 
 def _open_pipeline(args):

@@ -72,7 +72,6 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
         raise ValueError(f"dataset_name {pictures.dataset_name!r} must have at least 2 pictures, got {len(data)}")
     compare = _Comparison(args, vae, extractors)
     settings = {
-        "task": "reconstruction",
         "model": identify_model(args.model),
         "dtype": args.dtype,
         "device": state.device.type,
@@ -83,7 +82,7 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
         "extractors": {extractor.name: extractor.settings for extractor in extractors},
         "metrics": sorted(args.metrics),
     }
-    check_settings(args.output_dir, settings)
+    check_settings(args.output_dir, {"task": "reconstruction", **settings})
 
     parts = Parts(Path(args.output_dir) / "parts" / "pictures", len(data), args.batch_size)
     parts.compute(lambda numbers: compare(**data.read(numbers)), "reconstructing")
@@ -129,8 +128,10 @@ class _Comparison:
         if "feature_cosine" in self.args.metrics and hasattr(self.vae, "decode_features"):
             features, grid = self.vae.extract_features(pixel_values)
             latents = self.vae.encode_features(features, grid).latent_dist.mode()
-            decoded = self.vae.decode_features(latents).float()
-            found["feature_cosine"] = torch.cosine_similarity(decoded, features.float(), dim=-1).mean(1).cpu()
+            decoded = self.vae.decode_features(latents)
+            found["feature_cosine"] = (
+                torch.cosine_similarity(decoded.double(), features.double(), dim=-1).mean(1).cpu()
+            )
         else:
             latents = encode_images(self.vae, pixel_values).mode()
         found["reconstruction"] = to_uint8(decode_latents(self.vae, latents)).cpu()

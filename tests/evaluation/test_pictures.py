@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+
+from hf_fae.evaluation.pictures import NumberedPictures, PictureArguments
+
+
+def open_pictures(folder, seed=0, **options):
+    arguments = PictureArguments(dataset_name=str(folder), label_column="label", caption_column="caption", **options)
+    return NumberedPictures(arguments.open(32, seed))
+
+
+def test_pictures_are_those_of_the_split_in_their_order(data_folder):
+    pictures = open_pictures(data_folder)
+    batch = pictures.read(range(30, 45))
+    assert len(pictures) == 70
+    assert batch["images"].shape == (15, 3, 32, 32) and batch["images"].dtype == torch.uint8
+    assert batch["class_labels"].tolist() == [0 if number == 40 else (1000 + number) % 3 for number in range(30, 45)]
+    assert batch["captions"][0] == "dog q"
+
+
+def test_pictures_come_through_to_the_bit(data_folder):
+    from datasets import load_dataset
+
+    rows = load_dataset(str(data_folder), split="validation[:3]")
+    expected = torch.stack([torch.tensor(np.array(row["image"])).long() for row in rows])
+    assert torch.equal(open_pictures(data_folder).read(range(3))["images"].permute(0, 2, 3, 1).long(), expected)
+
+
+def test_a_damaged_picture_holds_its_place(data_folder):
+    batch = open_pictures(data_folder).read(range(38, 43))
+    assert batch["is_good"].tolist() == [True, True, False, True, True]
+    assert batch["images"][2].max() == 0 and batch["images"].float().mean((1, 2, 3))[[0, 1, 3, 4]].min() > 20
+
+
+def test_max_samples_is_a_fixed_choice(data_folder):
+    chosen, again, other = (open_pictures(data_folder, seed, max_samples=20) for seed in (0, 0, 1))
+    assert len(chosen) == 20 and list(chosen.row_ids) == list(again.row_ids) != list(other.row_ids)
+    assert chosen.sha256 == again.sha256 != other.sha256
+
+
+def test_hash_tells_splits_apart(data_folder):
+    assert open_pictures(data_folder).sha256 != open_pictures(data_folder, split="train").sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset_name": None}, "dataset_name must name the pictures to measure on, got None"),
+        ({"dataset_name": "VIRTUAL_imagenet256_labeled.npz"}, "an npz is a reference for generated pictures"),
+        ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
+        ({"label_column": "colour"}, "has no column 'colour'"),
+        ({"split": "train[:0]"}, r"train\[:0\]"),
+        ({"split": "test"}, "test"),
+    ],
+)
+def test_errors(data_folder, options, message):
+    options = {"dataset_name": str(data_folder), **options}
+    with pytest.raises(ValueError, match=message):
+        NumberedPictures(PictureArguments(**options).open(32))
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises((ValueError, OSError), match=str(tmp_path)):
+        PictureArguments(dataset_name=str(tmp_path)).open(32)
