@@ -3,7 +3,7 @@
     python benchmarks/starflow_emoji.py outputs/emoji/5-starflow --tuned outputs/emoji/6-noisy \
         --data ../shared/assets/fluent-emoji --judge ../shared/assets/efficientnet-lite0 --output docs/images
 
-`fid_effnet` is the Fréchet distance of EfficientNet-Lite0's pooled features, by torchmetrics, between samples (of the
+`fid_effnet` is the Fréchet distance of EfficientNet-Lite0's pooled features between samples (of the
 labels of random training pictures) and all training pictures, composited on white and cropped as for training. It is
 no FID: compare it within one table only. The untrained flow is the same pipeline with fresh weights, the identity.
 """
@@ -11,38 +11,15 @@ no FID: compare it within one table only. The untrained flow is the same pipelin
 import argparse
 from pathlib import Path
 
-import timm
 import torch
-from torch.nn import functional as F
-from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
 from hf_fae import AutoencoderFAE, FAEStarFlowPipeline, STARFlowTransformer2DModel
-from hf_fae.images import make_grid, to_pil
+from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance
+from hf_fae.evaluation.extractors import judge, load_extractors
+from hf_fae.images import make_grid, to_pil, to_uint8
 from hf_fae.latents import decode_latents
 from hf_fae.training.data import DataArguments, ImageData
-
-
-class EfficientNet(torch.nn.Module):
-    """uint8 pictures (B, 3, H, W) -> pooled features (B, 1280)."""
-
-    num_features = 1280
-
-    def __init__(self, folder):
-        super().__init__()
-        self.model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
-        config = self.model.pretrained_cfg
-        self.size = config["input_size"][1:]
-        self.mean, self.std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-
-    @torch.no_grad()
-    def forward(self, images):
-        images = F.interpolate(images / 255, self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        return self.model((images - self.mean) / self.std)
-
-
-def to_uint8(images):
-    return (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
 @torch.no_grad()
@@ -80,18 +57,20 @@ def main() -> None:
     data = ImageData(
         DataArguments(args.data, label_column="subgroup", resolution=resolution, max_validation_samples=333)
     )
-    judge = FrechetInceptionDistance(EfficientNet(args.judge), reset_real_features=False)
+    extractors = load_extractors([f"effnet={args.judge}"])
     labels = torch.tensor([data.example(data.train[place])["class_labels"] for place in range(len(data))])
-    for start in tqdm(range(0, len(data), 50), desc="training pictures"):
-        places = range(start, min(start + 50, len(data)))
-        pictures = torch.stack([data.example(data.train[place])["pixel_values"] for place in places])
-        judge.update(to_uint8(pictures), real=True)
+
+    def statistics(batches):
+        return GaussianStatistics.of(judge(extractors, to_uint8(batch))["effnet.features"] for batch in batches)
+
+    def read(places):
+        return torch.stack([data.example(data.train[place])["pixel_values"] for place in places])
+
+    starts = tqdm(range(0, len(data), 50), desc="training pictures")
+    reference = statistics(read(range(start, min(start + 50, len(data)))) for start in starts)
 
     def score(pictures):
-        judge.reset()
-        for part in to_uint8(pictures).split(50):
-            judge.update(part, real=False)
-        return judge.compute().item()
+        return frechet_distance(statistics(pictures.split(50)), reference)
 
     chosen = labels[torch.randint(len(labels), (args.samples,), generator=torch.Generator().manual_seed(0))].tolist()
     print("| samples | guidance | fid_effnet |\n|---|---|---|")
@@ -109,8 +88,7 @@ def main() -> None:
     places = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))[: args.samples].tolist()
     if args.encoder:  # no sample can be expected to be better
         pipe.vae.load_encoder(args.encoder)
-        pictures = torch.stack([data.example(data.train[place])["pixel_values"] for place in places])
-        rebuilt = in_batches(lambda part: decode(pipe.vae.encode(part).latent_dist.mode()), args, pictures)
+        rebuilt = in_batches(lambda part: decode(pipe.vae.encode(part).latent_dist.mode()), args, read(places))
         report("training pictures, through the tokenizer", "", rebuilt)
     trained = pipe.transformer
     pipe.register_modules(transformer=STARFlowTransformer2DModel.from_config(trained.config).eval())

@@ -13,7 +13,17 @@ import hf_fae
 
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = ["datasets", "evaluate", "peft", "timm", "torchmetrics", "torchvision"]
+OPTIONAL = [
+    "datasets",
+    "evaluate",
+    "matplotlib",
+    "peft",
+    "sklearn",
+    "timm",
+    "torch_fidelity",
+    "torchmetrics",
+    "torchvision",
+]
 
 # Makes packages look uninstalled: the path finder no longer finds them.
 HIDE = f"""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_fae.evaluation.reconstruction import feature_cosine, psnr
+from hf_fae.evaluation.reconstruction import feature_cosine, psnr, ssim
 
 
 def test_feature_cosine():
@@ -28,3 +28,20 @@ def test_psnr_is_the_mean_over_images_and_clamps():
     assert psnr(noisy, images).item() == pytest.approx(30)
     white = torch.ones(1, 3, 8, 8)
     assert psnr(white * 5, white * 0.8).item() == pytest.approx(20, abs=1e-4)
+
+
+def test_ssim_is_that_of_torchmetrics_on_pictures_from_0_to_1():
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    images = 1.2 * torch.rand(3, 3, 32, 32) - 0.6
+    noisy = images + 0.5 * torch.arange(3).view(3, 1, 1, 1) * torch.randn(3, 3, 32, 32)
+    pictures = [(clamped.clamp(-1, 1) + 1) / 2 for clamped in (noisy, images)]
+    each = structural_similarity_index_measure(*pictures, data_range=1.0, reduction="none")
+    assert ssim(noisy, images).item() == pytest.approx(each.mean().item(), abs=1e-5)
+    assert ssim(images, images).item() == pytest.approx(1)
+
+
+def test_ssim_of_nearly_equal_greys():
+    grey = torch.full((1, 3, 32, 32), 0.01)
+    assert ssim(-grey, grey).item() == pytest.approx(1, abs=1e-3)
+    assert ssim(5 * torch.ones(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item() == pytest.approx(1)

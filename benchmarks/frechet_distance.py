@@ -1,0 +1,83 @@
+"""Time and memory of the Fréchet distance of 50,000 samples, beside the arithmetic of other libraries.
+
+    OMP_NUM_THREADS=2 python benchmarks/frechet_distance.py
+
+Features are drawn batch by batch, as a network would give them, and are not kept: the peak of the resident memory is
+that of the whole process, imports included. The others are given the finished statistics. On a machine whose cores are
+busy, one thread is faster than two that wait for each other.
+"""
+
+import argparse
+import resource
+import time
+
+import torch
+
+from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance
+
+
+def features(count: int, width: int, batch_size: int, seed: int):
+    """Batches of features whose dimensions are correlated and of unlike variance, as Inception's are."""
+    generator = torch.Generator().manual_seed(seed)
+    mixture = torch.randn(32, width, generator=torch.Generator().manual_seed(0))
+    for start in range(0, count, batch_size):
+        rows = min(batch_size, count - start)
+        common = torch.randn(rows, 32, generator=generator) @ mixture
+        yield (common + torch.randn(rows, width, generator=generator)).relu_()
+
+
+def torchmetrics_distance(samples, reference):
+    from torchmetrics.image.fid import _compute_fid
+
+    return _compute_fid(samples.mean, samples.covariance, reference.mean, reference.covariance).item()
+
+
+def torch_fidelity_distance(samples, reference):
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    arrays = [{"mu": each.mean.numpy(), "sigma": each.covariance.numpy()} for each in (samples, reference)]
+    return fid_statistics_to_metric(*arrays, verbose=False)[KEY_METRIC_FID]
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    result = function(*arguments)
+    return result, time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--skip_others", action="store_true", help="leave out the other libraries: they take minutes")
+    arguments = parser.parse_args()
+
+    def statistics(seed):
+        return GaussianStatistics.of(features(arguments.samples, arguments.width, arguments.batch_size, seed))
+
+    _, drawing = timed(lambda: [None for _ in features(arguments.samples, arguments.width, arguments.batch_size, 1)])
+    reference = statistics(2)
+    samples, gathering = timed(statistics, 1)
+    found, arithmetic = timed(frechet_distance, samples, reference)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    print(f"{torch.get_num_threads()} threads; seconds; drawing the features is not counted ({drawing:.1f} s)\n")
+    print("| samples | width | statistics | distance | together | peak memory |")
+    print("|---|---|---|---|---|---|")
+    gathering -= drawing
+    print(
+        f"| {arguments.samples:,} | {arguments.width:,} | {gathering:.1f} | {arithmetic:.1f} "
+        f"| {gathering + arithmetic:.1f} | {peak:.2f} GiB |"
+    )
+    if arguments.skip_others:
+        return
+    print("\n| distance of the same statistics | value | seconds | ratio |")
+    print("|---|---|---|---|")
+    print(f"| hf_fae | {found:.9g} | {arithmetic:.1f} | 1 |")
+    for name, function in (("torchmetrics", torchmetrics_distance), ("torch-fidelity", torch_fidelity_distance)):
+        value, seconds = timed(function, samples, reference)
+        print(f"| {name} | {value:.9g} | {seconds:.1f} | {seconds / arithmetic:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

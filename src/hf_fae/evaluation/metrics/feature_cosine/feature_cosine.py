@@ -1,0 +1,48 @@
+"""The cosine of reconstructed features, for `evaluate.load`."""
+
+import datasets
+import evaluate
+import torch
+
+from hf_fae.evaluation.reconstruction import feature_cosine
+
+
+_DESCRIPTION = """\
+Cosine of reconstructed features with those of the frozen encoder, over the channels: the mean over tokens and samples.
+"""
+
+_CITATION = """\
+@article{gao2025fae,
+  title   = {One Layer Is Enough: Adapting Pretrained Visual Encoders for Image Generation},
+  author  = {Yuan Gao and Chen Chen and Tianrong Chen and Jiatao Gu},
+  journal = {arXiv preprint arXiv:2512.07829},
+  year    = {2025}
+}
+"""
+
+_INPUTS = """
+Args:
+    predictions: reconstructed features, a list of tokens each, a token being a list of D numbers.
+    references: the encoder's features, of the same shapes.
+Returns:
+    feature_cosine: from -1 to 1, higher is better.
+"""
+
+
+class FeatureCosine(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.List(datasets.List(datasets.Value("float64"))),
+                    "references": datasets.List(datasets.List(datasets.Value("float64"))),
+                }
+            ),
+            reference_urls=["https://arxiv.org/abs/2512.07829"],
+        )
+
+    def _compute(self, predictions, references):
+        return {"feature_cosine": feature_cosine(torch.tensor(predictions), torch.tensor(references)).item()}

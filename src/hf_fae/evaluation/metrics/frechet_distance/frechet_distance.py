@@ -1,0 +1,53 @@
+"""The Fréchet distance of features, for `evaluate.load`."""
+
+import datasets
+import evaluate
+import torch
+
+from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance
+
+
+_DESCRIPTION = """\
+The Fréchet distance of two sets of features: that of Gaussians of their means and covariances, computed in fp64. It is
+the FID where the features are those of Inception's last pooling layer.
+"""
+
+_CITATION = """\
+@article{heusel2017gans,
+  title = {{GANs} Trained by a Two Time-Scale Update Rule Converge to a Local {Nash} Equilibrium},
+  author = {Heusel, Martin and Ramsauer, Hubert and Unterthiner, Thomas and Nessler, Bernhard and Hochreiter, Sepp},
+  journal = {arXiv preprint arXiv:1706.08500},
+  year = {2017}
+}
+"""
+
+_INPUTS = """
+Args:
+    predictions: features of the samples, a list of D numbers each.
+    references: features of as many reference samples.
+Returns:
+    frechet_distance: from 0 on, lower is better.
+"""
+
+
+class FrechetDistance(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.List(datasets.Value("float64")),
+                    "references": datasets.List(datasets.Value("float64")),
+                }
+            ),
+            reference_urls=["https://arxiv.org/abs/1706.08500"],
+        )
+
+    def _compute(self, predictions, references):
+        samples, reference = (
+            GaussianStatistics.of([torch.tensor(rows, dtype=torch.float64)], name)
+            for name, rows in (("predictions", predictions), ("references", references))
+        )
+        return {"frechet_distance": frechet_distance(samples, reference)}

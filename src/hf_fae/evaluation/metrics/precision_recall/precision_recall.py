@@ -1,0 +1,52 @@
+"""Precision and recall of features, for `evaluate.load`."""
+
+import datasets
+import evaluate
+import torch
+
+from hf_fae.evaluation.distances import precision_recall
+
+
+_DESCRIPTION = """\
+Improved precision and recall: the share of samples among the nearest neighbours of the reference, and the share of the
+reference among those of the samples.
+"""
+
+_CITATION = """\
+@article{kynkaanniemi2019improved,
+  title = {Improved Precision and Recall Metric for Assessing Generative Models},
+  author = {Kynk{\\"a}{\\"a}nniemi, Tuomas and Karras, Tero and Laine, Samuli and Lehtinen, Jaakko and Aila, Timo},
+  journal = {arXiv preprint arXiv:1904.06991},
+  year = {2019}
+}
+"""
+
+_INPUTS = """
+Args:
+    predictions: features of the samples, a list of D numbers each.
+    references: features of as many reference samples.
+    neighbours: the neighbour that a point's surroundings reach to.
+Returns:
+    precision, recall: from 0 to 1, higher is better.
+"""
+
+
+class PrecisionRecall(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.List(datasets.Value("float64")),
+                    "references": datasets.List(datasets.Value("float64")),
+                }
+            ),
+            reference_urls=["https://arxiv.org/abs/1904.06991"],
+        )
+
+    def _compute(self, predictions, references, neighbours=3):
+        samples, reference = (torch.tensor(rows, dtype=torch.float64) for rows in (predictions, references))
+        precision, recall = precision_recall(samples, reference, neighbours)
+        return {"precision": precision, "recall": recall}
