@@ -1,0 +1,230 @@
+"""Do latents know what is in a picture? Classes by k-NN, linear probes, and the encoder's released classifier."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ...loading import loading, open_tokenizer
+from ..arguments import DTYPES, TokenizerArguments, check_positive
+from ..parts import Parts, check_settings
+from ..pictures import NumberedPictures, PictureArguments
+from ..probes import (
+    LEARNING_RATES,
+    NEIGHBOURS,
+    POOLINGS,
+    knn_accuracy,
+    linear_probe,
+    pool_tokens,
+    released_head_accuracy,
+    standard_error,
+)
+from ..report import Evaluation, identify_model
+from ..spaces import SPACES, token_spaces
+
+
+__all__ = ["ProbeArguments", "evaluate_probe"]
+
+# All tokens of the features are too many inputs: 256 x 1536 for DINOv2-g.
+SPACE_POOLINGS = {name: POOLINGS if name == "latents" else POOLINGS[:2] for name in SPACES}
+
+
+@dataclass
+class ProbeArguments(TokenizerArguments):
+    """Which tokenizer to probe, and what to train on its features."""
+
+    train_split: str = field(default="train", metadata={"help": "Split to train on; `split` is what is measured on."})
+    neighbours: list[int] = field(
+        default_factory=lambda: list(NEIGHBOURS),
+        metadata={"help": "Neighbours that vote in k-NN; those above the number of training pictures are left out."},
+    )
+    probe_steps: int = field(default=12_500, metadata={"help": "Steps of the linear probes."})
+    probe_batch_size: int = field(default=1024, metadata={"help": "Pictures in a step of the linear probes."})
+    classifier: str | None = field(
+        default=None,
+        metadata={
+            "help": "The encoder's released classifier (Hub id or folder; DINOv2's), with the classes of the data."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(probe_steps=self.probe_steps, probe_batch_size=self.probe_batch_size)
+        if not self.neighbours or min(self.neighbours) < 1:
+            raise ValueError(f"neighbours must be positive numbers, got {self.neighbours}")
+
+
+def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluation | None:
+    """Classify pictures by the encoder's features, by these given back, and by the latents' mode.
+
+    Top-1 accuracies, fractions in [0, 1]. Of k-NN on the mean of the tokens, the best k counts; of the linear probes
+    of a space, the best pooling and learning rate, where latents have one pooling more, all tokens. These are chosen
+    on the measured pictures, as dinov2 does it; `details` has all of them.
+
+    Returns:
+        On the main process the result, whose report lies in `output_dir`; None on others.
+
+    Raises:
+        ValueError: an argument that does not fit, before anything is written.
+    """
+    from accelerate import PartialState
+
+    if pictures.label_column is None:
+        raise ValueError("label_column must name the classes to tell apart, got None")
+    if args.train_split == pictures.split:
+        raise ValueError(f"train_split must be another split than the one to measure on, got {args.train_split!r}")
+    state = PartialState()
+    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
+    if not hasattr(vae, "decode_features"):
+        raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
+    data = pictures.open(vae.config.sample_size, args.seed, args.train_split)
+    splits = {"train": NumberedPictures(data, "train"), "validation": NumberedPictures(data)}
+    if not len(splits["validation"]):
+        raise ValueError(f"split must have pictures, got {pictures.split!r} with none")
+    if len(splits["train"]) < min(args.neighbours):
+        raise ValueError(
+            f"neighbours must be at most the {len(splits['train'])} training pictures, got {args.neighbours}"
+        )
+    classifier = _open_classifier(args, vae, data)
+    settings = {
+        "task": "probe",
+        "model": identify_model(args.model),
+        "encoder": args.encoder,
+        "classifier": args.classifier and identify_model(args.classifier),
+        "dtype": args.dtype,
+        "device": state.device.type,
+        "resolution": vae.config.sample_size,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "neighbours": args.neighbours,
+        "probe_steps": args.probe_steps,
+        "probe_batch_size": args.probe_batch_size,
+        "learning_rates": list(LEARNING_RATES),
+        "pictures": {"dataset": pictures.dataset_name, "split": pictures.split, "sha256": splits["validation"].sha256},
+        "num_samples": len(splits["validation"]),
+        "train": {"split": args.train_split, "sha256": splits["train"].sha256},
+        "num_train_samples": len(splits["train"]),
+    }
+    check_settings(args.output_dir, settings)
+
+    parts = {}
+    for split, source in splits.items():
+        parts[split] = Parts(Path(args.output_dir) / "parts" / split, len(source), args.batch_size)
+        keep_class_tokens = classifier is not None and split == "validation"
+        parts[split].compute(_pooler(args, vae, source, keep_class_tokens), f"features of {split}")
+    if not state.is_main_process:
+        return None
+    metrics, details = _measure(args, parts, classifier, state.device)
+    count = details["samples"]["validation"]
+    details["damaged"] = {split: len(source) - details["samples"][split] for split, source in splits.items()}
+    details["standard_errors"] = {name: standard_error(value, count) for name, value in metrics.items()}
+    result = Evaluation("probe", metrics, settings, pictures.dataset_name, pictures.split, details)
+    result.save(args.output_dir)
+    return result
+
+
+def _open_classifier(args, vae, data):
+    """The released classifier, on the encoder's device; None if there is none to use."""
+    if args.classifier is None:
+        return None
+    from transformers import AutoModelForImageClassification
+
+    with loading("classifier", args.classifier):
+        model, info = AutoModelForImageClassification.from_pretrained(
+            args.classifier, dtype=torch.float32, output_loading_info=True
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"classifier {args.classifier!r} must have trained weights, but lacks {missing[0]}")
+    trained = (model.config.model_type, model.config.hidden_size)
+    encoder = (vae.image_encoder.model.config.model_type, vae.image_encoder.hidden_size)
+    if trained != encoder or not trained[0].startswith("dinov2"):
+        raise ValueError(
+            f"classifier {args.classifier!r} must be DINOv2's for the tokenizer's encoder, a {encoder[0]} of width "
+            f"{encoder[1]}, got a {trained[0]} of width {trained[1]}"
+        )
+    if model.config.num_labels != len(data.id2label):
+        raise ValueError(
+            f"classifier {args.classifier!r} must have the {len(data.id2label)} classes of label_column "
+            f"{data.args.label_column!r}, got {model.config.num_labels}"
+        )
+    return model.eval().to(vae.device)
+
+
+def _pooler(args, vae, source, keep_class_tokens):
+    """Numbers of pictures -> "SPACE.POOLING" and labels of those that can be read."""
+
+    @torch.no_grad()
+    def pool(images):
+        spaces, grid = token_spaces(vae, images)
+        pooled = {
+            f"{name}.{pooling}": pool_tokens(spaces[name], grid, pooling)
+            for name, poolings in SPACE_POOLINGS.items()
+            for pooling in poolings
+        }
+        if keep_class_tokens:
+            pixel_values = (images.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
+            pooled["class_tokens"] = vae.image_encoder(pixel_values, grid).pooler_output.float()
+        return {name: values.cpu() for name, values in pooled.items()}
+
+    def make_part(numbers):
+        batch = source.read(numbers)
+        pooled = [pool(images) for images in batch["images"].split(args.batch_size)]
+        part = {name: torch.cat([found[name] for found in pooled]) for name in pooled[0]}
+        part["class_labels"] = batch["class_labels"]
+        return {name: values[batch["is_good"]] for name, values in part.items()}
+
+    return make_part
+
+
+def _measure(args, parts, classifier, device):
+    """Metrics and details, one space in memory at a time."""
+    labels = {split: part.stack("class_labels") for split, part in parts.items()}
+    if not all(map(len, labels.values())):
+        used = {split: len(values) for split, values in labels.items()}
+        raise ValueError(f"dataset_name must have pictures that can be used in both splits, got {used}")
+    metrics, released = {}, {}
+    details = {
+        "samples": {split: len(values) for split, values in labels.items()},
+        "largest_class": int(labels["validation"].bincount().max()) / len(labels["validation"]),
+        "knn": {},
+        "linear": {},
+        "chosen": {},
+    }
+    for name, poolings in SPACE_POOLINGS.items():
+        train, validation = (
+            {pooling: part.stack(f"{name}.{pooling}") for pooling in poolings} for part in parts.values()
+        )
+        knn = {
+            pooling: knn_accuracy(
+                train[pooling],
+                labels["train"],
+                validation[pooling],
+                labels["validation"],
+                args.neighbours,
+                device=device,
+            )
+            for pooling in poolings
+        }
+        k, metrics[f"knn_{name}"] = max(knn["mean"].items(), key=lambda choice: choice[1])
+        probe = linear_probe(
+            train,
+            labels["train"],
+            validation,
+            labels["validation"],
+            steps=args.probe_steps,
+            batch_size=args.probe_batch_size,
+            seed=args.seed,
+            device=device,
+        )
+        metrics[f"linear_{name}"] = probe.accuracy
+        details["knn"][name], details["linear"][name] = knn, probe.accuracies
+        details["chosen"][name] = {
+            "knn": {"pooling": "mean", "k": k},
+            "linear": {"pooling": probe.pooling, "learning_rate": probe.learning_rate},
+        }
+        if classifier is not None and name != "latents":
+            class_tokens, tokens = parts["validation"].stack("class_tokens"), validation["mean"][:, None]
+            released[f"released_head_{name}"] = released_head_accuracy(
+                classifier, class_tokens, tokens, labels["validation"]
+            )
+    return metrics | released, details

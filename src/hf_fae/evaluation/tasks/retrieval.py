@@ -1,0 +1,172 @@
+"""Do features still match captions when they are given back? Recall at 1, 5 and 10, both ways."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ...loading import loading, open_tokenizer
+from ..arguments import DTYPES, TokenizerArguments
+from ..parts import Parts, check_settings
+from ..pictures import NumberedPictures, PictureArguments
+from ..probes import standard_error
+from ..report import Evaluation, identify_model
+from ..retrieval import ImageTextModel, LinearTextAlignment, load_text_model, pair_up, recall_at_k
+from ..spaces import SPACES, token_spaces
+
+
+__all__ = ["RetrievalArguments", "evaluate_retrieval"]
+
+RANKS = (1, 5, 10)
+
+
+@dataclass
+class RetrievalArguments(TokenizerArguments):
+    """Which tokenizer to test, and what knows the texts."""
+
+    text_model: str = field(
+        kw_only=True,
+        metadata={
+            "help": "Hub id or folder: SigLIP, whose vision tower is the tokenizer's encoder; or for other encoders a "
+            "sentence encoder (all-MiniLM), to whose embeddings a linear map is fitted."
+        },
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to fit the linear map on, where there is one."})
+
+
+def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> Evaluation | None:
+    """Find pictures by their captions and captions by their pictures, before and after the tokenizer.
+
+    With SigLIP, its own head pools features and features given back (table 4 of the paper); latents have no head. With
+    a sentence encoder, a linear map from the mean of the features to the captions' embeddings is fitted on
+    `train_split`, and applied unchanged to the features given back; latents have a map of their own.
+
+    Recalls are fractions in [0, 1]. Equal pictures and equal captions count once (see `pair_up`).
+
+    Returns:
+        On the main process the result, whose report lies in `output_dir`; None on others.
+
+    Raises:
+        ValueError: an argument that does not fit, before anything is written.
+    """
+    from accelerate import PartialState
+
+    if pictures.caption_column is None:
+        raise ValueError("caption_column must name the captions to find, got None")
+    state = PartialState()
+    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
+    if not hasattr(vae, "decode_features"):
+        raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
+    with loading("text_model", args.text_model):
+        text_model = load_text_model(args.text_model).to(state.device)
+    is_joint = isinstance(text_model, ImageTextModel)
+    if is_joint:
+        _check_tower(args, text_model, vae)
+    elif args.train_split == pictures.split:
+        raise ValueError(f"train_split must be another split than the one to measure on, got {args.train_split!r}")
+    data = pictures.open(vae.config.sample_size, args.seed, None if is_joint else args.train_split)
+    splits = {"validation": NumberedPictures(data)} | ({} if is_joint else {"train": NumberedPictures(data, "train")})
+    for split, source in splits.items():
+        if len(source) < 2:
+            raise ValueError(f"dataset_name must have at least 2 pictures in each split, got {len(source)} in {split}")
+    settings = {
+        "task": "retrieval",
+        "model": identify_model(args.model),
+        "encoder": args.encoder,
+        "text_model": identify_model(args.text_model) | {"settings": text_model.settings},
+        "dtype": args.dtype,
+        "device": state.device.type,
+        "resolution": vae.config.sample_size,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "pictures": {"dataset": pictures.dataset_name, "split": pictures.split, "sha256": splits["validation"].sha256},
+        "num_samples": len(splits["validation"]),
+        "train": None if is_joint else {"split": args.train_split, "sha256": splits["train"].sha256},
+    }
+    check_settings(args.output_dir, settings)
+
+    parts = {}
+    for split, source in splits.items():
+        parts[split] = Parts(Path(args.output_dir) / "parts" / split, len(source), args.batch_size)
+        parts[split].compute(_embedder(args, vae, text_model, source), f"embedding {split}")
+    if not state.is_main_process:
+        return None
+    metrics, details = _measure(parts, is_joint)
+    details["damaged"] = {split: len(source) - len(parts[split].stack("captions")) for split, source in splits.items()}
+    result = Evaluation("retrieval", metrics, settings, pictures.dataset_name, pictures.split, details)
+    result.save(args.output_dir)
+    return result
+
+
+def _check_tower(args, text_model, vae):
+    """Refuse an image-text model that does not read the tokenizer's features."""
+    tower, own = (encoder.model.state_dict() for encoder in (text_model.encoder, vae.image_encoder))
+    is_same = own.keys() <= tower.keys() and all(
+        values.shape == tower[name].shape and torch.equal(values, tower[name].to(values.dtype))
+        for name, values in own.items()
+    )
+    if not is_same:
+        raise ValueError(
+            f"text_model {args.text_model!r} must have the tokenizer's encoder as its vision tower: for an encoder "
+            "without texts, take a sentence encoder"
+        )
+    text_model.pool(torch.zeros(1, 1, vae.config.feature_dim))  # refuses models without a head
+
+
+def _embedder(args, vae, text_model, source):
+    """Numbers of pictures -> what stands for them in every space, their captions' embeddings, and hashes of both."""
+    pool, names = (text_model.pool, SPACES[:2]) if isinstance(text_model, ImageTextModel) else (_mean, SPACES)
+
+    def make_part(numbers):
+        batch = source.read(numbers)
+        found = [token_spaces(vae, images)[0] for images in batch["images"].split(args.batch_size)]
+        part = {name: torch.cat([pool(spaces[name]).cpu() for spaces in found]) for name in names}
+        part["text_embeds"] = text_model.text_embeds(batch["captions"]).cpu()
+        part["pictures"] = torch.tensor([_hash(image.numpy().tobytes()) for image in batch["images"]])
+        part["captions"] = torch.tensor([_hash(caption.encode()) for caption in batch["captions"]])
+        return {name: values[batch["is_good"]] for name, values in part.items()}
+
+    return make_part
+
+
+def _mean(tokens):
+    return tokens.mean(1)
+
+
+def _hash(data):
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+
+
+def _measure(parts, is_joint):
+    validation = parts["validation"]
+    (image_rows, image_groups), (text_rows, text_groups) = pair_up(
+        validation.stack("pictures"), validation.stack("captions")
+    )
+    texts, maps = validation.stack("text_embeds")[text_rows], {}
+    if not is_joint:
+        targets = parts["train"].stack("text_embeds")
+        maps = {name: LinearTextAlignment(parts["train"].stack(name), targets) for name in ("features", "latents")}
+        maps["reconstruction"] = maps["features"]
+    metrics, errors = {}, {}
+    for name in SPACES[:2] if is_joint else SPACES:
+        images, wanted = validation.stack(name)[image_rows], texts
+        if not is_joint:
+            images, wanted = maps[name].image_embeds(images), maps[name].text_embeds(texts)
+        similarity = wanted @ images.T
+        ways = {
+            "text_to_image": (similarity, text_groups, image_groups),
+            "image_to_text": (similarity.T, image_groups, text_groups),
+        }
+        for way, ranking in ways.items():
+            for k, recall in recall_at_k(*ranking, RANKS).items():
+                metrics[f"{way}_r{k}_{name}"] = recall
+                errors[f"{way}_r{k}_{name}"] = standard_error(recall, len(ranking[1]))
+    details = {
+        "pictures": len(image_rows),
+        "captions": len(text_rows),
+        "groups": len(torch.cat([image_groups, text_groups]).unique()),
+        "penalties": {name: alignment.penalty for name, alignment in maps.items()},
+        "standard_errors": errors,
+    }
+    return metrics, details
