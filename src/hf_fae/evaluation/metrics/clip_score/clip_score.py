@@ -1,10 +1,9 @@
 """The CLIP score of embeddings, for `evaluate.load`."""
 
-import datasets
 import evaluate
-import torch
 
 from hf_fae.evaluation.distances import clip_score
+from hf_fae.evaluation.modules import metric_info, to_features
 
 
 _DESCRIPTION = """\
@@ -31,19 +30,7 @@ Returns:
 
 class ClipScore(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.Value("float64")),
-                    "references": datasets.List(datasets.Value("float64")),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/2104.08718"],
-        )
+        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://arxiv.org/abs/2104.08718")
 
     def _compute(self, predictions, references):
-        images, texts = (torch.tensor(rows, dtype=torch.float64) for rows in (predictions, references))
-        return {"clip_score": clip_score(images, texts)}
+        return {"clip_score": clip_score(*to_features(predictions, references))}

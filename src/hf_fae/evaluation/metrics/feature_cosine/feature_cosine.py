@@ -1,9 +1,8 @@
 """The cosine of reconstructed features, for `evaluate.load`."""
 
-import datasets
 import evaluate
-import torch
 
+from hf_fae.evaluation.modules import metric_info, to_features
 from hf_fae.evaluation.reconstruction import feature_cosine
 
 
@@ -31,18 +30,7 @@ Returns:
 
 class FeatureCosine(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.List(datasets.Value("float64"))),
-                    "references": datasets.List(datasets.List(datasets.Value("float64"))),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/2512.07829"],
-        )
+        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://arxiv.org/abs/2512.07829", "tokens")
 
     def _compute(self, predictions, references):
-        return {"feature_cosine": feature_cosine(torch.tensor(predictions), torch.tensor(references)).item()}
+        return {"feature_cosine": feature_cosine(*to_features(predictions, references)).item()}

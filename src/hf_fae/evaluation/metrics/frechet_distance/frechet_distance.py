@@ -1,10 +1,9 @@
 """The Fréchet distance of features, for `evaluate.load`."""
 
-import datasets
 import evaluate
-import torch
 
 from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance
+from hf_fae.evaluation.modules import metric_info, to_features
 
 
 _DESCRIPTION = """\
@@ -32,22 +31,11 @@ Returns:
 
 class FrechetDistance(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.Value("float64")),
-                    "references": datasets.List(datasets.Value("float64")),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/1706.08500"],
-        )
+        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://arxiv.org/abs/1706.08500")
 
     def _compute(self, predictions, references):
         samples, reference = (
-            GaussianStatistics.of([torch.tensor(rows, dtype=torch.float64)], name)
-            for name, rows in (("predictions", predictions), ("references", references))
+            GaussianStatistics.of([rows], name)
+            for name, rows in zip(("predictions", "references"), to_features(predictions, references))
         )
         return {"frechet_distance": frechet_distance(samples, reference)}

@@ -1,10 +1,9 @@
 """The inception score of logits, for `evaluate.load`."""
 
-import datasets
 import evaluate
-import torch
 
 from hf_fae.evaluation.distances import inception_score
+from hf_fae.evaluation.modules import metric_info, to_features
 
 
 _DESCRIPTION = """\
@@ -32,14 +31,8 @@ Returns:
 
 class InceptionScore(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": datasets.List(datasets.Value("float64"))}),
-            reference_urls=["https://arxiv.org/abs/1606.03498"],
-        )
+        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://arxiv.org/abs/1606.03498", has_references=False)
 
     def _compute(self, predictions, splits=10):
-        mean, std = inception_score(torch.tensor(predictions, dtype=torch.float64), splits)
+        mean, std = inception_score(*to_features(predictions), splits)
         return {"inception_score": mean, "inception_score_std": std}

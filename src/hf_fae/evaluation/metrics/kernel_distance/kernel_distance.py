@@ -1,10 +1,9 @@
 """The kernel distance of features, for `evaluate.load`."""
 
-import datasets
 import evaluate
-import torch
 
 from hf_fae.evaluation.distances import kernel_distance
+from hf_fae.evaluation.modules import metric_info, to_features
 
 
 _DESCRIPTION = """\
@@ -35,20 +34,8 @@ Returns:
 
 class KernelDistance(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.Value("float64")),
-                    "references": datasets.List(datasets.Value("float64")),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/1801.01401"],
-        )
+        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://arxiv.org/abs/1801.01401")
 
     def _compute(self, predictions, references, subsets=100, subset_size=1000):
-        samples, reference = (torch.tensor(rows, dtype=torch.float64) for rows in (predictions, references))
-        mean, std = kernel_distance(samples, reference, subsets, subset_size)
+        mean, std = kernel_distance(*to_features(predictions, references), subsets, subset_size)
         return {"kernel_distance": mean, "kernel_distance_std": std}

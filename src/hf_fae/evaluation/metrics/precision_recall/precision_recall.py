@@ -1,10 +1,9 @@
 """Precision and recall of features, for `evaluate.load`."""
 
-import datasets
 import evaluate
-import torch
 
 from hf_fae.evaluation.distances import precision_recall
+from hf_fae.evaluation.modules import metric_info, to_features
 
 
 _DESCRIPTION = """\
@@ -33,20 +32,8 @@ Returns:
 
 class PrecisionRecall(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.Value("float64")),
-                    "references": datasets.List(datasets.Value("float64")),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/1904.06991"],
-        )
+        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://arxiv.org/abs/1904.06991")
 
     def _compute(self, predictions, references, neighbours=3):
-        samples, reference = (torch.tensor(rows, dtype=torch.float64) for rows in (predictions, references))
-        precision, recall = precision_recall(samples, reference, neighbours)
+        precision, recall = precision_recall(*to_features(predictions, references), neighbours)
         return {"precision": precision, "recall": recall}

@@ -1,9 +1,8 @@
 """The peak signal-to-noise ratio of pictures, for `evaluate.load`."""
 
-import datasets
 import evaluate
-import torch
 
+from hf_fae.evaluation.modules import metric_info, to_images
 from hf_fae.evaluation.reconstruction import psnr
 
 
@@ -31,21 +30,9 @@ Returns:
 
 class PSNR(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.List(datasets.List(datasets.Value("uint8")))),
-                    "references": datasets.List(datasets.List(datasets.List(datasets.Value("uint8")))),
-                }
-            ),
-            reference_urls=["https://en.wikipedia.org/wiki/Peak_signal-to-noise_ratio"],
+        return metric_info(
+            _DESCRIPTION, _CITATION, _INPUTS, "https://en.wikipedia.org/wiki/Peak_signal-to-noise_ratio", "pictures"
         )
 
     def _compute(self, predictions, references):
-        reconstruction, images = (
-            torch.tensor(pictures).permute(0, 3, 1, 2) / 127.5 - 1 for pictures in (predictions, references)
-        )
-        return {"psnr": psnr(reconstruction, images).item()}
+        return {"psnr": psnr(*to_images(predictions, references)).item()}

@@ -1,9 +1,8 @@
 """The structural similarity of pictures, for `evaluate.load`."""
 
-import datasets
 import evaluate
-import torch
 
+from hf_fae.evaluation.modules import metric_info, to_images
 from hf_fae.evaluation.reconstruction import ssim
 
 
@@ -31,21 +30,7 @@ Returns:
 
 class SSIM(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.List(datasets.List(datasets.Value("uint8")))),
-                    "references": datasets.List(datasets.List(datasets.List(datasets.Value("uint8")))),
-                }
-            ),
-            reference_urls=["https://doi.org/10.1109/TIP.2003.819861"],
-        )
+        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://doi.org/10.1109/TIP.2003.819861", "pictures")
 
     def _compute(self, predictions, references):
-        reconstruction, images = (
-            torch.tensor(pictures).permute(0, 3, 1, 2) / 127.5 - 1 for pictures in (predictions, references)
-        )
-        return {"ssim": ssim(reconstruction, images).item()}
+        return {"ssim": ssim(*to_images(predictions, references)).item()}
