@@ -77,11 +77,17 @@ class NumberedPictures:
     """
 
     def __init__(self, data: ImageData, split: str = "validation"):
-        self.data = data
+        self.data, self.split = data, split
         self.row_ids, self.rows = data.rows(split)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def describe(self) -> dict:
+        """Which pictures these are, JSON-able."""
+        args = self.data.args
+        split = args.train_split if self.split == "train" else args.validation_split
+        return {"dataset": args.dataset_name, "split": split, "sha256": self.sha256, "count": len(self)}
 
     @property
     def sha256(self) -> str:

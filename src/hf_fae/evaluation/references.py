@@ -59,6 +59,10 @@ class ReferenceBatch:
     def __len__(self) -> int:
         return self.shape[0] if self.shape is not None else 0
 
+    def describe(self) -> dict:
+        """Which file this is, JSON-able."""
+        return {"file": os.path.basename(self.path), "sha256": self.sha256, "count": len(self)}
+
     def statistics(self, feature: str) -> GaussianStatistics | None:
         """Mean and covariance of Inception's "features" or "spatial" features; None where the file has none.
 

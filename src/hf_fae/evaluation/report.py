@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 
 from ..cards import Result, write_eval_results
 from ..training.files import write_whole
+from .arguments import EvaluationArguments
 
 
-__all__ = ["Evaluation", "hash_file", "identify_model"]
+__all__ = ["Evaluation", "describe_run", "hash_file", "identify_model"]
 
 LIBRARIES = ["hf_fae", "torch", "diffusers", "transformers", "torchmetrics"]
 
@@ -61,6 +63,18 @@ def _flatten(settings, prefix=""):
             yield from _flatten(value, f"{prefix}{key}.")
         elif value is not None:
             yield f"{prefix}{key}", value
+
+
+def describe_run(args: EvaluationArguments, resolution: int, device: torch.device) -> dict:
+    """The settings that all evaluations of a model have, JSON-able."""
+    return {
+        "model": identify_model(args.model),
+        "dtype": args.dtype,
+        "device": device.type,
+        "resolution": resolution,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
 
 
 def hash_file(path: str | Path) -> str:

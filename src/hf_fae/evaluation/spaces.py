@@ -3,11 +3,25 @@
 import torch
 
 from ..autoencoders.frozen_encoder import FrozenEncoderMixin
+from ..loading import open_tokenizer
+from .arguments import DTYPES, TokenizerArguments
 
 
-__all__ = ["SPACES", "token_spaces"]
+__all__ = ["SPACES", "open_feature_tokenizer", "token_spaces"]
 
 SPACES = ("features", "reconstruction", "latents")
+
+
+def open_feature_tokenizer(args: TokenizerArguments, device: torch.device) -> FrozenEncoderMixin:
+    """The tokenizer to evaluate, with its frozen encoder.
+
+    Raises:
+        ValueError: it cannot be loaded, or does not give features back.
+    """
+    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(device)
+    if not hasattr(vae, "decode_features"):
+        raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
+    return vae
 
 
 @torch.no_grad()

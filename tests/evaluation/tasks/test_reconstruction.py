@@ -68,7 +68,7 @@ def test_the_numbers_are_those_of_the_pictures(options, judge_folder, data_folde
         }
     assert result.metrics == pytest.approx(expected, rel=1e-4)
     report = read_report(tmp_path / "out")
-    assert report["details"] == {"damaged": 1} and report["settings"]["num_samples"] == 20
+    assert report["details"] == {"damaged": 1} and report["settings"]["pictures"]["count"] == 20
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_tokenizers_of_diffusers_and_of_pipelines(options, pipeline_folder, tmp_
 @pytest.mark.filterwarnings("ignore")
 def test_larger_pictures(options, tmp_path):
     result = run("reconstruction", **options | {"resolution": 48, "max_samples": 10, "metrics": ["psnr"]})
-    assert result.settings["resolution"] == 48 and result.settings["num_samples"] == 10
+    assert result.settings["resolution"] == 48 and result.settings["pictures"]["count"] == 10
 
 
 @pytest.mark.parametrize(

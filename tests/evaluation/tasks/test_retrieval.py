@@ -98,7 +98,7 @@ def test_siglip_reads_the_features_of_its_own_tower(options, saved, pictures):
     models = {"model": str(saved / "fae-siglip"), "text_model": str(saved / "siglip")}
     result = evaluate_retrieval(RetrievalArguments(**options | models), pictures)
     assert len(result.metrics) == 12 and not any(name.endswith("latents") for name in result.metrics)
-    assert result.details["penalties"] == {} and result.settings["train"] is None
+    assert result.details["penalties"] == {} and result.settings["train_pictures"] is None
 
     from transformers import AutoModel
 

@@ -24,7 +24,7 @@ from ..extractors import INCEPTION, judge, load_extractors
 from ..parts import Parts, check_settings
 from ..pictures import NumberedPictures, PictureArguments
 from ..references import Reference, ReferenceBatch, write_batch
-from ..report import Evaluation, identify_model
+from ..report import Evaluation, describe_run
 from ..scores import METRICS, score_samples
 
 
@@ -99,7 +99,7 @@ def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -
         **sampler.settings,
         "extractors": {extractor.name: extractor.settings for extractor in extractors},
         "text_model": text_model and text_model.settings,
-        "reference": {"sha256": source.sha256, "pictures": len(source)},
+        "reference": source.describe(),
         "save_images": args.save_images,
     }
     folder = Path(args.output_dir)
@@ -168,15 +168,10 @@ class Sampler:
         self.call = self._call_arguments()
         scheduler = getattr(self.pipe, "scheduler", None)
         self.settings = {
-            "model": identify_model(args.model),
-            "dtype": args.dtype,
-            "device": device.type,
-            "resolution": self.resolution,
+            **describe_run(args, self.resolution, device),
             "num_samples": self.count,
-            "batch_size": args.batch_size,
-            "seed": args.seed,
             "labels": args.labels if self.data is None else None,
-            "prompts": self.data and {"dataset": pictures.dataset_name, "sha256": self.data.sha256},
+            "prompts": self.data and self.data.describe(),
             "scheduler": scheduler and {"class": type(scheduler).__name__, **_plain(scheduler.config)},
             **self.call,
             "guidance_scale": dataclasses.asdict(self.call["guidance_scale"]),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ...loading import loading, open_tokenizer
-from ..arguments import DTYPES, TokenizerArguments, check_positive
+from ...loading import loading
+from ..arguments import TokenizerArguments, check_positive
 from ..parts import Parts, check_settings
 from ..pictures import NumberedPictures, PictureArguments
 from ..probes import (
@@ -19,8 +19,8 @@ from ..probes import (
     released_head_accuracy,
     standard_error,
 )
-from ..report import Evaluation, identify_model
-from ..spaces import SPACES, token_spaces
+from ..report import Evaluation, describe_run, identify_model
+from ..spaces import SPACES, open_feature_tokenizer, token_spaces
 
 
 __all__ = ["ProbeArguments", "evaluate_probe"]
@@ -74,9 +74,7 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
     if args.train_split == pictures.split:
         raise ValueError(f"train_split must be another split than the one to measure on, got {args.train_split!r}")
     state = PartialState()
-    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
-    if not hasattr(vae, "decode_features"):
-        raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
+    vae = open_feature_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, args.train_split)
     splits = {"train": NumberedPictures(data, "train"), "validation": NumberedPictures(data)}
     if not len(splits["validation"]):
@@ -88,22 +86,15 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
     classifier = _open_classifier(args, vae, data)
     settings = {
         "task": "probe",
-        "model": identify_model(args.model),
+        **describe_run(args, vae.config.sample_size, state.device),
         "encoder": args.encoder,
         "classifier": args.classifier and identify_model(args.classifier),
-        "dtype": args.dtype,
-        "device": state.device.type,
-        "resolution": vae.config.sample_size,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
         "neighbours": args.neighbours,
         "probe_steps": args.probe_steps,
         "probe_batch_size": args.probe_batch_size,
         "learning_rates": list(LEARNING_RATES),
-        "pictures": {"dataset": pictures.dataset_name, "split": pictures.split, "sha256": splits["validation"].sha256},
-        "num_samples": len(splits["validation"]),
-        "train": {"split": args.train_split, "sha256": splits["train"].sha256},
-        "num_train_samples": len(splits["train"]),
+        "pictures": splits["validation"].describe(),
+        "train_pictures": splits["train"].describe(),
     }
     check_settings(args.output_dir, settings)
 

@@ -14,7 +14,7 @@ from ..extractors import INCEPTION, judge, load_extractors, metric_name
 from ..parts import Parts, check_settings
 from ..pictures import NumberedPictures, PictureArguments
 from ..reconstruction import psnr, ssim
-from ..report import Evaluation, identify_model
+from ..report import Evaluation, describe_run
 
 
 __all__ = ["ReconstructionArguments", "evaluate_reconstruction"]
@@ -72,13 +72,8 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
         raise ValueError(f"dataset_name {pictures.dataset_name!r} must have at least 2 pictures, got {len(data)}")
     compare = _Comparison(args, vae, extractors)
     settings = {
-        "model": identify_model(args.model),
-        "dtype": args.dtype,
-        "device": state.device.type,
-        "resolution": resolution,
-        "batch_size": args.batch_size,
-        "pictures": {"dataset": pictures.dataset_name, "split": pictures.split, "sha256": data.sha256},
-        "num_samples": len(data),
+        **describe_run(args, resolution, state.device),
+        "pictures": data.describe(),
         "extractors": {extractor.name: extractor.settings for extractor in extractors},
         "metrics": sorted(args.metrics),
     }

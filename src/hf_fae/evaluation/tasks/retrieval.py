@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from ...loading import loading, open_tokenizer
-from ..arguments import DTYPES, TokenizerArguments
+from ...loading import loading
+from ..arguments import TokenizerArguments
 from ..parts import Parts, check_settings
 from ..pictures import NumberedPictures, PictureArguments
 from ..probes import standard_error
-from ..report import Evaluation, identify_model
+from ..report import Evaluation, describe_run, identify_model
 from ..retrieval import ImageTextModel, LinearTextAlignment, load_text_model, pair_up, recall_at_k
-from ..spaces import SPACES, token_spaces
+from ..spaces import SPACES, open_feature_tokenizer, token_spaces
 
 
 __all__ = ["RetrievalArguments", "evaluate_retrieval"]
@@ -55,9 +55,7 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
     if pictures.caption_column is None:
         raise ValueError("caption_column must name the captions to find, got None")
     state = PartialState()
-    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
-    if not hasattr(vae, "decode_features"):
-        raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
+    vae = open_feature_tokenizer(args, state.device)
     with loading("text_model", args.text_model):
         text_model = load_text_model(args.text_model).to(state.device)
     is_joint = isinstance(text_model, ImageTextModel)
@@ -72,17 +70,11 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
             raise ValueError(f"dataset_name must have at least 2 pictures in each split, got {len(source)} in {split}")
     settings = {
         "task": "retrieval",
-        "model": identify_model(args.model),
+        **describe_run(args, vae.config.sample_size, state.device),
         "encoder": args.encoder,
         "text_model": identify_model(args.text_model) | {"settings": text_model.settings},
-        "dtype": args.dtype,
-        "device": state.device.type,
-        "resolution": vae.config.sample_size,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-        "pictures": {"dataset": pictures.dataset_name, "split": pictures.split, "sha256": splits["validation"].sha256},
-        "num_samples": len(splits["validation"]),
-        "train": None if is_joint else {"split": args.train_split, "sha256": splits["train"].sha256},
+        "pictures": splits["validation"].describe(),
+        "train_pictures": None if is_joint else splits["train"].describe(),
     }
     check_settings(args.output_dir, settings)
 
