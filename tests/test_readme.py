@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from factories import (
     tiny_fae,
     tiny_fae_dit_pipeline,
@@ -36,6 +37,9 @@ def demo(tmp_path, monkeypatch):
     flow = tiny_fae_starflow_pipeline(id2label=labels, transformer=tiny_starflow(num_classes=97))
     flow.save_pretrained("outputs/starflow")
     Image.new("RGB", (50, 40), "red").save("picture.jpg")
+    Path("my-pictures").mkdir()
+    for number in range(3):
+        Image.effect_noise((50, 40), 40 + number).convert("RGB").save(f"my-pictures/{number}.png")
 
 
 def test_python(demo):
@@ -47,11 +51,13 @@ def test_python(demo):
 
 
 def test_commands(demo, capsys):
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hf-fae ")]
-    assert len(commands) >= 3
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line for line in lines if line.startswith("hf-fae ")]
+    assert len(commands) >= 4
     for command in commands:
         main(shlex.split(command, comments=True)[1:])
     assert Path("samples.png").is_file() and Path("pairs.png").is_file()
+    assert Path("outputs/evaluation/report.json").is_file()
     assert "305,360,896" in capsys.readouterr().out
 
 

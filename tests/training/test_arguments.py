@@ -7,6 +7,7 @@ import yaml
 
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments
+from hf_fae.training.generation import GeneratorArguments
 
 
 @dataclass
@@ -110,3 +111,11 @@ def script_arguments(config):
 
 def required_fields(group):
     return [f for f in fields(group) if f.default is MISSING and f.default_factory is MISSING]
+
+
+def test_help_can_be_printed(capsys):
+    """A bare per cent sign in a text would break it."""
+    with pytest.raises(SystemExit) as exit:
+        parse_arguments(LoopArguments, DataArguments, GeneratorArguments, argv=["--help"])
+    assert exit.value.code == 0
+    assert "--label_dropout" in capsys.readouterr().out

@@ -34,7 +34,7 @@ class DataArguments:
         metadata={"help": "Hub id of a data set, or a local folder of images, parquet or WebDataset files."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on; slices such as train[5%:] work."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on; slices such as train[100:] work."})
     validation_split: str = field(default="validation", metadata={"help": "Split to validate on; slices work too."})
     image_column: str = field(
         default="image", metadata={"help": "Column of the pictures; in WebDataset files jpg, png, ..."}
