@@ -23,7 +23,7 @@ class PictureArguments:
         metadata={"help": "Hub id of a data set, or a local folder of images, parquet or WebDataset files."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the data set."})
-    split: str = field(default="validation", metadata={"help": "Split to measure on; slices such as train[100:] work."})
+    split: str = field(default="validation", metadata={"help": "Split to measure on; slices such as train[9:] work."})
     image_column: str = field(default="image", metadata={"help": "Column of the pictures."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes."})
     caption_column: str | None = field(default=None, metadata={"help": "Column of the captions."})

@@ -69,6 +69,7 @@ def describe_run(args: EvaluationArguments, resolution: int, device: torch.devic
     """The settings that all evaluations of a model have, JSON-able."""
     return {
         "model": identify_model(args.model),
+        "encoder": getattr(args, "encoder", None),
         "dtype": args.dtype,
         "device": device.type,
         "resolution": resolution,

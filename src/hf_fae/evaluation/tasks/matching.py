@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...loading import open_tokenizer
-from ..arguments import DTYPES, TokenizerArguments
+from ..arguments import TokenizerArguments
 from ..matching import (
     choose_query,
     is_near,
@@ -20,9 +19,9 @@ from ..matching import (
 )
 from ..parts import Parts, check_settings
 from ..pictures import NumberedPictures, PictureArguments
-from ..report import Evaluation, identify_model
+from ..report import Evaluation, describe_run
 from ..sheets import draw_matches, draw_similarity
-from ..spaces import SPACES, token_spaces
+from ..spaces import SPACES, open_feature_tokenizer, token_spaces
 
 
 __all__ = ["MatchingArguments", "evaluate_matching"]
@@ -66,9 +65,7 @@ def evaluate_matching(args: MatchingArguments, pictures: PictureArguments) -> Ev
     from accelerate import PartialState
 
     state = PartialState()
-    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
-    if not hasattr(vae, "decode_features"):
-        raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
+    vae = open_feature_tokenizer(args, state.device)
     data = NumberedPictures(pictures.open(vae.config.sample_size, args.seed))
     if outside := [row for row in args.rows if not 0 <= row < len(data)]:
         raise ValueError(f"rows must be from 0 to {len(data) - 1}, got {outside[0]}")
@@ -77,15 +74,9 @@ def evaluate_matching(args: MatchingArguments, pictures: PictureArguments) -> Ev
         raise ValueError(f"rows must be pictures that can be read, got {args.rows[shown['is_good'].int().argmin()]}")
     settings = {
         "task": "matching",
-        "model": identify_model(args.model),
-        "dtype": args.dtype,
-        "device": state.device.type,
-        "resolution": vae.config.sample_size,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
+        **describe_run(args, vae.config.sample_size, state.device),
         "rows": args.rows,
-        "pictures": {"dataset": pictures.dataset_name, "split": pictures.split, "sha256": data.sha256},
-        "num_samples": len(data),
+        "pictures": data.describe(),
     }
     check_settings(args.output_dir, settings)
 

@@ -87,7 +87,6 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
     settings = {
         "task": "probe",
         **describe_run(args, vae.config.sample_size, state.device),
-        "encoder": args.encoder,
         "classifier": args.classifier and identify_model(args.classifier),
         "neighbours": args.neighbours,
         "probe_steps": args.probe_steps,

@@ -71,7 +71,6 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
     settings = {
         "task": "retrieval",
         **describe_run(args, vae.config.sample_size, state.device),
-        "encoder": args.encoder,
         "text_model": identify_model(args.text_model) | {"settings": text_model.settings},
         "pictures": splits["validation"].describe(),
         "train_pictures": None if is_joint else splits["train"].describe(),

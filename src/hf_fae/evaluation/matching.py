@@ -1,0 +1,150 @@
+"""Which patches look alike? Similarity within a picture and between pictures (FAE, arXiv 2512.07829, section 5.4).
+
+All similarities are cosines of tokens, in fp32.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+__all__ = [
+    "choose_query",
+    "is_near",
+    "map_agreement",
+    "match_patches",
+    "nearest_patches",
+    "object_mask",
+    "similarity_map",
+    "token_cosine",
+]
+
+
+def similarity_map(tokens: torch.Tensor, query: int) -> torch.Tensor:
+    """Cosine (N,) of every token of a picture (N, C) with one of them.
+
+    Raises:
+        ValueError: no such token.
+    """
+    if not 0 <= query < len(tokens):
+        raise ValueError(f"query must be from 0 to {len(tokens) - 1}, got {query}")
+    return F.cosine_similarity(tokens.float(), tokens[query].float(), dim=-1)
+
+
+def token_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Cosine (B, N) of each token with its original, of features (B, N, C)."""
+    return F.cosine_similarity(reconstruction.float(), features.float(), dim=-1)
+
+
+def map_agreement(tokens: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Pearson correlation (B, N) of each patch's similarity map in one space with its map in another.
+
+    The patch itself, 1 in every space, is left out; a map that is the same everywhere agrees with none: 0.
+
+    Args:
+        tokens, reference: (B, N, C) and (B, N, c) of the same patches.
+    """
+    count = tokens.shape[1]
+    others = ~torch.eye(count, dtype=torch.bool, device=tokens.device)
+    centred = []
+    for space in (tokens, reference):
+        unit = F.normalize(space.float(), dim=-1)
+        maps = (unit @ unit.mT)[:, others].unflatten(1, (count, count - 1))
+        centred.append(maps - maps.mean(-1, keepdim=True))
+    return F.cosine_similarity(*centred, dim=-1)
+
+
+def object_mask(tokens: torch.Tensor, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    """Which patches (B, N), bool, show an object: K-means with two clusters over all tokens of all pictures.
+
+    Tokens have unit length; the object is the cluster with the smaller share of the pictures' borders.
+
+    Args:
+        tokens: (B, N, C) of pictures with objects of a kind, whatever is behind them.
+        grid: height and width, N in all.
+
+    Raises:
+        ValueError: a grid with another number of cells.
+    """
+    from sklearn.cluster import KMeans
+
+    height, width = grid
+    if height * width != tokens.shape[1]:
+        raise ValueError(f"grid must have {tokens.shape[1]} cells as there are tokens, got {grid}")
+    unit = F.normalize(tokens.double(), dim=-1).flatten(0, 1).cpu().numpy()
+    clusters = torch.from_numpy(KMeans(2, n_init=10, random_state=seed).fit_predict(unit)).view(-1, height, width)
+    border = torch.ones(height, width, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    is_first = clusters == 0
+    shares = (cluster[:, border].sum() / cluster.sum().clamp_min(1) for cluster in (is_first, ~is_first))
+    first, second = shares
+    return (is_first if first < second else ~is_first).flatten(1)
+
+
+def choose_query(tokens: torch.Tensor, mask: torch.Tensor) -> int:
+    """The object's most telling patch: the one whose similarity map differs most from place to place in the object.
+
+    Args:
+        tokens: (N, C) of a picture.
+        mask: (N,) bool, its object.
+
+    Raises:
+        ValueError: a mask without patches.
+    """
+    _check_mask("mask", mask)
+    unit = F.normalize(tokens[mask].float(), dim=-1)
+    return int(mask.nonzero()[(unit @ unit.T).std(1, correction=0).argmax()])
+
+
+def nearest_patches(
+    first: torch.Tensor, second: torch.Tensor, second_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every token of one picture (N, C) the most similar one of another (M, C) among those of a mask (M,).
+
+    Returns:
+        Cosine and index in the second picture, (N,) both.
+
+    Raises:
+        ValueError: there is none in the mask.
+    """
+    _check_mask("second_mask", second_mask)
+    cosines = F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).T
+    return cosines.masked_fill(~second_mask, -torch.inf).max(1)
+
+
+def match_patches(
+    first: torch.Tensor, second: torch.Tensor, first_mask: torch.Tensor, second_mask: torch.Tensor, count: int = 16
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best pairs of object patches of two pictures: mutual nearest neighbours first, then by cosine.
+
+    Args:
+        first, second: tokens (N, C) and (M, C).
+        first_mask, second_mask: (N,) and (M,) bool, the objects.
+        count: pairs at most (16 in the paper); there are no more than patches in `first_mask`.
+
+    Returns:
+        Pairs (K, 2) of indices, and their cosines (K,), the best ones first.
+
+    Raises:
+        ValueError: a mask without patches, or a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    _check_mask("first_mask", first_mask)
+    cosines, targets = nearest_patches(first, second, second_mask)
+    sources = first_mask.nonzero().squeeze(1)
+    back = nearest_patches(second, first, first_mask)[1]
+    is_mutual = back[targets[sources]] == sources
+    best = (cosines[sources] + 10 * is_mutual).argsort(descending=True, stable=True)[:count]  # cosines end at 1
+    chosen = sources[best]
+    return torch.stack([chosen, targets[chosen]], dim=1), cosines[chosen]
+
+
+def is_near(first: torch.Tensor, second: torch.Tensor, width: int) -> torch.Tensor:
+    """Whether patches, by their numbers in a grid of some width, are the same or neighbours, at corners as well."""
+    rows, columns = first // width - second // width, first % width - second % width
+    return torch.maximum(rows.abs(), columns.abs()) <= 1
+
+
+def _check_mask(name, mask):
+    if not mask.any():
+        raise ValueError(f"{name} must have at least one patch, got none of {len(mask)}")

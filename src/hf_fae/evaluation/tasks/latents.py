@@ -1,0 +1,258 @@
+"""How hard are latents to model? Mixture modes, spectra, moments and the diffusion loss, beside pixels and a PCA."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from ...training.files import write_whole
+from ..arguments import TokenizerArguments, check_positive
+from ..denoising import denoising_loss
+from ..latent_space import channel_moments, mode_count_curve, power_spectrum, reduce_spaces
+from ..parts import Parts, check_settings
+from ..pictures import NumberedPictures, PictureArguments
+from ..plots import draw_channels, draw_denoising, draw_likelihoods, draw_spectra
+from ..report import Evaluation, describe_run
+from ..spaces import open_feature_tokenizer
+
+
+__all__ = ["LatentsArguments", "choose_rows", "evaluate_latents", "pixel_patches"]
+
+COMPARED = ("latents", "pixels", "features_pca")
+PCA_PICTURES = 512  # whose tokens define the principal components
+
+
+@dataclass
+class LatentsArguments(TokenizerArguments):
+    """Which tokenizer's latents to analyse, and what to fit to them."""
+
+    train_split: str = field(default="train", metadata={"help": "Split to fit on; `split` is what is held out."})
+    max_train_samples: int = field(
+        default=100_000,
+        metadata={"help": "Fit on a fixed random choice of N rows; with label_column, as many of each class."},
+    )
+    components: list[int] = field(
+        default_factory=lambda: [5, 10, 50, 100, 200, 300], metadata={"help": "Numbers of Gaussians in the mixtures."}
+    )
+    covariance_type: Literal["full", "tied", "diag", "spherical"] = field(
+        default="full", metadata={"help": "Covariances of the mixtures."}
+    )
+    max_dimension: int | None = field(
+        default=None,
+        metadata={"help": "Principal components at most; none: what explains nine tenths of every space."},
+    )
+    denoising_steps: int = field(
+        default=0, metadata={"help": "Train a small denoiser on every space for N steps; 0: none."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(max_train_samples=self.max_train_samples, max_dimension=self.max_dimension)
+        if not self.components or min(self.components) < 1:
+            raise ValueError(f"components must be positive numbers, got {self.components}")
+        if self.denoising_steps < 0:
+            raise ValueError(f"denoising_steps must not be negative, got {self.denoising_steps}")
+
+
+def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Evaluation | None:
+    """Compare a tokenizer's latents with as many numbers of a picture that nothing was trained for.
+
+    "latents" are the modes of the posteriors; "pixels" the picture, scaled down by area so that a cell of the latents'
+    grid holds about as many numbers (`pixel_patches`); "features_pca" the encoder's tokens on as many principal
+    components as latents have channels. Mixtures are fitted to whole pictures, reduced by PCA to one dimension for all
+    spaces and standardised (MAETok's protocol); all else is measured on the spaces as they are.
+
+    Returns:
+        On the main process the result, whose report lies in `output_dir`; None on others.
+
+    Raises:
+        ValueError: an argument that does not fit, before anything is written.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    vae = open_feature_tokenizer(args, state.device)
+    data = pictures.open(vae.config.sample_size, args.seed, train_split=args.train_split)
+    held_out, train = NumberedPictures(data), NumberedPictures(data, "train")
+    train.rows = train.rows.select(choose_rows(train.rows, pictures.label_column, args.max_train_samples, args.seed))
+    if len(train) < max(2, *args.components):
+        raise ValueError(f"components must be at most the {len(train)} training pictures, got {args.components}")
+    settings = {
+        "task": "latents",
+        **describe_run(args, vae.config.sample_size, state.device),
+        "pictures": held_out.describe(),
+        "train_pictures": train.describe(),
+        "components": args.components,
+        "covariance_type": args.covariance_type,
+        "max_dimension": args.max_dimension,
+        "denoising_steps": args.denoising_steps,
+    }
+    check_settings(args.output_dir, settings)
+
+    folder = Path(args.output_dir)
+    axes = _feature_axes(args, vae, train, folder / "parts")
+    parts = {}
+    for name, part in (("train", train), ("held_out", held_out)):
+        parts[name] = Parts(folder / "parts" / name, len(part), args.batch_size)
+        parts[name].compute(
+            lambda numbers, part=part: _make_spaces(args, vae, axes, part.read(numbers)), f"encoding {name}"
+        )
+    if not state.is_main_process:
+        return None
+    spaces = {part: {name: parts[part].stack(name) for name in COMPARED} for part in parts}
+    metrics, details = _analyse(args, spaces, folder, state.device)
+    details["damaged"] = {
+        "train": len(train) - len(spaces["train"]["latents"]),
+        "held_out": len(held_out) - len(spaces["held_out"]["latents"]),
+    }
+    result = Evaluation("latents", metrics, settings, pictures.dataset_name, pictures.split, details)
+    result.save(folder)
+    return result
+
+
+def pixel_patches(images: torch.Tensor, grid: tuple[int, int], channels: int) -> torch.Tensor:
+    """Pictures (B, 3, H, W), scaled down by area, as (B, 3 p^2, h, w): p x p pixels in each cell of a grid (h, w).
+
+    p is what brings 3 p^2 nearest to `channels`.
+    """
+    sides = range(1, channels + 1)
+    side = min(sides, key=lambda side: (abs(3 * side**2 - channels), side))
+    small = F.interpolate(images.float(), size=(grid[0] * side, grid[1] * side), mode="area")
+    return F.pixel_unshuffle(small, side)
+
+
+def choose_rows(rows, label_column, count, seed):
+    """Numbers of `count` rows chosen at random, of each class as many as of the others if there are classes."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    if label_column is not None and count < len(rows):
+        seen, turns = {}, []
+        labels = rows.select_columns([label_column])[:][label_column]
+        for number in order:
+            turns.append(seen.setdefault(labels[number], 0))
+            seen[labels[number]] += 1
+        order = order[np.argsort(turns, kind="stable")]
+    return sorted(order[:count].tolist())
+
+
+def _feature_axes(args, vae, train, folder):
+    """Mean (C,) and principal axes (C, latent channels) of the encoder's tokens."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    count = min(len(train), PCA_PICTURES)
+    parts = Parts(folder / "moments", count, args.batch_size)
+
+    def make_part(numbers):
+        batch = train.read([number * len(train) // count for number in numbers])  # of all parts of a sorted data set
+        features, _ = _encode(args, vae, batch["images"])
+        tokens = features[batch["is_good"]].flatten(0, 1).double()
+        return {
+            "sum": tokens.sum(0)[None],
+            "products": (tokens.T @ tokens)[None],
+            "count": torch.tensor([len(tokens)]),
+        }
+
+    parts.compute(make_part, "principal components")
+    path = folder / "axes.safetensors"
+    if state.is_main_process and not path.exists():  # one process for all: eigenvectors may come with either sign
+        count, total, products = (sum(parts.iterate(name)).double() for name in ("count", "sum", "products"))
+        mean = (total / count)[0]
+        axes = torch.linalg.eigh((products / count)[0] - torch.outer(mean, mean))[1].flip(1)
+        axes = axes[:, : vae.latents_mean.shape[0]]
+        save_file({"mean": mean.contiguous(), "axes": axes.contiguous()}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    state.wait_for_everyone()
+    return load_file(path)
+
+
+@torch.no_grad()
+def _encode(args, vae, images):
+    """Features (B, N, C) and modes of the normalised latents (B, c, h, w), on the CPU."""
+    features, latents = [], []
+    for batch in images.split(args.batch_size):
+        tokens, grid = vae.extract_features((batch.to(vae.device).float() / 127.5 - 1).to(vae.dtype))
+        features.append(tokens.float().cpu())
+        latents.append(vae.encode_features(tokens, grid).latent_dist.mode().float().cpu())
+    return torch.cat(features), torch.cat(latents)
+
+
+def _make_spaces(args, vae, axes, batch):
+    """The spaces that are compared, (B, C, h, w) each."""
+    features, latents = _encode(args, vae, batch["images"])
+    grid, channels = tuple(latents.shape[2:]), latents.shape[1]
+    projected = ((features.double() - axes["mean"]) @ axes["axes"]).float()
+    spaces = {
+        "latents": latents,
+        "pixels": pixel_patches(batch["images"] / 127.5 - 1, grid, channels),
+        "features_pca": projected.mT.unflatten(2, grid),
+    }
+    return {name: values[batch["is_good"]] for name, values in spaces.items()}
+
+
+def _analyse(args, spaces, folder, device):
+    """Metrics and details; plots are written."""
+    train, held_out = spaces["train"], spaces["held_out"]
+    reduced = reduce_spaces(train, held_out, max_dimension=args.max_dimension)
+    spectra = {name: power_spectrum(held_out[name]) for name in COMPARED}
+    moments = {name: channel_moments(train[name]) for name in COMPARED}
+    curves, losses = {}, {}
+    for name in COMPARED:
+        curves[name] = _kept(
+            folder / "parts" / f"mixtures_{name}.json",
+            lambda name=name: mode_count_curve(
+                reduced.train[name], reduced.held_out[name], args.components, args.covariance_type, seed=args.seed
+            ),
+        )
+        if args.denoising_steps:
+            losses[name] = _kept(
+                folder / "parts" / f"denoising_{name}.json",
+                lambda name=name: asdict(
+                    denoising_loss(
+                        train[name], held_out[name], args.denoising_steps, args.batch_size, args.seed, device=device
+                    )
+                ),
+            )
+    draw_likelihoods(curves, reduced.dimension).savefig(folder / "nll.png")
+    draw_spectra(spectra, reduced).savefig(folder / "spectrum.png")
+    draw_channels(train, moments).savefig(folder / "channels.png")
+    if losses:
+        draw_denoising(losses).savefig(folder / "denoising.png")
+
+    metrics = {}
+    for name in COMPARED:
+        metrics[f"nll_{name}"] = curves[name][-1]["nll"] / reduced.dimension
+        metrics[f"held_out_nll_{name}"] = min(point["held_out_nll"] for point in curves[name]) / reduced.dimension
+        metrics[f"effective_rank_{name}"] = moments[name]["effective_rank"]
+        if losses:
+            metrics[f"denoising_loss_{name}"] = losses[name]["loss"]
+    orders = {
+        kind: {
+            str(count): sorted(COMPARED, key=lambda name: curves[name][place][kind])
+            for place, count in enumerate(args.components)
+        }
+        for kind in ("nll", "held_out_nll")
+    }
+    if losses:
+        orders["denoising_loss"] = sorted(COMPARED, key=lambda name: losses[name]["loss"])
+    return metrics, {
+        "shapes": {name: list(values.shape[1:]) for name, values in train.items()},
+        "dimension": reduced.dimension,
+        "explained_variance": reduced.shares,
+        "mixtures": curves,
+        "spectra": spectra,
+        "channels": moments,
+        "denoising": losses,
+        "easiest_first": orders,
+    }
+
+
+def _kept(path, compute):
+    """A JSON-able result that takes long: computed once, then read."""
+    if not path.exists():
+        write_whole(path, json.dumps(compute()))
+    return json.loads(path.read_text())
