@@ -29,6 +29,7 @@ def run_in_two_processes(task, **options):
     command = [*launch, "-m", "hf_fae.cli", "evaluate", task, *arguments(**options)]
     result = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
+    assert result.stdout.count("wrote ") == 1  # by the main process: these were two that know of each other
 
 
 def read_report(folder) -> dict:

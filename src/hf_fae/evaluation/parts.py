@@ -16,7 +16,18 @@ from ..training.files import write_whole
 from .extractors import CHUNK
 
 
-__all__ = ["Parts", "check_settings"]
+__all__ = ["Parts", "check_settings", "process_state"]
+
+
+def process_state():
+    """accelerate's `PartialState`: which process this is, among how many, and its device.
+
+    On CPUs alone several processes are known by the environment that `accelerate launch --cpu` makes.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 class Parts:
@@ -40,10 +51,9 @@ class Parts:
             make_part: numbers of images -> tensors, a row for each image or for some of them.
             description: of the progress bar.
         """
-        from accelerate import PartialState
         from tqdm import tqdm
 
-        state = PartialState()
+        state = process_state()
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [start for start in range(0, self.count, self.part_size) if not self._path(start).exists()]
         state.wait_for_everyone()  # all have the same list before anyone shortens it
@@ -88,9 +98,7 @@ def check_settings(folder: str | Path, settings: dict) -> None:
     Raises:
         ValueError: the folder holds a run with other settings, or something else.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
     path, part = Path(folder, "settings.json"), Path(folder, "settings.part")
     settings = json.loads(json.dumps(settings))
     if path.exists():

@@ -21,7 +21,7 @@ from ...training.randomness import mix_seed
 from ..arguments import DTYPES, EvaluationArguments, check_positive
 from ..distances import clip_score
 from ..extractors import INCEPTION, judge, load_extractors
-from ..parts import Parts, check_settings
+from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..references import Reference, ReferenceBatch, write_batch
 from ..report import Evaluation, describe_run
@@ -88,9 +88,7 @@ def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -
     Raises:
         ValueError: an argument that does not fit, before anything is written.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
     sampler = (SavedSamples if args.model.endswith(".npz") else Sampler)(args, pictures, state.device)
     source = _open_reference(args, sampler, pictures)
     extractors = load_extractors(args.extractors, state.device)

@@ -14,7 +14,7 @@ from ...training.files import write_whole
 from ..arguments import TokenizerArguments, check_positive
 from ..denoising import denoising_loss
 from ..latent_space import channel_moments, mode_count_curve, power_spectrum, reduce_spaces
-from ..parts import Parts, check_settings
+from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..plots import draw_channels, draw_denoising, draw_likelihoods, draw_spectra
 from ..report import Evaluation, describe_run
@@ -73,9 +73,7 @@ def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Eval
     Raises:
         ValueError: an argument that does not fit, before anything is written.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
     vae = open_feature_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, train_split=args.train_split)
     held_out, train = NumberedPictures(data), NumberedPictures(data, "train")
@@ -141,9 +139,7 @@ def choose_rows(rows, label_column, count, seed):
 
 def _feature_axes(args, vae, train, folder):
     """Mean (C,) and principal axes (C, latent channels) of the encoder's tokens."""
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
     count = min(len(train), PCA_PICTURES)
     parts = Parts(folder / "moments", count, args.batch_size)
 

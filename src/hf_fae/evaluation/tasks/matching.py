@@ -17,7 +17,7 @@ from ..matching import (
     similarity_map,
     token_cosine,
 )
-from ..parts import Parts, check_settings
+from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..report import Evaluation, describe_run
 from ..sheets import draw_matches, draw_similarity
@@ -62,9 +62,7 @@ def evaluate_matching(args: MatchingArguments, pictures: PictureArguments) -> Ev
     Raises:
         ValueError: an argument that does not fit, before anything is written.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
     vae = open_feature_tokenizer(args, state.device)
     data = NumberedPictures(pictures.open(vae.config.sample_size, args.seed))
     if outside := [row for row in args.rows if not 0 <= row < len(data)]:

@@ -7,7 +7,7 @@ import torch
 
 from ...loading import loading
 from ..arguments import TokenizerArguments, check_positive
-from ..parts import Parts, check_settings
+from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..probes import (
     LEARNING_RATES,
@@ -67,13 +67,11 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
     Raises:
         ValueError: an argument that does not fit, before anything is written.
     """
-    from accelerate import PartialState
-
     if pictures.label_column is None:
         raise ValueError("label_column must name the classes to tell apart, got None")
     if args.train_split == pictures.split:
         raise ValueError(f"train_split must be another split than the one to measure on, got {args.train_split!r}")
-    state = PartialState()
+    state = process_state()
     vae = open_feature_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, args.train_split)
     splits = {"train": NumberedPictures(data, "train"), "validation": NumberedPictures(data)}

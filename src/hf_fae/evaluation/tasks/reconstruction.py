@@ -11,7 +11,7 @@ from ...loading import loading, open_tokenizer
 from ..arguments import DTYPES, TokenizerArguments
 from ..distances import GaussianStatistics, frechet_distance
 from ..extractors import INCEPTION, judge, load_extractors, metric_name
-from ..parts import Parts, check_settings
+from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..reconstruction import psnr, ssim
 from ..report import Evaluation, describe_run
@@ -59,9 +59,7 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
     Raises:
         ValueError: an argument that does not fit, before anything is written.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
     vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
     resolution, unit = args.resolution or vae.config.sample_size, compression_ratio(vae)
     if resolution < unit or resolution % unit:

@@ -8,7 +8,7 @@ import torch
 
 from ...loading import loading
 from ..arguments import TokenizerArguments
-from ..parts import Parts, check_settings
+from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..probes import standard_error
 from ..report import Evaluation, describe_run, identify_model
@@ -50,11 +50,9 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
     Raises:
         ValueError: an argument that does not fit, before anything is written.
     """
-    from accelerate import PartialState
-
     if pictures.caption_column is None:
         raise ValueError("caption_column must name the captions to find, got None")
-    state = PartialState()
+    state = process_state()
     vae = open_feature_tokenizer(args, state.device)
     with loading("text_model", args.text_model):
         text_model = load_text_model(args.text_model).to(state.device)
