@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from .evaluation.arguments import DTYPES
+
 
 __all__ = ["main"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.utils import logging as transformers_logging
 
     parser = _parser()
-    args = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # A task has its own arguments, `--help` among them.
+    args = argparse.Namespace(run=_evaluate, argv=argv[1:]) if argv[:1] == ["evaluate"] else parser.parse_args(argv)
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
@@ -68,12 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
-    evaluate = commands.add_parser(
-        "evaluate", help="measure a pipeline or a tokenizer, see docs/evaluation.md", add_help=False
-    )
-    evaluate.add_argument("task", nargs="?", metavar="TASK")
-    evaluate.add_argument("arguments", nargs=argparse.REMAINDER)
-    evaluate.set_defaults(run=_evaluate)
+    commands.add_parser("evaluate", help="measure a pipeline or a tokenizer, see docs/evaluation.md", add_help=False)
     return parser
 
 
@@ -185,14 +182,15 @@ def _read_picture(path: Path):
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.commands import TASKS, evaluate
 
-    if args.task in (None, "-h", "--help"):
+    task, *arguments = args.argv or ["--help"]
+    if task in ("-h", "--help"):
         width = max(map(len, TASKS))
         print("usage: hf-fae evaluate TASK --model PATH_OR_ID --output_dir FOLDER ... (TASK --help has the rest)\n")
         print("\n".join(f"  {task:{width}}  {help}" for task, help in TASKS.items()))
     else:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"hf-fae: warning: {message}", file=sys.stderr)
-            evaluate(args.task, args.arguments)
+            evaluate(task, arguments)
 
 
 def _inspect(args: argparse.Namespace) -> None:

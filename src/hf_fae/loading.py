@@ -20,13 +20,12 @@ def loading(argument: str, value: str):
     Raises:
         ValueError: what is in the context fails to load.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (ValueError, OSError, SafetensorError) as error:
+    except Exception as error:  # each library has its own ways to fail
         sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
-        absent = "" if os.path.isdir(value) else " is no folder here and"
+        place = value.rpartition("=")[2]
+        absent = " is no folder here and" if "/" in place and not os.path.exists(place) else ""
         raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {sentence}") from error
 
 

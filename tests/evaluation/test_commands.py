@@ -26,8 +26,9 @@ def test_every_task_has_a_module_and_help(capsys, task):
     assert f"usage: hf-fae evaluate {task}" in text and "--dataset_name" in text and "--output_dir" in text
 
 
-def test_tasks_are_listed(capsys):
-    main(["evaluate"])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_tasks_are_listed(capsys, argv):
+    main(["evaluate", *argv])
     text = capsys.readouterr().out
     assert all(f"  {task} " in text for task in TASKS)
 
@@ -53,5 +54,7 @@ def test_errors_are_one_line(capsys, tmp_path, tokenizer_folder):
     options = arguments(model=tokenizer_folder, output_dir=tmp_path / "out", metrics="psnr")
     assert fail(capsys, "reconstruction", *options).startswith("hf-fae: error: dataset_name must name the pictures")
     assert "unknown arguments: --reference x.npz" in fail(capsys, "reconstruction", *options, "--reference", "x.npz")
+    (tmp_path / "config.yaml").write_text("metrics: [")
+    assert "the file must be YAML" in fail(capsys, "reconstruction", "--config", tmp_path / "config.yaml")
     assert "the following arguments are required" in fail(capsys, "probe")
     assert not (tmp_path / "out").exists()

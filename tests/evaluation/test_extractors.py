@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from factories import tiny_encoder
@@ -47,9 +49,9 @@ def test_inception_without_weights_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # refuses at once
-    with pytest.raises(OSError, match=rf"put https://\S+.pth at {tmp_path}/\S+, or name a file .*inception=FILE"):
+    with pytest.raises(ValueError, match=rf"put https://\S+.pth at {tmp_path}/\S+, or name a file .*inception=FILE"):
         load_extractors(["inception"])
-    with pytest.raises(OSError, match="inception='nowhere.pth' must be a file of weights"):
+    with pytest.raises(ValueError, match="inception='nowhere.pth' must be a file of weights"):
         load_extractors(["inception=nowhere.pth"])
 
 
@@ -98,6 +100,24 @@ def test_pictures_are_judged_alike_in_any_company(judge_folder):
     assert torch.equal(together["effnet.features"], torch.cat([part["effnet.features"] for part in in_chunks]))
 
 
+def test_features_that_are_not_finite_are_an_error(judge_folder):
+    (extractor,) = load_extractors([f"effnet={judge_folder}"])
+    extractor.network.model.classifier.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits of effnet must be finite, got 30 NaN"):
+        judge([extractor], pictures(3))
+
+
+def test_weights_of_judges_are_known_by_their_hash(judge_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(judge_folder, copy)
+    one, other = (load_extractors([f"effnet={folder}"])[0].settings["sha256"] for folder in (judge_folder, copy))
+    assert one == other and len(one) == 64
+    (copy / "model.safetensors").write_bytes((judge_folder / "model.safetensors").read_bytes() + b" ")
+    from hf_fae.evaluation.report import identify_model
+
+    assert identify_model(str(copy))["sha256"] != one
+
+
 def test_unwanted_pictures_hold_their_places(judge_folder):
     extractors = load_extractors([f"effnet={judge_folder}"])
     images, is_good = pictures(40), torch.ones(40, dtype=torch.bool)
@@ -115,11 +135,16 @@ def test_unwanted_pictures_hold_their_places(judge_folder):
         (["net="], "got 'net='"),
         (["/nowhere/at/all"], "extractors '/nowhere/at/all' is no folder here and cannot be loaded"),
         (["JUDGE", "test_efficientnet=JUDGE"], r"extractors must have different names, got \['test_efficientnet'"),
+        (["NO_WEIGHTS"], "extractors .*no-weights' cannot be loaded"),
+        (["inception=NO_WEIGHTS/config.json"], "extractors 'inception=.* cannot be loaded"),
         (["TOKENIZER"], "its config.json names neither a timm nor a transformers model"),
     ],
 )
-def test_errors(judge_folder, tokenizer_folder, sources, message):
-    places = {"JUDGE": str(judge_folder), "TOKENIZER": str(tokenizer_folder)}
+def test_errors(judge_folder, tokenizer_folder, tmp_path, sources, message):
+    no_weights = tmp_path / "no-weights"
+    no_weights.mkdir()
+    shutil.copy(judge_folder / "config.json", no_weights)
+    places = {"NO_WEIGHTS": str(no_weights), "JUDGE": str(judge_folder), "TOKENIZER": str(tokenizer_folder)}
     for name, place in places.items():
         sources = [source.replace(name, place) for source in sources]
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,6 @@ from hf_fae.evaluation.matching import (
     nearest_patches,
     object_mask,
     similarity_map,
-    token_cosine,
 )
 
 
@@ -33,12 +32,6 @@ def test_similarity_map():
     for query in (-1, 4):
         with pytest.raises(ValueError, match=f"query must be from 0 to 3, got {query}"):
             similarity_map(tokens, query)
-
-
-def test_token_cosine_is_of_each_token():
-    features = torch.randn(2, 3, 8).bfloat16()
-    scales = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1).bfloat16()
-    torch.testing.assert_close(token_cosine(features * scales, features), torch.tensor([[1.0, -1.0, 1.0]] * 2))
 
 
 def test_map_agreement_is_the_correlation_of_maps():

@@ -55,6 +55,21 @@ def test_settings_must_be_those_of_the_run_that_goes_on(tmp_path):
         check_settings(folder, {"seed": 0, "scale": [(0.0, 1.0)], "steps": 3})
 
 
+def test_where_things_lie_does_not_count(tmp_path):
+    folder = tmp_path / "run"
+    check_settings(folder, {"model": {"path": "here", "sha256": "a"}})
+    check_settings(folder, {"model": {"path": "there", "sha256": "a"}})
+    with pytest.raises(ValueError, match="another model"):
+        check_settings(folder, {"model": {"path": "there", "sha256": "b"}})
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=f"output_dir '{folder}' cannot be"):
+            check_settings(folder, {"seed": 0})
+
+
 def test_foreign_folders_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match=f"output_dir must be new, empty or that of an evaluation, got '{tmp_path}'"):

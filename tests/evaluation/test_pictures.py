@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -35,12 +37,12 @@ def test_a_damaged_picture_holds_its_place(data_folder):
 
 def test_max_samples_is_a_fixed_choice(data_folder):
     chosen, again, other = (open_pictures(data_folder, seed, max_samples=20) for seed in (0, 0, 1))
-    assert len(chosen) == 20 and list(chosen.row_ids) == list(again.row_ids) != list(other.row_ids)
-    assert chosen.sha256 == again.sha256 != other.sha256
+    assert len(chosen) == 20 and chosen.rows["caption"][:] == again.rows["caption"][:] != other.rows["caption"][:]
+    assert chosen.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_hash_tells_splits_apart(data_folder):
-    assert open_pictures(data_folder).sha256 != open_pictures(data_folder, split="train").sha256
+    assert open_pictures(data_folder).fingerprint != open_pictures(data_folder, split="train").fingerprint
 
 
 @pytest.mark.parametrize(
@@ -51,13 +53,33 @@ def test_hash_tells_splits_apart(data_folder):
         ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
         ({"label_column": "colour"}, "has no column 'colour'"),
         ({"split": "train[:0]"}, r"train\[:0\]"),
-        ({"split": "test"}, "test"),
+        ({"split": "test"}, "dataset_name .*, split 'test', cannot be read: Unknown split"),
+        ({"label_column": "image"}, "image_column, label_column and caption_column must differ, got image, image"),
     ],
 )
 def test_errors(data_folder, options, message):
     options = {"dataset_name": str(data_folder), **options}
     with pytest.raises(ValueError, match=message):
         NumberedPictures(PictureArguments(**options).open(32))
+
+
+@pytest.mark.parametrize(
+    ("train_split", "split", "shares"),
+    [
+        ("train", "validation", False),
+        ("train[:80]", "train[80:]", False),
+        ("train[:90%]", "train[90%:]", False),
+        ("train", "train", True),
+        ("train", "train[:50%]", True),
+        ("validation+train[:10]", "train[9:20]", True),
+    ],
+)
+def test_nothing_is_measured_on_what_was_learned(data_folder, train_split, split, shares):
+    pictures = PictureArguments(dataset_name=str(data_folder), split=split)
+    if not shares:
+        return pictures.open(32, train_split=train_split)
+    with pytest.raises(ValueError, match=re.escape(f"train_split {train_split!r} must have no rows of split, got")):
+        pictures.open(32, train_split=train_split)
 
 
 def test_an_empty_folder(tmp_path):

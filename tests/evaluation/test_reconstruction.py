@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_fae.evaluation.reconstruction import feature_cosine, psnr, ssim
+from hf_fae.evaluation.reconstruction import feature_cosine, psnr, ssim, token_cosine
 
 
 def test_feature_cosine():
@@ -45,3 +45,9 @@ def test_ssim_of_nearly_equal_greys():
     grey = torch.full((1, 3, 32, 32), 0.01)
     assert ssim(-grey, grey).item() == pytest.approx(1, abs=1e-3)
     assert ssim(5 * torch.ones(1, 3, 32, 32), torch.ones(1, 3, 32, 32)).item() == pytest.approx(1)
+
+
+def test_token_cosine_is_of_each_token():
+    features = torch.randn(2, 3, 8).bfloat16()
+    scales = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1).bfloat16()
+    torch.testing.assert_close(token_cosine(features * scales, features), torch.tensor([[1.0, -1.0, 1.0]] * 2))

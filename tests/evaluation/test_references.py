@@ -120,6 +120,14 @@ ERRORS = {
         lambda path: np.savez(path, arr_0=IMAGES, mu=np.full(2048, np.nan), sigma=np.eye(2048)),
         "mean must be finite, got 2048 NaN",
     ),
+    "no covariance": (
+        lambda path: np.savez(path, arr_0=IMAGES, mu=np.zeros(2048), sigma=-np.eye(2048)),
+        "mu and sigma of reference .* it is no covariance",
+    ),
+    "the order of Fortran": (
+        lambda path: np.savez(path, arr_0=np.asfortranarray(IMAGES)),
+        "arr_0 must be in C order, got Fortran's",
+    ),
     "no pictures to judge": (
         lambda path: np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048)),
         "reference must have pictures for effnet to judge",

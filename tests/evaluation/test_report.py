@@ -1,5 +1,6 @@
 import json
 
+import pytest
 import yaml
 
 from hf_fae.evaluation.report import Evaluation, identify_model
@@ -24,6 +25,19 @@ def test_entries_for_the_hub_have_the_protocol(tmp_path):
     assert entries[0]["notes"] == "task generation, model.path x, model.sha256 0, num_samples 50000"
 
 
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"psnr": float("nan")}, "reconstruction of model 'x' gives no result: psnr is nan"),
+        ({}, "reconstruction of model 'x' gives no result: there is nothing to measure"),
+    ],
+)
+def test_without_a_result_nothing_is_written(tmp_path, metrics, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluation("reconstruction", metrics, {"model": {"path": "x"}}, "some/data").save(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_is_known_by_its_weights_and_configs(pipeline_folder, tmp_path):
     import shutil
 
@@ -31,6 +45,8 @@ def test_a_folder_is_known_by_its_weights_and_configs(pipeline_folder, tmp_path)
     shutil.copytree(pipeline_folder, copy)
     (copy / "README.md").write_text("Another card")
     shutil.copytree(pipeline_folder / "transformer", copy / "checkpoint-10")
+    shutil.copytree(pipeline_folder / "transformer", copy / "evaluation" / "parts")
+    (copy / "evaluation" / "settings.json").write_text("{}")
     assert identify_model(str(copy))["sha256"] == identify_model(str(pipeline_folder))["sha256"]
     config = copy / "transformer" / "config.json"
     config.write_text(config.read_text().replace("10", "11"))

@@ -99,7 +99,7 @@ def test_image_embeds(joint):
     torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(ours.image_embeds(images[32:]), embeds[32:])
     assert ours.image_embeds(images[:2].repeat(1, 1, 2, 2)).shape == expected[:2].shape
-    assert ours.name.startswith(f"{kind}-tiny") and ours.settings["model"] == type(model).__name__
+    assert ours.name.startswith(f"{kind}-tiny") and ours.settings["class"] == type(model).__name__
     assert ours.settings["resize"].endswith("to 32 x 32")
 
 

@@ -27,6 +27,8 @@ class EvaluationArguments:
 
     def __post_init__(self):
         check_positive(batch_size=self.batch_size)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
 
 
 @dataclass

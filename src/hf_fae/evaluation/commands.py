@@ -1,6 +1,5 @@
 """`hf-fae evaluate TASK`: tasks by their names, with arguments from flags and from a YAML file."""
 
-import sys
 from collections.abc import Callable
 from importlib import import_module
 
@@ -34,11 +33,8 @@ def evaluate(task: str, argv: list[str]) -> Evaluation | None:
     module = import_module(f".tasks.{task}", __package__)
     run: Callable = getattr(module, f"evaluate_{task}")
     arguments = getattr(module, f"{task.capitalize()}Arguments")
-    program, sys.argv[0] = sys.argv[0], f"hf-fae evaluate {task}"
-    try:
-        *parsed, _ = parse_arguments(arguments, PictureArguments, argv=argv, description=TASKS[task])
-    finally:
-        sys.argv[0] = program
+    options = {"argv": argv, "description": TASKS[task], "prog": f"hf-fae evaluate {task}"}
+    *parsed, _ = parse_arguments(arguments, PictureArguments, **options)
     result = run(*parsed)
     if result is not None:
         width = max(len(name) for name in result.metrics)

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from ..encoders import VisionEncoder
+from ..latents import check_finite
 from ..loading import loading
 from ..networks import TimmNetwork, load_hub_weights, read_config
+from .report import hash_file, identify_model
 
 
 __all__ = [
@@ -35,10 +37,12 @@ class FeatureExtractor(Protocol):
 
     Attributes:
         name: stands in the name of every metric, as in `fid_effnet`.
-        settings: what a report tells of it, JSON-able: model, resizing.
+        outputs: names of what it gives.
+        settings: what a report tells of it, JSON-able: which weights, how it resizes.
     """
 
     name: str
+    outputs: tuple[str, ...]
     settings: dict
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]: ...
@@ -59,6 +63,7 @@ class InceptionExtractor(nn.Module):
     """
 
     name = INCEPTION
+    outputs = ("features", "logits", "spatial")
 
     def __init__(self, weights: str | None = None):
         super().__init__()
@@ -72,7 +77,8 @@ class InceptionExtractor(nn.Module):
         layers = ["2048", "logits_unbiased"]
         self.network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=file)
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
-        self.settings = {"model": "inception-v3-compat", "resize": "bilinear as TensorFlow 1, to 299"}
+        name = hash_file(weights) if weights else URL_INCEPTION_V3.rpartition("/")[2]
+        self.settings = {"weights": name, "resize": "bilinear as TensorFlow 1, to 299"}
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         features, logits = self.network(images.to(self.network.fc.weight.device))
@@ -95,13 +101,15 @@ class TimmExtractor(nn.Module):
         self.network = TimmNetwork(path).requires_grad_(False).eval()
         architecture = self.network.model.pretrained_cfg["architecture"]
         self.name = name or _identifier(architecture)
-        self.settings = {"model": architecture, "resize": f"bicubic with antialias, to {self.network.size[0]}"}
+        resize = f"bicubic with antialias, to {self.network.size[0]}"
+        self.settings = {"architecture": architecture, "resize": resize, **identify_model(path)}
+        self.outputs = ("features", "logits") if self.network.model.num_classes else ("features",)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         model = self.network.model
         maps = model.forward_features(self.network.preprocess(images.to(self.network.mean.device) / 127.5 - 1))
         outputs = {"features": model.forward_head(maps, pre_logits=True)}
-        if model.num_classes:
+        if "logits" in self.outputs:
             outputs["logits"] = model.forward_head(maps)
         return outputs
 
@@ -117,13 +125,15 @@ class VisionExtractor(nn.Module):
         name: by default the last part of the path.
     """
 
+    outputs = ("features",)
+
     def __init__(self, path: str, name: str | None = None):
         super().__init__()
         self.encoder = VisionEncoder.from_pretrained(path, dtype=torch.float32)
         self.name = name or _identifier(path.rstrip("/").split("/")[-1])
         height, width = self.encoder.image_size
-        model = type(self.encoder.model).__name__
-        self.settings = {"model": model, "resize": f"bicubic without antialias, to {height} x {width}"}
+        resize = f"bicubic without antialias, to {height} x {width}"
+        self.settings = {"class": type(self.encoder.model).__name__, "resize": resize, **identify_model(path)}
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         outputs = self.encoder(images.to(self.encoder.device) / 127.5 - 1)
@@ -140,7 +150,6 @@ def load_extractors(sources: list[str], device: torch.device | str = "cpu") -> l
 
     Raises:
         ValueError: none, another form, a model of neither library, the same name twice, or nothing is found there.
-        OSError: there are no weights of Inception.
     """
     if not sources:
         raise ValueError("extractors must name at least one, got none")
@@ -154,7 +163,8 @@ def load_extractors(sources: list[str], device: torch.device | str = "cpu") -> l
 def _load(source):
     name, separator, path = source.rpartition("=")
     if source == INCEPTION or name == INCEPTION:
-        return InceptionExtractor(path if separator else None)
+        with loading("extractors", source):
+            return InceptionExtractor(path if separator else None)
     if not path or (separator and (not name or name != _identifier(name))):
         raise ValueError(
             f"extractors must be inception, PATH or NAME=PATH with a name of a-z, 0-9, - and _, got {source!r}"
@@ -184,6 +194,9 @@ def judge(
 
     Args:
         is_good: (B,) bool: pictures that hold their places, but are not wanted.
+
+    Raises:
+        ValueError: features that are not finite.
     """
     found = {}
     for extractor in extractors:
@@ -193,7 +206,9 @@ def judge(
                 blank = chunk.new_zeros(CHUNK - len(chunk), *chunk.shape[1:])
                 outputs = extractor(torch.cat([chunk, blank]))
                 parts.append({name: values[: len(chunk)].float().cpu() for name, values in outputs.items()})
-        found |= {f"{extractor.name}.{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for name in parts[0]:
+            found[f"{extractor.name}.{name}"] = values = torch.cat([part[name] for part in parts])
+            check_finite(f"{name} of {extractor.name}", values)
     return found if is_good is None else {name: values[is_good] for name, values in found.items()}
 
 

@@ -15,7 +15,6 @@ __all__ = [
     "nearest_patches",
     "object_mask",
     "similarity_map",
-    "token_cosine",
 ]
 
 
@@ -28,11 +27,6 @@ def similarity_map(tokens: torch.Tensor, query: int) -> torch.Tensor:
     if not 0 <= query < len(tokens):
         raise ValueError(f"query must be from 0 to {len(tokens) - 1}, got {query}")
     return F.cosine_similarity(tokens.float(), tokens[query].float(), dim=-1)
-
-
-def token_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Cosine (B, N) of each token with its original, of features (B, N, C)."""
-    return F.cosine_similarity(reconstruction.float(), features.float(), dim=-1)
 
 
 def map_agreement(tokens: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

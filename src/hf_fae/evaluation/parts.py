@@ -95,25 +95,43 @@ class Parts:
 def check_settings(folder: str | Path, settings: dict) -> None:
     """Make the folder of a run that can be continued, or see that it is the same run that is to be continued.
 
+    Where things lie does not count: models, files and pictures are known by their hashes.
+
     Raises:
-        ValueError: the folder holds a run with other settings, or something else.
+        ValueError: the folder holds a run with other settings, or something else, or cannot be written.
     """
     state = process_state()
     path, part = Path(folder, "settings.json"), Path(folder, "settings.part")
     settings = json.loads(json.dumps(settings))
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
-        if changed:
+    try:
+        before = json.loads(path.read_text()) if path.exists() else None
+        others = before is None and path.parent.exists() and any(other != part for other in path.parent.iterdir())
+    except OSError as error:
+        raise ValueError(f"output_dir {str(folder)!r} cannot be used: {error}") from error
+    if before is not None:
+        one, other = _without_places(before), _without_places(settings)
+        if changed := sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)):
             key = changed[0]
             raise ValueError(
                 f"output_dir {str(folder)!r} holds an evaluation with another {key}, {before.get(key)!r}, "
                 f"got {settings.get(key)!r}: take another output_dir"
             )
-    elif path.parent.exists() and any(other != part for other in path.parent.iterdir()):
+    if others:
         raise ValueError(f"output_dir must be new, empty or that of an evaluation, got {str(folder)!r}")
     state.wait_for_everyone()  # all have looked before anything is written
     if state.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(settings, indent=2) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(settings, indent=2) + "\n")
+        except OSError as error:
+            raise ValueError(f"output_dir {str(folder)!r} cannot be written: {error}") from error
     state.wait_for_everyone()
+
+
+def _without_places(settings):
+    """Nested settings without the places of what has a hash beside them."""
+    if not isinstance(settings, dict):
+        return settings
+    hashed = settings.keys() & {"sha256", "fingerprint", "revision"}
+    places = ("path", "dataset", "file") if hashed else ()
+    return {key: _without_places(value) for key, value in settings.items() if key not in places}

@@ -1,5 +1,6 @@
 """The pictures of a data set by number, 8 bits deep: what evaluations measure on."""
 
+import copy
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class PictureArguments:
             train_split: where classifiers learn, whose classes are those of the data; by default `split`.
 
         Raises:
-            ValueError: there is no data set, or an argument that does not fit it.
+            ValueError: there is no data set, an argument does not fit it, or the splits have rows in common.
         """
         if self.dataset_name is None:
             raise ValueError("dataset_name must name the pictures to measure on, got None")
@@ -51,6 +52,21 @@ class PictureArguments:
             )
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"max_samples must be at least 1, got {self.max_samples}")
+        columns = [name for name in (self.image_column, self.label_column, self.caption_column) if name]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"image_column, label_column and caption_column must differ, got {', '.join(columns)}")
+        if not isinstance(resolution, int):
+            raise ValueError(f"model must take squares, got one for pictures of {resolution}")
+        try:
+            data = self._open(resolution, seed, train_split)
+        except (ValueError, OSError) as error:
+            place = f"dataset_name {self.dataset_name!r}, split {self.split!r}"
+            raise ValueError(f"{place}, cannot be read: {error}") from error
+        if train_split is not None:
+            _check_disjoint(train_split, self.split, data)
+        return data
+
+    def _open(self, resolution, seed, train_split):
         return ImageData(
             DataArguments(
                 dataset_name=self.dataset_name,
@@ -68,6 +84,20 @@ class PictureArguments:
         )
 
 
+def _check_disjoint(train_split, split, data):
+    """Refuse to measure on what was learned: splits may be slices, such as train[:90%]."""
+    from datasets import ReadInstruction
+
+    sizes = {name: info.num_examples for name, info in (data.train.info.splits or {}).items()}
+    ranges = [
+        [(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in parts]
+        for parts in (ReadInstruction.from_spec(spec).to_absolute(sizes) for spec in (train_split, split))
+    ]
+    for name, start, end in ranges[0]:
+        if any(name == other and start < stop and begin < end for other, begin, stop in ranges[1]):
+            raise ValueError(f"train_split {train_split!r} must have no rows of split, got {split!r}")
+
+
 class NumberedPictures:
     """The pictures of one split, cropped as ADM does it.
 
@@ -78,19 +108,25 @@ class NumberedPictures:
 
     def __init__(self, data: ImageData, split: str = "validation"):
         self.data, self.split = data, split
-        self.row_ids, self.rows = data.rows(split)
+        _, self.rows = data.rows(split)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def select(self, numbers: list[int]) -> "NumberedPictures":
+        """Some of the pictures, in the order of these numbers."""
+        chosen = copy.copy(self)
+        chosen.rows = self.rows.select(numbers)
+        return chosen
 
     def describe(self) -> dict:
         """Which pictures these are, JSON-able."""
         args = self.data.args
         split = args.train_split if self.split == "train" else args.validation_split
-        return {"dataset": args.dataset_name, "split": split, "sha256": self.sha256, "count": len(self)}
+        return {"dataset": args.dataset_name, "split": split, "fingerprint": self.fingerprint, "count": len(self)}
 
     @property
-    def sha256(self) -> str:
+    def fingerprint(self) -> str:
         """Of the pictures, labels and captions, wherever their files lie (see `fingerprint_rows`)."""
         args = self.data.args
         columns = [name for name in (args.label_column, args.caption_column) if name]

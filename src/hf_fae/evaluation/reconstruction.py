@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 
-__all__ = ["feature_cosine", "psnr", "ssim"]
+__all__ = ["feature_cosine", "psnr", "ssim", "token_cosine"]
 
 
 def feature_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -12,7 +12,12 @@ def feature_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torc
 
     On raw features of the frozen encoder, as the paper's similarity of reconstructed features; in fp32.
     """
-    return F.cosine_similarity(reconstruction.float(), features.float(), dim=-1).mean()
+    return token_cosine(reconstruction, features).mean()
+
+
+def token_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Cosine (B, N) of each token with its original, of features (B, N, C), in fp32."""
+    return F.cosine_similarity(reconstruction.float(), features.float(), dim=-1)
 
 
 def psnr(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -69,16 +69,19 @@ class ReferenceBatch:
         Raises:
             ValueError: they are damaged, or not of Inception's features.
         """
-        mean, covariance, width = STATISTICS[feature]
-        if not {mean, covariance} <= self._names:
+        *names, width = STATISTICS[feature]
+        if not set(names) <= self._names:
             return None
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
-                statistics = GaussianStatistics(arrays[mean], arrays[covariance])
+                statistics = GaussianStatistics(*(arrays[name] for name in names))
+            covariance = statistics.covariance
+            if not torch.allclose(covariance, covariance.T) or (covariance.diagonal() < 0).any():
+                raise ValueError("it is no covariance: it must be symmetric, with variances from 0 on")
             if len(statistics.mean) != width:
                 raise ValueError(f"Inception's have {width} dimensions, these {len(statistics.mean)}")
         except (OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{mean} and {covariance} of {self._place} cannot be used: {error}") from error
+            raise ValueError(f"{' and '.join(names)} of {self._place} cannot be used: {error}") from error
         return statistics
 
     def read(self, numbers: range) -> dict[str, torch.Tensor]:
@@ -101,7 +104,9 @@ class ReferenceBatch:
     def _open_pictures(self):
         self._file = self._archive.open("arr_0.npy")
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        self.shape, _, self._dtype = read_header[np.lib.format.read_magic(self._file)](self._file)
+        self.shape, is_fortran, self._dtype = read_header[np.lib.format.read_magic(self._file)](self._file)
+        if is_fortran:
+            raise ValueError("arr_0 must be in C order, got Fortran's")
         self._start = self._file.tell()
 
 
@@ -149,6 +154,12 @@ class Reference:
         if stated is not None or not len(self.source):
             return stated
         return GaussianStatistics.of(self.parts.iterate(f"{extractor.name}.{feature}"), "reference")
+
+    def damaged(self, extractor: FeatureExtractor) -> int:
+        """Pictures that could not be read."""
+        if not len(self.source):
+            return 0
+        return len(self.source) - sum(len(part) for part in self.parts.iterate(f"{extractor.name}.features"))
 
     def features(self, extractor: FeatureExtractor) -> torch.Tensor | None:
         """Of all pictures (N, D); None where there are none."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,8 +40,16 @@ class Evaluation:
     details: dict | None = None
 
     def save(self, folder: str | Path) -> None:
-        """Write `report.json` and, where the data set is one of the Hub, `.eval_results/hf_fae.yaml`."""
+        """Write `report.json` and, where the data set is one of the Hub, `.eval_results/hf_fae.yaml`.
+
+        Raises:
+            ValueError: there are no metrics, or one is not finite.
+        """
         folder = Path(folder)
+        unusable = [f"{name} is {value}" for name, value in self.metrics.items() if not math.isfinite(value)]
+        if unusable or not self.metrics:
+            problem = unusable[0] if unusable else "there is nothing to measure"
+            raise ValueError(f"{self.task} of model {self.settings['model']['path']!r} gives no result: {problem}")
         protocol = dict(_flatten({"task": self.task, **self.settings}))
         results = [Result(name, value, self.dataset, self.split, protocol) for name, value in self.metrics.items()]
         write_eval_results(folder, results)
@@ -69,7 +78,7 @@ def describe_run(args: EvaluationArguments, resolution: int, device: torch.devic
     """The settings that all evaluations of a model have, JSON-able."""
     return {
         "model": identify_model(args.model),
-        "encoder": getattr(args, "encoder", None),
+        "encoder": identify_model(args.encoder) if getattr(args, "encoder", None) else None,
         "dtype": args.dtype,
         "device": device.type,
         "resolution": resolution,
@@ -90,7 +99,8 @@ def hash_file(path: str | Path) -> str:
 def identify_model(path: str) -> dict[str, str]:
     """Which checkpoint this is: {"path", "revision"} of a Hub id that has been loaded, {"path", "sha256"} of a folder.
 
-    The hash is of the names and contents of all configs and weights, checkpoints of the training left out.
+    The hash is of the names and contents of all configs and weights; checkpoints of the training are left out, and
+    folders of evaluations.
     """
     if not Path(path).is_dir():
         files = [try_to_load_from_cache(path, name) for name in ("model_index.json", "config.json")]
@@ -98,6 +108,8 @@ def identify_model(path: str) -> dict[str, str]:
     digest = hashlib.sha256()
     for file in sorted(Path(path).rglob("*")):
         name = file.relative_to(path)
-        if file.suffix in (".json", ".safetensors") and not name.parts[0].startswith(("checkpoint-", ".")):
+        if file.suffix not in (".json", ".safetensors") or name.parts[0].startswith(("checkpoint-", ".")):
+            continue
+        if not any(Path(path, folder, "settings.json").exists() for folder in name.parents[:-1]):
             digest.update(f"{name.as_posix()} {hash_file(file)}\n".encode())
     return {"path": path, "sha256": digest.hexdigest()}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..encoders import VisionEncoder
 from ..latents import check_finite
 from .extractors import CHUNK
+from .report import identify_model
 
 
 __all__ = [
@@ -105,7 +106,7 @@ class ImageTextModel(nn.Module):
         self.model.vision_model = None  # it is the encoder's
         height, width = encoder.image_size
         resize = f"bicubic without antialias, to {height} x {width}"
-        self.settings = {"model": type(model).__name__, "resize": resize}
+        self.settings = {"class": type(model).__name__, "resize": resize}
 
     @classmethod
     def from_pretrained(cls, path: str) -> "ImageTextModel":
@@ -123,7 +124,9 @@ class ImageTextModel(nn.Module):
         encoder = VisionEncoder.from_pretrained(path, dtype=torch.float32)
         model, info = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         _check_weights(path, info["missing_keys"])
-        return cls(model, AutoTokenizer.from_pretrained(path), encoder, Path(path).name.lower())
+        found = cls(model, AutoTokenizer.from_pretrained(path), encoder, Path(path).name.lower())
+        found.settings |= identify_model(path)
+        return found
 
     @torch.no_grad()
     def image_embeds(self, images: torch.Tensor) -> torch.Tensor:
@@ -188,7 +191,7 @@ class SentenceEncoder(nn.Module):
     def __init__(self, model, tokenizer, name: str):
         super().__init__()
         self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name
-        self.settings = {"model": type(model).__name__, "pooling": "mean"}
+        self.settings = {"class": type(model).__name__, "pooling": "mean"}
 
     @classmethod
     def from_pretrained(cls, path: str) -> "SentenceEncoder":
@@ -202,7 +205,9 @@ class SentenceEncoder(nn.Module):
 
         model, info = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         _check_weights(path, [name for name in info["missing_keys"] if not name.startswith("pooler.")])
-        return cls(model, AutoTokenizer.from_pretrained(path), Path(path).name.lower())
+        found = cls(model, AutoTokenizer.from_pretrained(path), Path(path).name.lower())
+        found.settings |= identify_model(path)
+        return found
 
     @torch.no_grad()
     def text_embeds(self, texts: list[str]) -> torch.Tensor:

@@ -8,9 +8,36 @@ from .parts import Parts
 from .references import Reference
 
 
-__all__ = ["METRICS", "score_samples"]
+__all__ = ["METRICS", "check_metrics", "score_samples"]
 
-METRICS = ("fid", "sfid", "is", "kid", "precision", "recall")
+# Metric -> the output of a judge that it is made of, and whether it needs the pictures of the reference.
+METRICS = {
+    "fid": ("features", False),
+    "sfid": ("spatial", False),
+    "is": ("logits", False),
+    "kid": ("features", True),
+    "precision": ("features", True),
+    "recall": ("features", True),
+}
+NEIGHBOURS = 3  # of precision and recall
+
+
+def check_metrics(metrics: list[str], extractors: list[FeatureExtractor], reference_count: int) -> None:
+    """See that there is something to measure, and enough to measure it by.
+
+    Args:
+        reference_count: pictures of the reference; 0 where it has only statistics.
+
+    Raises:
+        ValueError: no judge gives what any of the metrics needs, or the reference has too few pictures.
+    """
+    outputs = {name for extractor in extractors for name in extractor.outputs}
+    possible = {name for name in metrics if METRICS[name][0] in outputs and (reference_count or not METRICS[name][1])}
+    if not possible:
+        judges = ", ".join(extractor.name for extractor in extractors)
+        raise ValueError(f"metrics must have one that {judges} can judge by this reference, got {', '.join(metrics)}")
+    if possible & {"precision", "recall"} and reference_count <= NEIGHBOURS:
+        raise ValueError(f"reference must have more than {NEIGHBOURS} pictures, got {reference_count}")
 
 
 def score_samples(
@@ -44,6 +71,6 @@ def _compare_samples(samples: torch.Tensor, reference: torch.Tensor | None, metr
     if reference is not None and "kid" in metrics:
         found["kid"], found["kid_std"] = kernel_distance(samples, reference)
     if reference is not None and {"precision", "recall"} & set(metrics):
-        pair = dict(zip(("precision", "recall"), precision_recall(samples, reference), strict=True))
+        pair = dict(zip(("precision", "recall"), precision_recall(samples, reference, NEIGHBOURS), strict=True))
         found |= {name: value for name, value in pair.items() if name in metrics}
     return found

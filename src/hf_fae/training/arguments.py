@@ -80,12 +80,15 @@ class LoopArguments:
             raise ValueError("hub_model_id must name the repository for push_to_hub, got None")
 
 
-def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str | None = None) -> tuple:
+def parse_arguments(
+    *dataclass_types: type, argv: list[str] | None = None, description: str | None = None, prog: str | None = None
+) -> tuple:
     """Fill dataclasses from `--config FILE.yaml` and from flags, which win; both know the same names.
 
     Args:
         dataclass_types: dataclasses whose field names do not overlap.
         argv: the command line without the program's name; by default that of the process.
+        description, prog: what `--help` says of the program, and its name.
 
     Returns:
         One instance of each dataclass, then a dict of all their values.
@@ -93,7 +96,7 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     Raises:
         SystemExit: unknown or missing arguments, or values of the wrong type (argparse's message).
     """
-    parser = HfArgumentParser(dataclass_types, description=description)
+    parser = HfArgumentParser(dataclass_types, description=description, prog=prog)
     parser.add_argument("--config", help="YAML file of arguments; flags on the command line win.")
     argv = list(sys.argv[1:] if argv is None else argv)
     finder = HfArgumentParser((), add_help=False)
@@ -102,7 +105,10 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
     if path is not None:
         # Put before the flags as if they had been typed: the same checks and conversions, and the later one wins.
         with open(path) as file:
-            values = yaml.safe_load(file) or {}
+            try:
+                values = yaml.safe_load(file) or {}
+            except yaml.YAMLError as error:
+                parser.error(f"--config {path}: the file must be YAML: {' '.join(str(error).split())}")
         if not isinstance(values, dict):
             parser.error(f"--config {path}: the file must hold a mapping of arguments, not {type(values).__name__}")
         typed = []

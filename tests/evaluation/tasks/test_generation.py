@@ -88,6 +88,9 @@ def test_the_batch_size_does_not_matter(options, tmp_path, batch_size):
 
     saved = options | {"model": files[0]}
     one = run("generation", **saved | {"output_dir": tmp_path / "one"})
+    if batch_size != 16:  # the parts would be others
+        with pytest.raises(ValueError, match="another batch_size"):
+            run("generation", **saved | {"output_dir": tmp_path / "one", "batch_size": batch_size})
     other = run("generation", **saved | {"output_dir": tmp_path / "other", "batch_size": batch_size})
     assert other.metrics == one.metrics == pytest.approx(read_report(tmp_path / "out")["metrics"], rel=1e-12)
 
@@ -157,13 +160,29 @@ def test_texts_are_the_captions_of_the_data(options, tmp_path):
 
     from hf_fae.evaluation.retrieval import ImageTextModel
 
-    captions = load_dataset(str(options["dataset_name"]), split="train")["caption"][:40]
+    captions = load_dataset(str(options["dataset_name"]), split="train")["caption"]
+    captions = [captions[row] for row in np.random.default_rng(0).permutation(90)[:40]]
     with np.load(tmp_path / "out" / "samples.npz") as arrays:
         images = torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
     model = ImageTextModel.from_pretrained(str(clip))
-    cosines = (model.image_embeds(images) * model.text_embeds(list(captions))).sum(1)
+    cosines = (model.image_embeds(images) * model.text_embeds(captions)).sum(1)
     expected = (100 * cosines.clamp_min(0)).mean().item()
     assert result.metrics[f"clip_score_{model.name}"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_without_a_prompt_are_left_out_and_counted(options, data_folder, tmp_path):
+    from datasets import load_dataset
+
+    rows = load_dataset(str(data_folder), split="train")
+    captions = [None if row % 3 == 0 else caption for row, caption in enumerate(rows["caption"])]
+    (tmp_path / "data").mkdir()
+    rows.remove_columns("caption").add_column("caption", captions).to_parquet(tmp_path / "data" / "train.parquet")
+    tiny_text_starflow_pipeline().save_pretrained(tmp_path / "pipe")
+    changes = {"model": tmp_path / "pipe", "caption_column": "caption", "dataset_name": tmp_path / "data"}
+    result = run("generation", **options | changes | {"num_samples": 90, "metrics": ["fid"]})
+    assert result.settings["num_samples"] == 60
+    assert result.details == {"damaged": {"prompts": 30, "reference": 30}}
 
 
 def _save_siglip(folder, config_class, model_class):
@@ -228,9 +247,20 @@ ERRORS = {
     "no batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
     "unknown metric": ({"metrics": ["fid", "gfid"]}, "metrics must be among fid, .*, got 'gfid'"),
+    "nothing to measure": ({"metrics": ["sfid"]}, "metrics must have one that effnet can judge .* got sfid"),
+    "negative seed": ({"seed": -1}, "seed must be from 0 to"),
+    "guidance of another kind": (
+        {"guidance_scale": '{"channels": "3"}'},
+        "guidance_scale must be what a FAEDiTPipeline",
+    ),
+    "few captions": (
+        {"model": "TEXT", "caption_column": "caption", "split": "validation[:9]"},
+        "at least 10 texts, got 9",
+    ),
+    "file as folder": ({"output_dir": "NPZ"}, "output_dir .* cannot be used"),
     "no number": ({"guidance_scale": "much"}, "guidance_scale must be a number or JSON, got 'much'"),
     "no scale": ({"guidance_scale": '"much"'}, "guidance_scale"),
-    "no text": ({"text_model": "JUDGE"}, "text_model has no meaning for a pipeline of classes"),
+    "no text": ({"text_model": "JUDGE"}, "text_model has no meaning without prompts"),
     "no prompts": ({"model": "TEXT"}, "caption_column must name the prompts of a pipeline that reads text, got None"),
     "steps of a flow": ({"model": "FLOW", "num_inference_steps": 3}, "num_inference_steps has no meaning for a FAE"),
     "foreign folder": ({"output_dir": "TOKENIZER"}, "output_dir must be new, empty or that of an evaluation"),
@@ -241,7 +271,7 @@ ERRORS = {
         "guidance_scale has no meaning for pictures drawn before",
     ),
     "no images": ({"image_column": "picture"}, "has no column 'picture'"),
-    "one picture": ({"split": "validation[:1]"}, "reference must have at least 2 pictures, got 1"),
+    "one picture": ({"split": "validation[:1]"}, "reference must have more than 3 pictures, got 1"),
 }
 
 

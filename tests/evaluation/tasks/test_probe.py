@@ -119,7 +119,7 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
         ({}, {"label_column": None}, "label_column must name the classes to tell apart, got None"),
         ({}, {"label_column": "absent"}, "has no column 'absent'"),
         ({}, {"dataset_name": None}, "dataset_name must name"),
-        ({"train_split": "validation"}, {}, "train_split must be another split .* got 'validation'"),
+        ({"train_split": "validation"}, {}, "train_split .* must have no rows of split, got 'validation'"),
         ({"neighbours": [91]}, {}, r"neighbours must be at most the 90 training pictures, got \[91\]"),
         ({"neighbours": [0]}, {}, r"neighbours must be positive numbers, got \[0\]"),
         ({"probe_steps": 0}, {}, "probe_steps must be at least 1, got 0"),

@@ -109,6 +109,7 @@ def test_larger_pictures(options, tmp_path):
         ({"dataset_name": "VIRTUAL.npz"}, "an npz is a reference for generated pictures"),
         ({"split": "validation[:1]"}, "must have at least 2 pictures, got 1"),
         ({"metrics": ["lpips"], "vgg16": "nowhere.pth"}, "vgg16='nowhere.pth' must be a file of weights"),
+        ({"metrics": ["lpips"], "vgg16": __file__}, "vgg16 .* cannot be loaded"),
         ({"model": "JUDGE"}, "--model .* cannot be loaded"),
     ],
 )

@@ -160,7 +160,7 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
         ({}, {"caption_column": None}, "caption_column must name the captions to find, got None"),
         ({}, {"caption_column": "absent"}, "has no column 'absent'"),
         ({}, {"max_samples": 1}, "at least 2 pictures in each split, got 1 in validation"),
-        ({"train_split": "validation"}, {}, "train_split must be another split .* got 'validation'"),
+        ({"train_split": "validation"}, {}, "train_split .* must have no rows of split, got 'validation'"),
         ({"text_model": "absent/folder/here"}, {}, "text_model 'absent/folder/here' is no folder here"),
         ({"text_model": "siglip"}, {}, "must have the tokenizer's encoder as its vision tower"),
         ({"text_model": "clip", "model": "fae-clip"}, {}, "a CLIPModel has a class token for the picture"),

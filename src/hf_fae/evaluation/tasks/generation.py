@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from ...images import to_pil
+from ...images import to_pil, to_uint8
+from ...latents import decode_latents
 from ...loading import loading
 from ...pipelines.latent_pipeline import LatentPipeline
 from ...training.randomness import mix_seed
@@ -25,7 +27,7 @@ from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..references import Reference, ReferenceBatch, write_batch
 from ..report import Evaluation, describe_run
-from ..scores import METRICS, score_samples
+from ..scores import METRICS, check_metrics, score_samples
 
 
 __all__ = ["GenerationArguments", "evaluate_generation"]
@@ -92,12 +94,14 @@ def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -
     sampler = (SavedSamples if args.model.endswith(".npz") else Sampler)(args, pictures, state.device)
     source = _open_reference(args, sampler, pictures)
     extractors = load_extractors(args.extractors, state.device)
+    check_metrics(args.metrics, extractors, len(source))
     text_model = _open_text_model(args, sampler, state.device)
     settings = {
         **sampler.settings,
         "extractors": {extractor.name: extractor.settings for extractor in extractors},
         "text_model": text_model and text_model.settings,
         "reference": source.describe(),
+        "metrics": sorted(args.metrics),
         "save_images": args.save_images,
     }
     folder = Path(args.output_dir)
@@ -131,7 +135,9 @@ def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -
         embeds = samples.stack("image_embeds"), samples.stack("text_embeds")
         metrics[f"clip_score_{text_model.name}"] = clip_score(*embeds)
     dataset = args.dataset_id or pictures.dataset_name or args.reference
-    result = Evaluation("generation", metrics, settings, dataset, pictures.split if args.reference is None else None)
+    details = {"damaged": {"prompts": sampler.damaged, "reference": reference.damaged(extractors[0])}}
+    split = pictures.split if args.reference is None else None
+    result = Evaluation("generation", metrics, settings, dataset, split, details)
     result.save(folder)
     return result
 
@@ -141,6 +147,7 @@ class Sampler:
 
     Attributes:
         count: pictures in all: as many as are wanted, and no more than there are prompts.
+        damaged: rows of the data without a prompt, which are left out.
         resolution: their side.
         data: the prompts, and pictures with them; None for a pipeline of classes.
         settings: what the pictures depend on, JSON-able.
@@ -150,7 +157,7 @@ class Sampler:
     """
 
     def __init__(self, args: GenerationArguments, pictures: PictureArguments, device: torch.device):
-        self.args, self.pipe, self.data = args, _open_pipeline(args), None
+        self.args, self.pipe, self.data, self.damaged = args, _open_pipeline(args), None, 0
         self.pipe.to(device)
         config = self.pipe.transformer.config
         if not isinstance(config.sample_size, int):
@@ -160,9 +167,15 @@ class Sampler:
             if pictures.caption_column is None:
                 raise ValueError("caption_column must name the prompts of a pipeline that reads text, got None")
             self.data = NumberedPictures(pictures.open(self.resolution, args.seed))
-            self.count = min(self.count, len(self.data))
+            captions = self.data.rows.select_columns([pictures.caption_column])[:][pictures.caption_column]
+            usable = [caption.strip() for caption in captions if isinstance(caption, str) and caption.strip()]
+            self.damaged, self.count = len(captions) - len(usable), min(self.count, len(usable))
             if self.count < 10:
-                raise ValueError(f"dataset_name must have at least 10 captions, got {self.count}")
+                raise ValueError(
+                    f"caption_column {pictures.caption_column!r} must hold at least 10 texts, got {self.count}"
+                )
+            order = np.random.default_rng(args.seed).permutation(len(usable))[: self.count]
+            self._prompts = [usable[place] for place in order]
         self.call = self._call_arguments()
         scheduler = getattr(self.pipe, "scheduler", None)
         self.settings = {
@@ -182,8 +195,9 @@ class Sampler:
             batch = range(start, min(start + self.args.batch_size, numbers.stop))
             generators = [torch.Generator().manual_seed(mix_seed(self.args.seed, number)) for number in batch]
             wanted = self.labels(batch) if self.data is None else self.prompts(batch)
-            drawn = self.pipe(wanted, generator=generators, output_type="pt", **self.call).images
-            images.append((drawn.float() * 255).round().to("cpu", torch.uint8))
+            latents = self.pipe(wanted, generator=generators, output_type="latent", **self.call).images
+            with torch.no_grad():
+                images.append(to_uint8(decode_latents(self.pipe.vae, latents)).cpu())
         return torch.cat(images)
 
     def labels(self, numbers: range) -> list[int]:
@@ -194,14 +208,18 @@ class Sampler:
         return [mix_seed(self.args.seed, number, 1) % classes for number in numbers]
 
     def prompts(self, numbers: range) -> list[str]:
-        """Captions of the data set."""
-        column = self.data.data.args.caption_column
-        return [(self.data.rows[number][column] or "").strip() for number in numbers]
+        """Captions of the data set, in random order: a fixed choice where there are more than pictures to draw."""
+        return self._prompts[numbers.start : numbers.stop]
 
     def _call_arguments(self):
         args, accepted = self.args, inspect.signature(self.pipe.__call__).parameters
         scale = self.pipe.config.guidance_scale if args.guidance_scale is None else _parse(args.guidance_scale)
-        call = {"guidance_scale": type(self.pipe.guidance).of(scale)}
+        try:
+            call = {"guidance_scale": type(self.pipe.guidance).of(scale)}
+        except (TypeError, AttributeError) as error:
+            raise ValueError(
+                f"guidance_scale must be what a {type(self.pipe).__name__} takes, got {scale!r}"
+            ) from error
         if "num_inference_steps" in accepted:
             call["num_inference_steps"] = args.num_inference_steps or self.pipe.config.num_inference_steps
         elif args.num_inference_steps is not None:
@@ -218,7 +236,7 @@ class SavedSamples:
         for name in ("guidance_scale", "num_inference_steps"):
             if getattr(args, name) is not None:
                 raise ValueError(f"{name} has no meaning for pictures drawn before, got {getattr(args, name)!r}")
-        self.batch, self.data = ReferenceBatch(args.model, "model"), None
+        self.batch, self.data, self.damaged = ReferenceBatch(args.model, "model"), None, 0
         self.count = min(args.num_samples, len(self.batch))
         if self.count < 10:
             raise ValueError(f"model {args.model!r} must hold at least 10 pictures, got {self.count}")
@@ -227,6 +245,7 @@ class SavedSamples:
             raise ValueError(f"model {args.model!r} must hold squares, got {self.resolution} x {width}")
         model = {"path": args.model, "sha256": self.batch.sha256}
         self.settings = {"model": model, "resolution": self.resolution, "num_samples": self.count}
+        self.settings["batch_size"] = args.batch_size  # which the parts depend on
 
     def draw(self, numbers: range) -> torch.Tensor:
         return self.batch.read(numbers)["images"]
@@ -259,7 +278,7 @@ def _open_text_model(args, sampler, device):
     if args.text_model is None:
         return None
     if sampler.data is None:
-        raise ValueError(f"text_model has no meaning for a pipeline of classes, got {args.text_model!r}")
+        raise ValueError(f"text_model has no meaning without prompts, got {args.text_model!r}")
     from ..retrieval import ImageTextModel
 
     with loading("text_model", args.text_model):

@@ -55,6 +55,7 @@ class LatentsArguments(TokenizerArguments):
         check_positive(max_train_samples=self.max_train_samples, max_dimension=self.max_dimension)
         if not self.components or min(self.components) < 1:
             raise ValueError(f"components must be positive numbers, got {self.components}")
+        self.components = sorted(set(self.components))
         if self.denoising_steps < 0:
             raise ValueError(f"denoising_steps must not be negative, got {self.denoising_steps}")
 
@@ -65,7 +66,8 @@ def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Eval
     "latents" are the modes of the posteriors; "pixels" the picture, scaled down by area so that a cell of the latents'
     grid holds about as many numbers (`pixel_patches`); "features_pca" the encoder's tokens on as many principal
     components as latents have channels. Mixtures are fitted to whole pictures, reduced by PCA to one dimension for all
-    spaces and standardised (MAETok's protocol); all else is measured on the spaces as they are.
+    spaces and standardised (MAETok's protocol); all else is measured on the spaces as they are. `nll` is that of the
+    most components, `held_out_nll` the least of all, in nats per dimension.
 
     Returns:
         On the main process the result, whose report lies in `output_dir`; None on others.
@@ -77,7 +79,7 @@ def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Eval
     vae = open_feature_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, train_split=args.train_split)
     held_out, train = NumberedPictures(data), NumberedPictures(data, "train")
-    train.rows = train.rows.select(choose_rows(train.rows, pictures.label_column, args.max_train_samples, args.seed))
+    train = train.select(choose_rows(train.rows, pictures.label_column, args.max_train_samples, args.seed))
     if len(train) < max(2, *args.components):
         raise ValueError(f"components must be at most the {len(train)} training pictures, got {args.components}")
     settings = {
@@ -208,9 +210,7 @@ def _analyse(args, spaces, folder, device):
             losses[name] = _kept(
                 folder / "parts" / f"denoising_{name}.json",
                 lambda name=name: asdict(
-                    denoising_loss(
-                        train[name], held_out[name], args.denoising_steps, args.batch_size, args.seed, device=device
-                    )
+                    denoising_loss(train[name], held_out[name], args.denoising_steps, seed=args.seed, device=device)
                 ),
             )
     draw_likelihoods(curves, reduced.dimension).savefig(folder / "nll.png")

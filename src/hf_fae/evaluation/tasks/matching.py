@@ -15,10 +15,10 @@ from ..matching import (
     nearest_patches,
     object_mask,
     similarity_map,
-    token_cosine,
 )
 from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
+from ..reconstruction import token_cosine
 from ..report import Evaluation, describe_run
 from ..sheets import draw_matches, draw_similarity
 from ..spaces import SPACES, open_feature_tokenizer, token_spaces

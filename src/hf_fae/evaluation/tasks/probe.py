@@ -69,8 +69,6 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
     """
     if pictures.label_column is None:
         raise ValueError("label_column must name the classes to tell apart, got None")
-    if args.train_split == pictures.split:
-        raise ValueError(f"train_split must be another split than the one to measure on, got {args.train_split!r}")
     state = process_state()
     vae = open_feature_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, args.train_split)

@@ -6,20 +6,21 @@ from pathlib import Path
 import torch
 
 from ...images import to_uint8
-from ...latents import compression_ratio, decode_latents, encode_images
+from ...latents import check_finite, compression_ratio, decode_latents, encode_images
 from ...loading import loading, open_tokenizer
 from ..arguments import DTYPES, TokenizerArguments
 from ..distances import GaussianStatistics, frechet_distance
 from ..extractors import INCEPTION, judge, load_extractors, metric_name
 from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
-from ..reconstruction import psnr, ssim
-from ..report import Evaluation, describe_run
+from ..reconstruction import psnr, ssim, token_cosine
+from ..report import Evaluation, describe_run, hash_file
 
 
 __all__ = ["ReconstructionArguments", "evaluate_reconstruction"]
 
 METRICS = ("rfid", "psnr", "ssim", "lpips", "feature_cosine")
+MAX_PSNR = 100.0  # of a picture that is the same to the bit
 
 
 @dataclass
@@ -49,9 +50,9 @@ class ReconstructionArguments(TokenizerArguments):
 def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArguments) -> Evaluation | None:
     """Compare the pictures of a data set, cropped as ADM does it, with what a tokenizer makes of them.
 
-    All metrics are of 8-bit pictures, decoded from the mode of their latents; PSNR, SSIM and LPIPS are means over the
-    pictures. The reference of rFID are the same pictures: ADM's reference batch has no place here (it would make 1.9
-    of an rFID of 0.57).
+    All metrics are of 8-bit pictures, decoded from the mode of their latents; PSNR (at most 100 dB), SSIM and LPIPS
+    are means over the pictures. The reference of rFID are the same pictures: ADM's reference batch has no place here
+    (it would make 1.9 of an rFID of 0.57).
 
     Returns:
         On the main process the result, whose report lies in `output_dir`; None on others.
@@ -68,11 +69,16 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
     data = NumberedPictures(pictures.open(resolution, args.seed))
     if len(data) < 2:
         raise ValueError(f"dataset_name {pictures.dataset_name!r} must have at least 2 pictures, got {len(data)}")
+    if not hasattr(vae, "decode_features") and args.metrics == ["feature_cosine"]:
+        raise ValueError(
+            f"metrics must have one for a {type(vae).__name__}, which has no features, got feature_cosine"
+        )
     compare = _Comparison(args, vae, extractors)
     settings = {
         **describe_run(args, resolution, state.device),
         "pictures": data.describe(),
         "extractors": {extractor.name: extractor.settings for extractor in extractors},
+        "vgg16": hash_file(args.vgg16) if args.vgg16 and "lpips" in args.metrics else None,
         "metrics": sorted(args.metrics),
     }
     check_settings(args.output_dir, {"task": "reconstruction", **settings})
@@ -121,15 +127,15 @@ class _Comparison:
         if "feature_cosine" in self.args.metrics and hasattr(self.vae, "decode_features"):
             features, grid = self.vae.extract_features(pixel_values)
             latents = self.vae.encode_features(features, grid).latent_dist.mode()
-            decoded = self.vae.decode_features(latents)
-            found["feature_cosine"] = (
-                torch.cosine_similarity(decoded.double(), features.double(), dim=-1).mean(1).cpu()
-            )
+            found["feature_cosine"] = token_cosine(self.vae.decode_features(latents), features).mean(1).cpu()
         else:
             latents = encode_images(self.vae, pixel_values).mode()
-        found["reconstruction"] = to_uint8(decode_latents(self.vae, latents)).cpu()
+        sample = decode_latents(self.vae, latents)
+        check_finite(f"pictures that {self.args.model!r} gives back", sample)
+        found["reconstruction"] = to_uint8(sample).cpu()
         given_back = found["reconstruction"].to(self.vae.device).float() / 127.5 - 1
         for name, metric in self.pairwise.items():
             pairs = zip(given_back.split(1), original.split(1), strict=True)
-            found[name] = torch.stack([metric(*pair).squeeze() for pair in pairs]).cpu()
+            values = torch.stack([metric(*pair).squeeze() for pair in pairs]).cpu()
+            found[name] = values.clamp_max(MAX_PSNR) if name == "psnr" else values
         return found

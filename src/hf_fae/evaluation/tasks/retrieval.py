@@ -11,7 +11,7 @@ from ..arguments import TokenizerArguments
 from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..probes import standard_error
-from ..report import Evaluation, describe_run, identify_model
+from ..report import Evaluation, describe_run
 from ..retrieval import ImageTextModel, LinearTextAlignment, load_text_model, pair_up, recall_at_k
 from ..spaces import SPACES, open_feature_tokenizer, token_spaces
 
@@ -59,8 +59,6 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
     is_joint = isinstance(text_model, ImageTextModel)
     if is_joint:
         _check_tower(args, text_model, vae)
-    elif args.train_split == pictures.split:
-        raise ValueError(f"train_split must be another split than the one to measure on, got {args.train_split!r}")
     data = pictures.open(vae.config.sample_size, args.seed, None if is_joint else args.train_split)
     splits = {"validation": NumberedPictures(data)} | ({} if is_joint else {"train": NumberedPictures(data, "train")})
     for split, source in splits.items():
@@ -69,7 +67,7 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
     settings = {
         "task": "retrieval",
         **describe_run(args, vae.config.sample_size, state.device),
-        "text_model": identify_model(args.text_model) | {"settings": text_model.settings},
+        "text_model": text_model.settings,
         "pictures": splits["validation"].describe(),
         "train_pictures": None if is_joint else splits["train"].describe(),
     }
@@ -81,6 +79,8 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
         parts[split].compute(_embedder(args, vae, text_model, source), f"embedding {split}")
     if not state.is_main_process:
         return None
+    if not all(len(part.stack("captions")) for part in parts.values()):
+        raise ValueError(f"dataset_name {pictures.dataset_name!r} must have pictures with captions that can be read")
     metrics, details = _measure(parts, is_joint)
     details["damaged"] = {split: len(source) - len(parts[split].stack("captions")) for split, source in splits.items()}
     result = Evaluation("retrieval", metrics, settings, pictures.dataset_name, pictures.split, details)
