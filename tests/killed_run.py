@@ -1,19 +1,17 @@
 """Train in a child process and kill it, again and again, until it gets through. Run by training/test_kills.py.
 
-    python killed_run.py FOLDER DATA KILLS STREAMING
-
-The children are forked after all imports, so that a kill costs a fraction of a second.
+python killed_run.py FOLDER DATA KILLS STREAMING
 """
 
 import json
 import os
 import random
-import signal
 import sys
 import time
 from pathlib import Path
 
 import torch
+from killing import kill_repeatedly, wait_until
 from torch import nn
 
 from hf_fae.training.arguments import LoopArguments
@@ -66,42 +64,22 @@ def count_lines(path):
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
 def main(folder, dataset, kills, streaming):
-    """Kill `kills` times, at random moments and while a checkpoint is written, then let it finish.
-
-    Prints how often the kill left a half-written checkpoint.
-    """
+    """Kill at random moments and while a checkpoint is written; prints how often that left a half-written one."""
     chance, ledger = random.Random(0), folder.with_suffix(".ledger")
-    while_writing = done = 0
-    while done <= kills:
-        child = os.fork()
-        if child == 0:
-            with open(os.devnull, "w") as null:
-                os.dup2(null.fileno(), 2)
-                train(folder, dataset, streaming)
-                os._exit(0)
-        if done < kills:
-            lines = count_lines(ledger) + chance.randint(1, 8)  # a kill during the start would prove nothing
-            wait_until(lambda: count_lines(ledger) >= lines)  # noqa: B023
-            if done % 2:
-                time.sleep(chance.uniform(0, 0.5))
-            else:
-                wait_until(lambda: any(folder.glob(".checkpoint-*")))
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if done < kills and os.WIFEXITED(status):
-            raise SystemExit("the run ended before it could be killed: give it more steps")
-        if status and done == kills:
-            raise SystemExit(f"the run failed with status {status}")
-        while_writing += done < kills and any(folder.glob(".checkpoint-*"))
-        done += 1
-    print(while_writing)
+
+    def is_writing():
+        return any(folder.glob(".checkpoint-*"))
+
+    def wait(number):
+        lines = count_lines(ledger) + chance.randint(1, 8)  # a kill during the start would prove nothing
+        wait_until(lambda: count_lines(ledger) >= lines)
+        if number % 2:
+            time.sleep(chance.uniform(0, 0.5))
+        else:
+            wait_until(is_writing)
+
+    print(kill_repeatedly(kills, lambda: train(folder, dataset, streaming), wait, is_writing))
 
 
 if __name__ == "__main__":
