@@ -5,12 +5,17 @@ import math
 import torch
 
 
-__all__ = ["make_grid", "to_pil", "to_uint8"]
+__all__ = ["from_uint8", "make_grid", "to_pil", "to_uint8"]
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """8-bit pictures (B, 3, H, W) of images in [-1, 1], rounded; what lies outside is clamped."""
     return (images.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1], fp32, of 8-bit pictures (..., 3, H, W): `to_uint8` of them gives the pictures back."""
+    return images.float() / 127.5 - 1
 
 
 def to_pil(images: torch.Tensor) -> list:

@@ -5,12 +5,14 @@ Features of a picture do not depend on the pictures beside it: `judge` shows an 
 
 import io
 import re
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from ..encoders import VisionEncoder
+from ..images import from_uint8
 from ..latents import check_finite
 from ..loading import loading
 from ..networks import TimmNetwork, load_hub_weights, read_config
@@ -26,6 +28,7 @@ __all__ = [
     "judge",
     "load_extractors",
     "metric_name",
+    "padded_chunks",
 ]
 
 CHUNK = 32  # pictures that an extractor gets at a time
@@ -107,7 +110,7 @@ class TimmExtractor(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         model = self.network.model
-        maps = model.forward_features(self.network.preprocess(images.to(self.network.mean.device) / 127.5 - 1))
+        maps = model.forward_features(self.network.preprocess(from_uint8(images.to(self.network.mean.device))))
         outputs = {"features": model.forward_head(maps, pre_logits=True)}
         if "logits" in self.outputs:
             outputs["logits"] = model.forward_head(maps)
@@ -136,7 +139,7 @@ class VisionExtractor(nn.Module):
         self.settings = {"class": type(self.encoder.model).__name__, "resize": resize, **identify_model(path)}
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = self.encoder(images.to(self.encoder.device) / 127.5 - 1)
+        outputs = self.encoder(from_uint8(images.to(self.encoder.device)))
         pooled = outputs.pooler_output
         return {"features": outputs.last_hidden_state.mean(1) if pooled is None else pooled}
 
@@ -183,6 +186,13 @@ def metric_name(metric: str, extractor: FeatureExtractor) -> str:
     return metric if extractor.name == INCEPTION else f"{metric}_{extractor.name}"
 
 
+def padded_chunks(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+    """`CHUNK` pictures at a time, the last ones among blank ones, and how many of them are not blank."""
+    for chunk in images.split(CHUNK):
+        blank = chunk.new_zeros(CHUNK - len(chunk), *chunk.shape[1:])
+        yield torch.cat([chunk, blank]), len(chunk)
+
+
 @torch.no_grad()
 def judge(
     extractors: list[FeatureExtractor], images: torch.Tensor, is_good: torch.Tensor | None = None, **_
@@ -202,10 +212,9 @@ def judge(
     for extractor in extractors:
         parts = []
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-            for chunk in images.split(CHUNK):
-                blank = chunk.new_zeros(CHUNK - len(chunk), *chunk.shape[1:])
-                outputs = extractor(torch.cat([chunk, blank]))
-                parts.append({name: values[: len(chunk)].float().cpu() for name, values in outputs.items()})
+            for chunk, count in padded_chunks(images):
+                outputs = extractor(chunk)
+                parts.append({name: values[:count].float().cpu() for name, values in outputs.items()})
         for name in parts[0]:
             found[f"{extractor.name}.{name}"] = values = torch.cat([part[name] for part in parts])
             check_finite(f"{name} of {extractor.name}", values)

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..images import from_uint8
+
 
 __all__ = ["metric_info", "to_features", "to_images"]
 
@@ -40,4 +42,4 @@ def to_features(*lists: list) -> list[torch.Tensor]:
 
 def to_images(*lists: list) -> list[torch.Tensor]:
     """Images (B, 3, H, W) in [-1, 1] of nested lists (B, H, W, 3) of 8-bit numbers."""
-    return [torch.tensor(values).permute(0, 3, 1, 2) / 127.5 - 1 for values in lists]
+    return [from_uint8(torch.tensor(values).permute(0, 3, 1, 2)) for values in lists]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..images import to_uint8
 from ..training.damage import DamagedRow
 from ..training.data import DataArguments, ImageData
 from ..training.fingerprints import fingerprint_rows
@@ -156,8 +157,7 @@ class NumberedPictures:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             examples = list(pool.map(read, [self.rows[number] for number in numbers]))
         batch = {name: [example[name] for example in examples] for name in examples[0]}
-        pixels = torch.stack(batch.pop("pixel_values"))
-        batch["images"] = (pixels * 127.5 + 127.5).round().to(torch.uint8)
+        batch["images"] = to_uint8(torch.stack(batch.pop("pixel_values")))
         batch["is_good"] = torch.tensor(batch["is_good"])
         if args.label_column:
             batch["class_labels"] = torch.tensor(batch["class_labels"])

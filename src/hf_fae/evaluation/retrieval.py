@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..encoders import VisionEncoder
+from ..images import from_uint8
 from ..latents import check_finite
-from .extractors import CHUNK
+from .extractors import CHUNK, padded_chunks
 from .report import identify_model
 
 
@@ -132,10 +133,8 @@ class ImageTextModel(nn.Module):
     def image_embeds(self, images: torch.Tensor) -> torch.Tensor:
         """(B, D) fp32 of 8-bit pictures (B, 3, H, W) anywhere, resized to the model's own size."""
         embeds = []
-        for chunk in images.split(CHUNK):
-            blank = chunk.new_zeros(CHUNK - len(chunk), *chunk.shape[1:])
-            pixel_values = torch.cat([chunk, blank]).to(self.encoder.device).float() / 127.5 - 1
-            pooled = self.encoder(pixel_values).pooler_output[: len(chunk)]
+        for chunk, count in padded_chunks(images):
+            pooled = self.encoder(from_uint8(chunk.to(self.encoder.device))).pooler_output[:count]
             if hasattr(self.model, "visual_projection"):  # CLIP's
                 pooled = self.model.visual_projection(pooled)
             embeds.append(F.normalize(pooled, dim=-1))

@@ -3,6 +3,7 @@
 import torch
 
 from ..autoencoders.frozen_encoder import FrozenEncoderMixin
+from ..images import from_uint8
 from ..loading import open_tokenizer
 from .arguments import DTYPES, TokenizerArguments
 
@@ -36,7 +37,7 @@ def token_spaces(vae: FrozenEncoderMixin, images: torch.Tensor) -> tuple[dict[st
         {"features": (B, N, C), "reconstruction": (B, N, C), "latents": (B, N, c)}: raw features, the same decoded from
         the mode of the latents, and that mode, normalised.
     """
-    pixel_values = (images.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
+    pixel_values = from_uint8(images.to(vae.device)).to(vae.dtype)
     features, grid = vae.extract_features(pixel_values)
     latents = vae.encode_features(features, grid).latent_dist.mode()
     tokens = (features, vae.decode_features(latents), latents.flatten(2).transpose(1, 2))

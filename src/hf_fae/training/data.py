@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..images import from_uint8
 from . import damage
 from .damage import MAX_ATTEMPTS, DamagedRow, DamageReport, first_good
 from .folders import find_splits
@@ -314,7 +315,7 @@ class ImageData:
             image = random_crop(image, args.resolution, random)
         else:
             image = center_crop(image, args.resolution)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+        pixels = from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         if random is not None and args.random_flip and is_mirrored(random):
             pixels = pixels.flip(-1)
         return {"pixel_values": pixels.contiguous(), **example}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...images import to_pil
+from ...images import from_uint8, to_pil
 from ...loading import loading
 from ..distances import clip_score
 from ..extractors import INCEPTION, judge, load_extractors
@@ -144,5 +144,5 @@ def _open_text_model(args, sampler, device):
 
 def _save_pngs(images, numbers, folder):
     folder.mkdir(exist_ok=True)
-    for number, picture in zip(numbers, to_pil(images.float() / 127.5 - 1), strict=True):
+    for number, picture in zip(numbers, to_pil(from_uint8(images)), strict=True):
         picture.save(folder / f"{number:06d}.png")

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from ...images import from_uint8
 from ...training.files import write_whole
 from ..arguments import TokenizerArguments, check_positive
 from ..denoising import denoising_loss
@@ -173,7 +174,7 @@ def _encode(args, vae, images):
     """Features (B, N, C) and modes of the normalised latents (B, c, h, w), on the CPU."""
     features, latents = [], []
     for batch in images.split(args.batch_size):
-        tokens, grid = vae.extract_features((batch.to(vae.device).float() / 127.5 - 1).to(vae.dtype))
+        tokens, grid = vae.extract_features(from_uint8(batch.to(vae.device)).to(vae.dtype))
         features.append(tokens.float().cpu())
         latents.append(vae.encode_features(tokens, grid).latent_dist.mode().float().cpu())
     return torch.cat(features), torch.cat(latents)
@@ -186,7 +187,7 @@ def _make_spaces(args, vae, axes, batch):
     projected = ((features.double() - axes["mean"]) @ axes["axes"]).float()
     spaces = {
         "latents": latents,
-        "pixels": pixel_patches(batch["images"] / 127.5 - 1, grid, channels),
+        "pixels": pixel_patches(from_uint8(batch["images"]), grid, channels),
         "features_pca": projected.mT.unflatten(2, grid),
     }
     return {name: values[batch["is_good"]] for name, values in spaces.items()}

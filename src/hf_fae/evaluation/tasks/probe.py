@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ...images import from_uint8
 from ...loading import loading
 from ..arguments import TokenizerArguments, check_positive
 from ..parts import Parts, check_settings, process_state
@@ -148,7 +149,7 @@ def _pooler(args, vae, source, keep_class_tokens):
             for pooling in poolings
         }
         if keep_class_tokens:
-            pixel_values = (images.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
+            pixel_values = from_uint8(images.to(vae.device)).to(vae.dtype)
             pooled["class_tokens"] = vae.image_encoder(pixel_values, grid).pooler_output.float()
         return {name: values.cpu() for name, values in pooled.items()}
 

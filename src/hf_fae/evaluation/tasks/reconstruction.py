@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ...images import to_uint8
+from ...images import from_uint8, to_uint8
 from ...latents import check_finite, compression_ratio, decode_latents, encode_images
 from ...loading import loading, open_tokenizer
 from ..arguments import DTYPES, TokenizerArguments
@@ -87,7 +87,7 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
     parts.compute(lambda numbers: compare(**data.read(numbers)), "reconstructing")
     if not state.is_main_process:
         return None
-    good = torch.cat(list(parts.iterate("is_good")))
+    good = parts.stack("is_good")
     metrics = {name: parts.stack(name)[good].double().mean().item() for name in parts.names() if name in METRICS}
     for extractor in extractors:
         both = (f"{kind}.{extractor.name}.features" for kind in ("reconstruction", "original"))
@@ -121,7 +121,7 @@ class _Comparison:
         return {**part, "is_good": is_good}
 
     def _compare(self, images):
-        original = images.to(self.vae.device).float() / 127.5 - 1
+        original = from_uint8(images.to(self.vae.device))
         pixel_values = original.to(self.vae.dtype)
         found = {}
         if "feature_cosine" in self.args.metrics and hasattr(self.vae, "decode_features"):
@@ -133,7 +133,7 @@ class _Comparison:
         sample = decode_latents(self.vae, latents)
         check_finite(f"pictures that {self.args.model!r} gives back", sample)
         found["reconstruction"] = to_uint8(sample).cpu()
-        given_back = found["reconstruction"].to(self.vae.device).float() / 127.5 - 1
+        given_back = from_uint8(found["reconstruction"].to(self.vae.device))
         for name, metric in self.pairwise.items():
             pairs = zip(given_back.split(1), original.split(1), strict=True)
             values = torch.stack([metric(*pair).squeeze() for pair in pairs]).cpu()
