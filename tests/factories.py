@@ -83,6 +83,11 @@ def tiny_fae(with_encoder: bool = True, **config) -> AutoencoderFAE:
     return vae
 
 
+def tiny_identity_fae(**config) -> AutoencoderFAE:
+    """The FAE whose latents (32, 4, 4) are the features."""
+    return tiny_fae(encoder_type="identity", latent_channels=32, decoder_num_layers=0, **config)
+
+
 def tiny_lightning_dit(**config) -> LightningDiTTransformer2DModel:
     """A denoiser of latents (4, 4, 4) with 10 classes."""
     config = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from diffusers import AutoModel
-from factories import tiny_fae, tiny_lightning_dit, tiny_sit, tiny_starflow, tiny_text_starflow
+from factories import tiny_fae, tiny_identity_fae, tiny_lightning_dit, tiny_sit, tiny_starflow, tiny_text_starflow
 from torch import nn
 
 from hf_fae.layers.positions import SinCosPositions
@@ -58,6 +58,7 @@ def captioned_latents(batch_size: int) -> dict:
 
 CASES = {
     "AutoencoderFAE": ModelCase(tiny_fae, images, lora=False),
+    "AutoencoderFAE of features": ModelCase(tiny_identity_fae, images, lora=False),
     "LightningDiT": ModelCase(tiny_lightning_dit, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),
     "STARFlow": ModelCase(tiny_starflow, latents),

@@ -20,11 +20,15 @@ from hf_fae import AutoencoderFAE, VisionEncoder
 from hf_fae.evaluation.reconstruction import feature_cosine
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.feature_cache import FeatureData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import FeatureObjective, NoisyLatentObjective, add_noise
+from hf_fae.training.objectives import FeatureObjective, NoisyLatentObjective, add_noise, frozen_features
 from hf_fae.training.randomness import ImageRandom
 from hf_fae.training.statistics import channel_statistics
 from hf_fae.training.tokenizer import load_trained_fae
+
+
+SEEN = {"pixel_values", "features"}  # what the features of a batch come from
 
 
 @dataclass
@@ -40,10 +44,18 @@ class FAEArguments:
     latent_noise: float = field(
         default=0.0, metadata={"help": "With fae: noise on normalised latents, the noise_sigma of the flow."}
     )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={"help": "Features of the training pictures, which cache_latents.py made with an identity FAE."},
+    )
     latent_channels: int = field(default=32, metadata={"help": "Channels of the latents."})
     patch_size: int = field(default=16, metadata={"help": "Image pixels per latent, along each axis."})
-    encoder_type: Literal["attention", "linear"] = field(
-        default="attention", metadata={"help": "The paper's single attention layer, or its linear ablation."}
+    encoder_type: Literal["attention", "linear", "identity"] = field(
+        default="attention",
+        metadata={
+            "help": "The paper's single attention layer, its linear ablation, or identity: features are the latents "
+            "(latent_channels is their width), so that there is nothing to train but the pixel decoder."
+        },
     )
     encoder_attention_head_dim: int = field(default=256, metadata={"help": "Head width of the attention layer."})
     decoder_num_layers: int = field(default=6, metadata={"help": "Layers of the feature decoder."})
@@ -96,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         data = ImageData(data_args, loop_args.seed)
         if args.fae is None:
             model = new_fae(args, data_args.resolution)
-            objective = FeatureObjective(model, args.kl_weight)
+            objective = None if args.encoder_type == "identity" else FeatureObjective(model, args.kl_weight)
         else:
             model = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
             objective = NoisyLatentObjective(model, args.latent_noise)
@@ -105,17 +117,22 @@ def main(argv: list[str] | None = None) -> None:
     batch_size = loop_args.train_batch_size
     validation_batches = list(data.validation_batches(batch_size))
 
-    def training_images(count):
-        """About `count` training images in whole batches, at most an epoch of them."""
+    def training_features(count):
+        """Features and grids of about `count` training images in whole batches, at most an epoch of them."""
         count = count if data_args.streaming else min(count, len(data))
         batches = data.batches(batch_size, num_workers=loop_args.dataloader_num_workers)
         for batch in itertools.islice(batches, -(-count // batch_size)):
-            yield batch["pixel_values"].to(loop.device)
+            yield frozen_features(model, {name: batch[name].to(loop.device) for name in SEEN & batch.keys()})
 
-    if args.fae is None and args.feature_statistics_images and loop.resume_from is None:
+    if args.feature_cache is not None:
+        data = FeatureData(data, args.feature_cache, model)
+        if args.fae is None:
+            model.set_feature_statistics(data.mean, data.std)
+    elif args.fae is None and args.feature_statistics_images and loop.resume_from is None:
         with loop.accelerator.autocast():
-            images = training_images(args.feature_statistics_images)
-            statistics = channel_statistics(model.extract_features(batch)[0] for batch in images)
+            statistics = channel_statistics(
+                features for features, _ in training_features(args.feature_statistics_images)
+            )
         model.set_feature_statistics(*statistics)
         loop.print(f"raw features: rms of the channel stds {model.features_std.square().mean().sqrt():.3f}")
 
@@ -139,13 +156,22 @@ def main(argv: list[str] | None = None) -> None:
     @torch.no_grad()
     def save():
         model.eval()
-        if args.fae is None:
+        if args.fae is None and args.encoder_type != "identity":
             with loop.accelerator.autocast():
-                images = training_images(args.latent_statistics_images)
-                mean, std = channel_statistics(model.encode(b).latent_dist.sample().movedim(1, -1) for b in images)
+                posteriors = (
+                    model.encode_features(*batch).latent_dist
+                    for batch in training_features(args.latent_statistics_images)
+                )
+                mean, std = channel_statistics(posterior.sample().movedim(1, -1) for posterior in posteriors)
             model.set_latent_statistics(mean.view_as(model.latents_mean), std.view_as(model.latents_std))
         model.save_pretrained(loop_args.output_dir)
 
+    if args.encoder_type == "identity":
+        if loop.is_main:
+            save()
+        loop.print(f"saved to {loop_args.output_dir}: the features are its latents")
+        loop.accelerator.end_training()
+        return
     loop.run(objective, data, validate, save)
 
 

@@ -17,11 +17,12 @@ from hf_fae.training.adversarial import AdversarialLoss, PatchDiscriminator, Tok
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.augmentation import DiffAugment
 from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.feature_cache import FeatureData
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import PixelObjective, add_noise
 from hf_fae.training.perceptual import load_perceptual
 from hf_fae.training.randomness import ImageRandom
-from hf_fae.training.tokenizer import load_trained_fae
+from hf_fae.training.tokenizer import copy_pixel_decoder, load_trained_fae
 
 
 @dataclass
@@ -31,6 +32,14 @@ class PixelDecoderArguments:
     fae: str = field(metadata={"help": "AutoencoderFAE after stage Ia (or Ib): Hub id or local folder."})
     image_encoder: str | None = field(
         default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the FAE comes without it."}
+    )
+    pixel_decoder: str | None = field(
+        default=None,
+        metadata={"help": "FAE on the same features, whose pixel decoder to start from; none: that of fae."},
+    )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={"help": "Features of the training pictures, which cache_latents.py made with an identity FAE."},
     )
     stage: Literal["Ib", "II"] = field(default="Ib", metadata={"help": "Ib: noisy features; II: decoded features."})
     noise_sigma: float = field(default=0.4, metadata={"help": "Stage Ib: noise on standardised features."})
@@ -94,6 +103,10 @@ def main(argv: list[str] | None = None) -> None:
     with loop.accelerator.main_process_first():
         data = ImageData(data_args, loop_args.seed)
         model = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
+        if args.pixel_decoder is not None:
+            copy_pixel_decoder(args.pixel_decoder, model)
+        if args.feature_cache is not None:
+            data = FeatureData(data, args.feature_cache, model)
         perceptual = load_perceptual(args.perceptual) if args.perceptual else None
         adversarial = make_adversarial_loss(args)
     objective = PixelObjective(

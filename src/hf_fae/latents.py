@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DiagonalGaussian
 
 
 __all__ = [
+    "MIN_LOGVAR",
     "LatentAutoencoderMixin",
     "blend_tiles",
     "check_finite",
@@ -21,15 +22,17 @@ __all__ = [
     "normalized_posterior",
 ]
 
+MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0  # of a posterior, as everywhere in latent diffusion
+
 
 def normalized_posterior(moments: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> DiagonalGaussianDistribution:
     """The Gaussian of (z - mean) / std, given the moments (B, 2C, H, W) of the Gaussian of z: mean, then log-variance.
 
-    The log-variance of z is clamped to [-30, 20], as everywhere in latent diffusion.
+    The log-variance of z is clamped to [-30, 20].
     """
     z_mean, z_logvar = moments.float().chunk(2, dim=1)
     mean, std = (value.to(moments.device, torch.float32) for value in (mean, std))
-    normalized = torch.cat([(z_mean - mean) / std, z_logvar.clamp(-30, 20) - 2 * std.log()], dim=1)
+    normalized = torch.cat([(z_mean - mean) / std, z_logvar.clamp(MIN_LOGVAR, MAX_LOGVAR) - 2 * std.log()], dim=1)
     return DiagonalGaussianDistribution(normalized.to(moments.dtype))
 
 

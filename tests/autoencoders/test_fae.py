@@ -1,6 +1,6 @@
 import pytest
 import torch
-from factories import tiny_encoder, tiny_fae
+from factories import tiny_encoder, tiny_fae, tiny_identity_fae
 from torch.nn import functional as F
 
 from hf_fae import AutoencoderFAE
@@ -118,6 +118,34 @@ def test_any_encoder(family, images):
 def test_linear_encoder(images):
     vae = tiny_fae(encoder_type="linear")
     assert isinstance(vae.encoder, torch.nn.Linear) and vae(images).sample.shape == images.shape
+
+
+class TestIdentityEncoder:
+    """The features themselves as latents (Table 5, diffusion on raw features)."""
+
+    def test_latents_are_the_standardised_features(self, images):
+        vae = tiny_identity_fae()
+        features, grid = vae.extract_features(images)
+        posterior = vae.encode(images).latent_dist
+        standard = (features - vae.features_mean) / vae.features_std
+        expected = standard.transpose(1, 2).unflatten(2, grid)
+        torch.testing.assert_close(posterior.mode(), (expected - vae.latents_mean) / vae.latents_std)
+        assert posterior.std.max() < 1e-6
+
+    def test_features_come_back_and_pixels_are_those_of_the_encoders_features(self, images):
+        vae = tiny_identity_fae()
+        features, grid = vae.extract_features(images)
+        latents = vae.encode(images).latent_dist.mode()
+        torch.testing.assert_close(vae.decode_features(latents), features, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            vae.decode(latents).sample, vae.decode_pixels(features, grid).sample, atol=1e-4, rtol=1e-4
+        )
+
+    @pytest.mark.parametrize("name, value", [("latent_channels", 4), ("decoder_num_layers", 2)])
+    def test_shapes_that_make_no_sense(self, name, value):
+        config = {"latent_channels": 32, "decoder_num_layers": 0, name: value}
+        with pytest.raises(ValueError, match=rf"{name} must be \d+ for encoder_type 'identity', got {value}"):
+            tiny_fae(encoder_type="identity", **config)
 
 
 def test_slicing_changes_nothing(vae, images):

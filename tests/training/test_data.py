@@ -50,6 +50,27 @@ class TestOrder:
         assert 40 < sum(flip for batch in batches for flip in mirrored(batch)) < 88
         assert not any(mirrored(batch) != [False] * 8 for batch in take(make_data(image_folder, random_flip=False), 4))
 
+    def test_balanced_epochs_have_one_row_of_each_value(self, parquet_folder):
+        data = make_data(parquet_folder, balance_column="number", label_column="kind")
+        assert [sorted(rows.tolist()) for rows in data.groups] == [list(range(k, 32, 4)) for k in range(4)]
+        epochs = [batch["row_ids"].tolist() for batch in take(data, 40, batch_size=4)]
+        assert all(sorted(row % 4 for row in epoch) == [0, 1, 2, 3] for epoch in epochs)
+        assert {row for epoch in epochs for row in epoch} == set(range(32))  # in time all have their turn
+        assert epochs[2:] == [batch["row_ids"].tolist() for batch in take(data, 38, batch_size=4, images_seen=8)]
+        flips = [flip for batch in take(data, 40, batch_size=4) for flip in mirrored(batch)]
+        assert 50 < sum(flips) < 110
+        assert data.signature(4) != make_data(parquet_folder).signature(4)
+        assert "32 rows (4 of them in an epoch)" in data.describe()
+
+    def test_batches_tell_what_is_mirrored(self, image_folder):
+        for batch in take(make_data(image_folder), 4):
+            assert batch["mirrored"].tolist() == mirrored(batch)
+        assert not take(make_data(image_folder, random_flip=False), 1)[0]["mirrored"].any()
+
+    def test_balance_of_streamed_data(self, parquet_folder):
+        with pytest.raises(ValueError, match="balance_column must be None for streamed data, got 'number'"):
+            make_data(parquet_folder, balance_column="number", streaming=True)
+
     def test_seed_decides(self, image_folder):
         first, again, other = (take(make_data(image_folder, seed), 2)[0] for seed in (1, 1, 2))
         assert torch.equal(first["pixel_values"], again["pixel_values"])

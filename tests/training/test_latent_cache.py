@@ -84,7 +84,7 @@ class TestContents:
             pixels = torch.stack([data.example(data.train[row])["pixel_values"] for row in range(len(data))])
             expected = direct_moments(vae, pixels.flip(-1) if mirrored else pixels)
             latents = CachedLatents(cache)
-            stored = latents._batch(latents.train, list(range(32)), [mirrored] * 32)
+            stored = latents.read(latents.train, list(range(32)), [mirrored] * 32)
             assert stored["moments"].shape == (32, 8, 4, 4) and stored["moments"].dtype == torch.float32
             assert stored["row_ids"].tolist() == list(range(32))
             torch.testing.assert_close(stored["moments"], expected, rtol=2**-10, atol=1e-5)  # float16's rounding
@@ -92,7 +92,7 @@ class TestContents:
     def test_statistics_are_those_of_samples(self, cache, fae):
         vae = AutoencoderFAE.from_pretrained(cache / "tokenizer")
         latents = CachedLatents(cache)
-        both = [latents._batch(latents.train, list(range(32)), [mirrored] * 32)["moments"] for mirrored in (0, 1)]
+        both = [latents.read(latents.train, list(range(32)), [mirrored] * 32)["moments"] for mirrored in (0, 1)]
         mean, logvar = torch.cat(both).double().chunk(2, dim=1)
         torch.testing.assert_close(vae.latents_mean.double().flatten(), mean.mean((0, 2, 3)))
         std = (mean.var((0, 2, 3), correction=0) + logvar.exp().mean((0, 2, 3))).sqrt()
@@ -155,6 +155,15 @@ class TestReading:
             assert torch.equal(ours["row_ids"], theirs["row_ids"])
             expected = direct_moments(vae, theirs["pixel_values"])
             torch.testing.assert_close(ours["moments"], expected, rtol=2**-10, atol=1e-5)
+
+    def test_a_balanced_data_set_stays_balanced(self, tmp_path, fae, parquet_folder):
+        data = make_data(parquet_folder, label_column="kind", balance_column="number")
+        encode(tmp_path, fae, data)
+        latents = CachedLatents(tmp_path)
+        assert latents.signature(8) == data.signature(8) and "(4 of them in an epoch)" in latents.describe()
+        for ours, theirs in zip(take(latents, 9), take(data, 9), strict=True):
+            assert torch.equal(ours["row_ids"], theirs["row_ids"])
+            assert torch.equal(ours["class_labels"], theirs["class_labels"])
 
     def test_validation_batches_are_those_of_the_pictures(self, cache, fae, image_folder):
         vae = AutoencoderFAE.from_pretrained(fae)

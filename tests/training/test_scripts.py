@@ -111,6 +111,32 @@ def test_train_pixel_decoder(fae, decoded):
         assert grid.size == (4 * 36, 2 * 36)  # 4 originals above 4 reconstructions
 
 
+def test_stages_on_cached_features(tmp_path, encoder, parquet_folder, train_here):
+    """Features once through the frozen encoder, then all stages on them; one pixel decoder for all tokenizers."""
+    data = ["--dataset_name", str(parquet_folder)]
+    identity = ["--encoder_type", "identity", "--latent_channels", "32", "--decoder_num_layers", "0"]
+    identity += ["--image_encoder", str(encoder), *data]
+    features, cache, pixels, fae, whole = (tmp_path / name for name in ("features", "cache", "pixels", "fae", "whole"))
+    train_here("train_fae", "smoke_fae.yaml", features, *identity)
+    train_here("cache_latents", "smoke_cache_latents.yaml", cache, "--vae", str(features), *data)
+    cached = [*data, "--feature_cache", str(cache)]
+    train_here("train_pixel_decoder", "smoke_pixel_decoder.yaml", pixels, "--fae", str(features), *cached)
+    train_here("train_fae", "smoke_fae.yaml", fae, "--image_encoder", str(encoder), *cached)
+    flags = ["--fae", str(fae), "--pixel_decoder", str(pixels), "--stage", "II", *cached]
+    train_here("train_pixel_decoder", "smoke_pixel_decoder.yaml", whole, *flags, "--learning_rate", "0")
+
+    raw, made, done = (AutoencoderFAE.from_pretrained(folder) for folder in (pixels, fae, whole))
+    assert torch.equal(raw.features_mean, made.features_mean) and not torch.equal(raw.features_std, torch.ones(32))
+    ours, theirs = done.pixel_decoder.state_dict(), raw.pixel_decoder.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not torch.equal(theirs["proj_in.weight"], made.pixel_decoder.state_dict()["proj_in.weight"])
+    assert (made.latents_std != 1).all() and last(fae, "validation/feature_cosine") > -1
+
+    # The same training on the pictures: features differ by the rounding of float16 only.
+    train_here("train_fae", "smoke_fae.yaml", tmp_path / "slow", "--image_encoder", str(encoder), *data)
+    assert last(tmp_path / "slow", "loss") == pytest.approx(last(fae, "loss"), rel=0.05)
+
+
 def test_train_generator_resumed(tmp_path, decoded, image_folder, cache, train_here):
     flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
     flags += ["--streaming", "true", "--checkpointing_steps", "2"]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..encoders import VisionEncoder
-from ..latents import LatentAutoencoderMixin, check_finite, normalized_posterior
+from ..latents import MIN_LOGVAR, LatentAutoencoderMixin, check_finite, normalized_posterior
 from ..layers.attention import SelfAttention
 from ..layers.blocks import TransformerBlock
 from ..layers.norms import RMSNorm
@@ -44,6 +44,13 @@ class SingleAttentionEncoder(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.proj_out(F.silu(self.attn(features) + self.to_skip(features)))
+
+
+class FeatureMoments(nn.Module):
+    """No encoder: the features (B, N, C) are the latents, without spread (the log-variance is its lower clamp)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.cat([features, torch.full_like(features, MIN_LOGVAR)], dim=-1)
 
 
 class FeatureDecoder(nn.Module):
@@ -83,7 +90,9 @@ class AutoencoderFAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMixin)
         latent_channels: channels of the latents (paper: 32; 48 and 64 in ablations).
         sample_size: image side or [height, width] of training, in pixels; others work, too.
         patch_size: image pixels per latent, along each axis.
-        encoder_type: `"attention"` (the paper's single layer) or `"linear"` (its ablation, Table 5).
+        encoder_type: `"attention"` (the paper's single layer), `"linear"` or `"identity"` (its ablations, Table 5).
+            With the last the standardised features are the latents, of `feature_dim` channels, and
+            `decoder_num_layers` must be 0: generators work on the encoder's own features.
         encoder_attention_head_dim: head width of that layer, whose inner width is 4 * feature_dim.
         decoder_num_layers, decoder_attention_head_dim: the feature decoder.
         pixel_hidden_size, pixel_num_layers, pixel_num_attention_heads: the pixel decoder, a ViT.
@@ -133,11 +142,21 @@ class AutoencoderFAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMixin)
             self.encoder = SingleAttentionEncoder(feature_dim, latent_channels, encoder_attention_head_dim)
         elif encoder_type == "linear":
             self.encoder = nn.Linear(feature_dim, 2 * latent_channels)
+        elif encoder_type == "identity":
+            for name, value, wanted in (
+                ("latent_channels", latent_channels, feature_dim),
+                ("decoder_num_layers", decoder_num_layers, 0),
+            ):
+                if value != wanted:
+                    raise ValueError(f"{name} must be {wanted} for encoder_type 'identity', got {value}")
+            self.encoder = FeatureMoments()
         else:
-            raise ValueError(f"encoder_type must be 'attention' or 'linear', got {encoder_type!r}")
-        self.feature_decoder = FeatureDecoder(
-            latent_channels, feature_dim, decoder_num_layers, decoder_attention_head_dim, grid
-        )
+            raise ValueError(f"encoder_type must be 'attention', 'linear' or 'identity', got {encoder_type!r}")
+        self.feature_decoder = None
+        if encoder_type != "identity":
+            self.feature_decoder = FeatureDecoder(
+                latent_channels, feature_dim, decoder_num_layers, decoder_attention_head_dim, grid
+            )
         self.pixel_decoder = PixelDecoder(
             feature_dim, pixel_hidden_size, pixel_num_layers, pixel_num_attention_heads, patch_size, grid
         )
@@ -284,7 +303,7 @@ class AutoencoderFAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMixin)
     def decode_standardized(self, latents: torch.Tensor) -> torch.Tensor:
         """As `decode_features`, in the standardised scale of losses and of the pixel decoder."""
         tokens = self.denormalize_latents(latents).to(self.dtype).flatten(2).transpose(1, 2)
-        return self.feature_decoder(tokens, tuple(latents.shape[2:]))
+        return tokens if self.feature_decoder is None else self.feature_decoder(tokens, tuple(latents.shape[2:]))
 
     def _check_features(self, features: torch.Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
         if features.ndim != 3 or features.shape[2] != self.config.feature_dim:

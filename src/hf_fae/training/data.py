@@ -18,7 +18,7 @@ from ..images import from_uint8
 from . import damage
 from .damage import MAX_ATTEMPTS, DamagedRow, DamageReport, first_good
 from .folders import find_splits
-from .order import indexed_batches, is_mirrored, load_batches, row_random
+from .order import choose_row, group_rows, indexed_batches, is_mirrored, load_batches, row_random
 from .pictures import center_crop, decode_image, random_crop
 from .reading import read_rows
 from .streaming import StreamedRows, open_shard
@@ -46,6 +46,9 @@ class DataArguments:
         metadata={"help": "Labels are 0 to N-1; none: the column's names, or all of its values, read first."},
     )
     caption_column: str | None = field(default=None, metadata={"help": "Column of the captions; none: no captions."})
+    balance_column: str | None = field(
+        default=None, metadata={"help": "An epoch has one random row of each value of this column; none: all rows."}
+    )
     resolution: int = field(default=256, metadata={"help": "Side of the square training pictures, in pixels."})
     crop: Literal["center", "random"] = field(
         default="center", metadata={"help": "Which square of a training picture: the middle, or any of varying size."}
@@ -66,12 +69,15 @@ class ImageData:
     """The training and validation pictures of one data set, as batches.
 
     A batch is a dict of
-        "pixel_values": (B, 3, resolution, resolution) float32 in [-1, 1];
-        "class_labels": (B,) long, with a label column;
-        "captions": list of B strings, with a caption column;
-        "row_ids": (B,) long, which rows these are: their numbers in the split; when training rows are streamed,
-            10^9 x shard + number in the shard;
-        "damaged": list of (row id, kind) of the damaged rows that were met and replaced (training only).
+
+    - "pixel_values": (B, 3, resolution, resolution) float32 in [-1, 1];
+    - "class_labels": (B,) long, with a label column;
+    - "captions": list of B strings, with a caption column;
+    - "mirrored": (B,) bool, which pictures are mirrored (training only);
+    - "row_ids": (B,) long, which rows these are: their numbers in the split; when training rows are streamed,
+      10^9 x shard + number in the shard;
+    - "damaged": list of (row id, kind) of the damaged rows that were met and replaced (training only).
+
     The place of a damaged row (see `damage.DAMAGE_KINDS`) is taken by a random other one.
 
     Of a local folder of pictures everything is the train split, unless its folders are splits (see
@@ -82,6 +88,7 @@ class ImageData:
         seed: of order, crops, mirroring, replacements and the choice of validation rows.
 
     Attributes:
+        groups: with a balance column, the rows of each of its values, of which an epoch has one each; else None.
         id2label: class id -> name: the names of the `ClassLabel` column, else the numbers below `num_classes`, else
             the sorted values of the train split; None without a label column.
         num_shards: parts in which streamed training rows are read; None if they are not streamed.
@@ -107,7 +114,11 @@ class ImageData:
         if args.max_train_samples is not None:
             take = args.max_train_samples
             self.train = self.train.take(take) if args.streaming else self.train.take(min(take, len(self.train)))
-        self.num_shards = None
+        self.num_shards = self.groups = None
+        if args.balance_column:
+            if args.streaming:
+                raise ValueError(f"balance_column must be None for streamed data, got {args.balance_column!r}")
+            self.groups = group_rows(self.train[args.balance_column])
         if args.streaming:
             # The first N rows are not cut into shards, or they would depend on the number of readers.
             self.num_shards = self.train.num_shards if args.max_train_samples is None else 1
@@ -142,7 +153,7 @@ class ImageData:
         args = self.args
         signature = {"split": args.train_split, "seed": self.seed}
         if not args.streaming:
-            return {"rows": len(self), **signature}
+            return {"rows": len(self), **signature} | ({"groups": len(self.groups)} if self.groups else {})
         return {
             "shards": self.num_shards,
             **signature,
@@ -167,7 +178,8 @@ class ImageData:
             self._open(args.validation_split)
             validation = f"the first {args.max_validation_samples:,} rows"
         else:
-            train, validation = f"{len(self):,} rows", f"{len(self.rows('validation')[0]):,} rows"
+            balance = f" ({len(self.groups):,} of them in an epoch)" if self.groups else ""
+            train, validation = f"{len(self):,} rows{balance}", f"{len(self.rows('validation')[0]):,} rows"
         return (
             f"{train}{classes} of {args.dataset_name!r} ({args.train_split}); "
             f"validation: {validation} of {args.validation_split}"
@@ -246,7 +258,8 @@ class ImageData:
         else:
             source = {"path": "imagefolder", "data_dir": args.dataset_name, "data_files": self._splits}
         rows = load_dataset(**source, split=split, streaming=args.streaming)
-        columns = [name for name in (args.image_column, args.label_column, args.caption_column) if name]
+        columns = [args.image_column, args.label_column, args.caption_column, args.balance_column]
+        columns = list(dict.fromkeys(name for name in columns if name))
         for name in columns:
             if rows.column_names is not None and name not in rows.column_names:
                 raise ValueError(f"{args.dataset_name!r} has no column {name!r}; its columns are {rows.column_names}")
@@ -316,28 +329,29 @@ class ImageData:
         else:
             image = center_crop(image, args.resolution)
         pixels = from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        if random is not None and args.random_flip and is_mirrored(random):
-            pixels = pixels.flip(-1)
+        if random is not None:
+            example["mirrored"] = args.random_flip and is_mirrored(random)
+            pixels = pixels.flip(-1) if example["mirrored"] else pixels
         return {"pixel_values": pixels.contiguous(), **example}
 
 
 class _IndexedRows(Dataset):
-    """The example of each (epoch, row number); a damaged row is replaced by any of the split."""
+    """The example of each (epoch, place in it); a damaged row is replaced by any of the split."""
 
     def __init__(self, data):
         self.data = data
 
     def __len__(self):
-        return len(self.data.train)
+        return len(self.data.groups or self.data.train)
 
     def __getitem__(self, key):
         return first_good(self.data.example, self._candidates(*key))
 
     def _candidates(self, epoch, index):
-        rows = self.data.train
+        rows, first = self.data.train, choose_row(self.data.groups, self.data.seed, epoch, index)
         for attempt in range(MAX_ATTEMPTS):
             random = row_random(self.data.seed, epoch, index, attempt)
-            row_id = int(random.integers(len(rows))) if attempt else index
+            row_id = int(random.integers(len(rows))) if attempt else first
             yield row_id, rows[row_id], random
 
 

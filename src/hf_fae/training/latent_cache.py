@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from ..autoencoders.frozen_encoder import FrozenEncoderMixin
 from .data import DataArguments
-from .order import indexed_batches, is_mirrored, row_random
+from .order import choose_row, group_rows, indexed_batches, is_mirrored, row_random
 
 
 __all__ = ["COPIES", "INDEX", "LABELS", "CachedLatents", "is_latent_cache", "tokenizer_fingerprint"]
@@ -31,6 +31,7 @@ INDEX = "index.json"
 COPIES = ("moments", "moments_flipped")
 # Columns beside the moments, and what batches call them.
 LABELS = {"row_id": "row_ids", "label": "class_labels", "caption": "captions"}
+GROUP = "group"  # column of the values by which the data set is balanced, if it is
 READING = ("dataset_name", "random_flip", "max_train_samples")  # those of `DataArguments` that a cache is read with
 
 
@@ -81,6 +82,7 @@ class CachedLatents:
         max_train_samples: train on the first N rows only.
 
     Attributes:
+        groups: as those of `ImageData`, if the data set was balanced when it was encoded.
         id2label: class id -> name; None without labels.
         shape: of one row's moments, (2C, h, w).
 
@@ -106,6 +108,8 @@ class CachedLatents:
             raise ValueError(f"random_flip must be False: {str(folder)!r} has no mirrored copies, got True")
         if max_train_samples is not None:
             self.train = self.train.take(min(max_train_samples, len(self.train)))
+        balanced = GROUP in self.train.column_names
+        self.groups = group_rows(self.train[GROUP].to_pylist()) if balanced else None
 
     @classmethod
     def from_arguments(cls, args: DataArguments, seed: int = 0) -> "CachedLatents":
@@ -137,8 +141,15 @@ class CachedLatents:
         Raises:
             ValueError: another encoder made them.
         """
-        ours, theirs = self.index["fingerprint"], tokenizer_fingerprint(vae)
-        for part in ours:
+        self._check_parts(vae, tokenizer_fingerprint(vae))
+
+    def check_image_encoder(self, vae: torch.nn.Module) -> None:
+        """As `check_tokenizer`, of the frozen encoder alone: the features of one serve all tokenizers on it."""
+        self._check_parts(vae, {"image_encoder": tokenizer_fingerprint(vae)["image_encoder"]})
+
+    def _check_parts(self, vae, theirs):
+        ours = self.index["fingerprint"]
+        for part in theirs:
             if theirs[part] not in (None, ours[part]):
                 raise ValueError(
                     f"vae did not make the latents in {str(self.folder)!r}, which are those of {self.index['vae']!r}: "
@@ -154,14 +165,16 @@ class CachedLatents:
 
     def signature(self, batch_size: int, world_size: int = 1, num_workers: int = 0) -> dict:
         """As `ImageData.signature`, and the same where no row is left out: the order is the same, too."""
-        return {"rows": len(self), "split": self.index["settings"]["train_split"], "seed": self.seed}
+        signature = {"rows": len(self), "split": self.index["settings"]["train_split"], "seed": self.seed}
+        return signature | ({"groups": len(self.groups)} if self.groups else {})
 
     def describe(self) -> str:
         """Rows, classes and splits in one line, for the start of a run."""
         settings, splits = self.index["settings"], self.index["splits"]
         classes = f" in {len(self.id2label):,} classes" if self.id2label is not None else ""
+        balance = f" ({len(self.groups):,} of them in an epoch)" if self.groups else ""
         return (
-            f"{len(self):,} rows{classes} of {str(self.folder)!r}, latents of {settings['dataset_name']!r} "
+            f"{len(self):,} rows{balance}{classes} of {str(self.folder)!r}, latents of {settings['dataset_name']!r} "
             f"({settings['train_split']}); validation: {splits['validation']['rows']:,} rows of "
             f"{settings['validation_split']}"
         )
@@ -171,7 +184,7 @@ class CachedLatents:
         rows = self._open("validation")
         for start in range(0, len(rows), batch_size):
             places = list(range(start, min(start + batch_size, len(rows))))
-            yield self._batch(rows, places, [False] * len(places))
+            yield self.read(rows, places, [False] * len(places))
 
     def facts(self) -> dict:
         """What a card tells of the data: of those that were encoded, as `ImageData.facts`."""
@@ -190,7 +203,7 @@ class CachedLatents:
         files = [str(self.folder / file) for file, rows in self.index["splits"][split]["shards"].items() if rows]
         return load_dataset("parquet", data_files=files, split="train").with_format("arrow")
 
-    def _batch(self, rows, places, mirrored):
+    def read(self, rows, places: list[int], mirrored: list[bool]) -> dict:
         """Rows as one batch. `datasets` gives slices of its memory-mapped file: only the copy in use is read."""
         table = rows[places]
         copies = [table[name] for name in COPIES if name in table.column_names]
@@ -209,12 +222,12 @@ class _CachedRows(Dataset):
         self.latents = latents
 
     def __len__(self):
-        return len(self.latents)
+        return len(self.latents.groups or self.latents)
 
     def __getitems__(self, keys):
         latents = self.latents
         mirrored = [latents.random_flip and is_mirrored(row_random(latents.seed, *key)) for key in keys]
-        return latents._batch(latents.train, [place for _, place in keys], mirrored)
+        return latents.read(latents.train, [choose_row(latents.groups, latents.seed, *key) for key in keys], mirrored)
 
 
 def _as_it_is(batch):

@@ -14,13 +14,20 @@ from .damage import DamagedRow, DamageReport
 from .data import ImageData
 from .files import write_whole
 from .fingerprints import fingerprint_rows
-from .latent_cache import COPIES, INDEX, LABELS, is_latent_cache, tokenizer_fingerprint
+from .latent_cache import COPIES, GROUP, INDEX, LABELS, is_latent_cache, tokenizer_fingerprint
 
 
-__all__ = ["encode_dataset"]
+__all__ = ["encode_dataset", "fingerprint_split"]
 
 SPLITS = ("train", "validation")
 SHOWN_DIFFERENCES = 6
+
+
+def fingerprint_split(data: ImageData, split: str) -> str:
+    """What identifies the rows of "train" or "validation": pictures, labels, captions and groups."""
+    args = data.args
+    columns = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
+    return fingerprint_rows(data.rows(split)[1], args.image_column, columns)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def encode_dataset(
         "vae": source,
         "fingerprint": tokenizer_fingerprint(vae),
         "settings": settings,
-        "content": {split: rows[split].fingerprint() for split in SPLITS},
+        "content": {split: fingerprint_split(data, split) for split in SPLITS},
         "id2label": data.id2label,
     }
     _check_same(folder, index)
@@ -171,20 +178,19 @@ class _Rows(Dataset):
             fields["label"] = pa.int64()
         if data.args.caption_column:
             fields["caption"] = pa.string()
+        if data.args.balance_column and split == "train":
+            fields[GROUP] = pa.string()
         self.schema = pa.schema({**fields, **dict.fromkeys(self.copies, pa.binary())})
 
     def __len__(self):
         return len(self.row_ids)
 
-    def fingerprint(self):
-        args = self.data.args
-        columns = [name for name in (args.label_column, args.caption_column) if name]
-        return fingerprint_rows(self.rows, args.image_column, columns)
-
     def __getitem__(self, place):
         row_id = self.row_ids[place]
         try:
-            return {**self.data.example(self.rows[place]), "row_ids": row_id}
+            row = self.rows[place]
+            group = {GROUP: str(row[self.data.args.balance_column])} if GROUP in self.schema.names else {}
+            return {**self.data.example(row), "row_ids": row_id, **group}
         except DamagedRow as error:
             return row_id, error.kind
 
@@ -268,7 +274,8 @@ class _ShardWriter:
         """Append rows: lists of what `LABELS` names, and the moments (B, 2C, h, w) of each copy."""
         import pyarrow as pa
 
-        columns = {column: labels[name] for column, name in LABELS.items() if name in labels}
+        names = {**LABELS, GROUP: GROUP}
+        columns = {column: labels[name] for column, name in names.items() if name in labels}
         for name, moments in copies.items():
             mean, logvar = moments.double().chunk(2, dim=1)
             self.total += mean.sum(0).sum_to_size(self.total.shape).cpu()

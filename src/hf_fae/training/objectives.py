@@ -28,6 +28,7 @@ __all__ = [
     "PixelObjective",
     "STARFlowObjective",
     "add_noise",
+    "frozen_features",
     "kl_divergence",
     "sample_posterior",
     "shift_time",
@@ -48,6 +49,18 @@ def sample_posterior(posterior: DiagonalGaussianDistribution, random: ImageRando
 def add_noise(latents: torch.Tensor, sigma: float, random: ImageRandom) -> torch.Tensor:
     """Latents with Gaussian noise of standard deviation `sigma`, as a flow that was trained so draws them."""
     return latents + sigma * random.normal(*latents.shape).to(latents.dtype) if sigma else latents
+
+
+def frozen_features(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The frozen encoder's raw features (B, N, C) and their grid: those in the batch, else of its pictures.
+
+    Args:
+        model: a tokenizer, which needs its encoder only if the batch has no "features" (B, C, h, w).
+    """
+    if "features" in batch:
+        features = batch["features"]
+        return features.flatten(2).transpose(1, 2), tuple(features.shape[2:])
+    return model.extract_features(batch["pixel_values"])
 
 
 def _check_noise(latent_noise):
@@ -125,7 +138,7 @@ class FeatureObjective(Objective):
         self.kl_weight = kl_weight
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
-        features, grid = self.model.extract_features(batch["pixel_values"])
+        features, grid = frozen_features(self.model, batch)
         posterior = self.model.encode_features(features, grid).latent_dist
         terms = _compare_features(self.model, sample_posterior(posterior, random), features)
         kl = kl_divergence(posterior.mean, posterior.logvar)
@@ -150,7 +163,7 @@ class NoisyLatentObjective(Objective):
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            features, grid = self.model.extract_features(batch["pixel_values"])
+            features, grid = frozen_features(self.model, batch)
             latents = sample_posterior(self.model.encode_features(features, grid).latent_dist, random)
             latents = add_noise(latents, self.latent_noise, random)
         terms = _compare_features(self.model, latents, features)
@@ -233,7 +246,7 @@ class PixelObjective(Objective):
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         images = batch["pixel_values"]
-        features, grid = self.model.extract_features(images)
+        features, grid = frozen_features(self.model, batch)
         decoded = self.model.pixel_decoder(self.decoder_input(features, grid, random), grid).float()
         reconstruction = self.pixel_distance(decoded / 2, images.float() / 2)
         losses = {"loss": reconstruction, "reconstruction": reconstruction}

@@ -4,14 +4,22 @@ Pictures and the latents cached of them share it, and the random numbers of each
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 
-__all__ = ["PositionSampler", "indexed_batches", "is_mirrored", "load_batches", "row_random"]
+__all__ = [
+    "PositionSampler",
+    "choose_row",
+    "group_rows",
+    "indexed_batches",
+    "is_mirrored",
+    "load_batches",
+    "row_random",
+]
 
 
 class PositionSampler(Sampler):
@@ -38,11 +46,28 @@ class PositionSampler(Sampler):
             yield batch
 
 
+def group_rows(values: Iterable) -> list[np.ndarray]:
+    """The row numbers of each value, in the order in which the values first come."""
+    groups = {}
+    for row, value in enumerate(values):
+        groups.setdefault(value, []).append(row)
+    return [np.array(rows) for rows in groups.values()]
+
+
+def choose_row(groups: list[np.ndarray] | None, seed: int, epoch: int, index: int) -> int:
+    """The row at place `index` of the unshuffled epoch: that row, or of balanced data any of the group `index`."""
+    if groups is None:
+        return index
+    rows = groups[index]
+    # One number more than `row_random` is seeded with: the crops and mirrorings of the row are drawn independently.
+    return int(rows[np.random.default_rng((seed, epoch, index, 0, 1)).integers(len(rows))])
+
+
 def row_random(seed: int, epoch: int, row: int, attempt: int = 0) -> np.random.Generator:
     """The random numbers of a row in one epoch.
 
     Args:
-        row: its place in the indexed data, its id in streamed ones.
+        row: its place in the unshuffled epoch of indexed data, its id in streamed ones.
         attempt: how many damaged rows have stood in its place before.
     """
     return np.random.default_rng((seed, epoch, row, attempt))

@@ -10,7 +10,7 @@ from ..autoencoders.frozen_encoder import FrozenEncoderMixin
 from ..latents import compression_ratio
 
 
-__all__ = ["complete_tokenizer", "load_tokenizer", "load_trained_fae", "store_latent_statistics"]
+__all__ = ["complete_tokenizer", "copy_pixel_decoder", "load_tokenizer", "load_trained_fae", "store_latent_statistics"]
 
 
 def load_tokenizer(path: str, **kwargs) -> AutoencoderFAE | AutoencoderKL:
@@ -43,6 +43,27 @@ def load_trained_fae(path: str, image_encoder: str | None, resolution: int) -> A
     model = AutoencoderFAE.from_pretrained(path)
     complete_tokenizer(model, image_encoder, resolution)
     return model.float()
+
+
+def copy_pixel_decoder(path: str, model: AutoencoderFAE) -> None:
+    """Give `model` the pixel decoder of another FAE on the same features: stage Ib serves all of them (section 4.2).
+
+    Args:
+        path: Hub id or folder of the other one.
+
+    Raises:
+        ValueError: its pixel decoder has another shape, or its features are standardised otherwise.
+    """
+    source = AutoencoderFAE.from_pretrained(path, image_encoder=None).float()
+    for name in ("features_mean", "features_std"):
+        if not torch.allclose(getattr(source, name), getattr(model, name).cpu()):
+            raise ValueError(f"pixel_decoder {path!r} was trained on features with another {name} than those of fae")
+    shapes = [{name: p.shape for name, p in fae.pixel_decoder.named_parameters()} for fae in (source, model)]
+    if shapes[0] != shapes[1]:
+        names = ("pixel_hidden_size", "pixel_num_layers", "pixel_num_attention_heads", "patch_size", "feature_dim")
+        theirs, ours = ({name: fae.config[name] for name in names} for fae in (source, model))
+        raise ValueError(f"pixel_decoder {path!r} must have the shape of that of fae, {ours}, got {theirs}")
+    model.pixel_decoder.load_state_dict(source.pixel_decoder.state_dict())
 
 
 def complete_tokenizer(vae: AutoencoderFAE | AutoencoderKL, image_encoder: str | None, resolution: int) -> None:

@@ -1,0 +1,95 @@
+"""Pictures with their frozen encoder's features: the stages of a tokenizer train on them at several times the speed.
+
+The cache is the latent cache of an FAE of `encoder_type="identity"`, whose latents are the features (see
+`latent_cache.py`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import torch
+
+from ..autoencoders.fae import AutoencoderFAE
+from .data import DataArguments, ImageData
+from .latent_cache import CachedLatents
+from .latent_encoding import fingerprint_split
+
+
+__all__ = ["FeatureData"]
+
+# Of `DataArguments`: what a picture's features depend on.
+SAME = ("train_split", "resolution", "crop", "min_image_side")
+
+
+class FeatureData:
+    """`ImageData` whose training batches have "features": (B, C, h, w) float32, raw, at the precision of float16.
+
+    Args:
+        data: the pictures; of each, all training rows are in the cache.
+        folder: of the cache.
+        model: the tokenizer to be trained, with its frozen encoder.
+
+    Attributes:
+        mean, std: of the cached features (C,), by which the cache's FAE standardises them.
+
+    Raises:
+        ValueError: `folder` is no cache of features, or one of other pictures or of another encoder; or the pictures
+            are streamed.
+    """
+
+    def __init__(self, data: ImageData, folder: str, model: AutoencoderFAE):
+        if data.args.streaming:
+            raise ValueError("streaming must be False with feature_cache, got True")
+        self.data = data
+        self.cache = CachedLatents(folder, data.seed, data.args.random_flip)
+        source = AutoencoderFAE.from_pretrained(self.cache.folder / "tokenizer", image_encoder=None)
+        if source.config.encoder_type != "identity":
+            raise ValueError(
+                f"feature_cache must hold features, the latents of an FAE of encoder_type 'identity', got "
+                f"{source.config.encoder_type!r} in {folder!r}"
+            )
+        self.cache.check_image_encoder(model)
+        self._check_pictures()
+        self.mean, self.std = source.features_mean, source.features_std
+        # The cache's latents are normalised features: here they are wanted as the encoder gives them.
+        self.places = {row: place for place, row in enumerate(self.cache.train["row_id"].to_pylist())}
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def _check_pictures(self):
+        settings, args = self.cache.index["settings"], self.data.args
+        for name in SAME:
+            if settings[name] != getattr(args, name):
+                raise ValueError(
+                    f"{name} must be that of feature_cache, {settings[name]!r}, got {getattr(args, name)!r}"
+                )
+        columns = {field.name: settings[field.name] for field in fields(DataArguments) if "column" in field.name}
+        labels = ImageData(replace(args, max_train_samples=settings["max_train_samples"], **columns), self.data.seed)
+        if fingerprint_split(labels, "train") != self.cache.index["content"]["train"]:
+            raise ValueError(f"feature_cache {str(self.cache.folder)!r} has the features of other pictures")
+
+    def signature(self, *place: int) -> dict:
+        """As `ImageData.signature`."""
+        return self.data.signature(*place)
+
+    def describe(self) -> str:
+        """As `ImageData.describe`."""
+        return self.data.describe()
+
+    def facts(self) -> dict:
+        """As `ImageData.facts`."""
+        return self.data.facts()
+
+    def validation_batches(self, batch_size: int) -> Iterator[dict]:
+        """As `ImageData.validation_batches`: without features."""
+        return self.data.validation_batches(batch_size)
+
+    def batches(self, batch_size: int, **place) -> Iterator[dict]:
+        """As `ImageData.batches`, with "features"."""
+        return ({**batch, "features": self._features(batch)} for batch in self.data.batches(batch_size, **place))
+
+    def _features(self, batch: dict) -> torch.Tensor:
+        places = [self.places[row] for row in batch["row_ids"].tolist()]
+        moments = self.cache.read(self.cache.train, places, batch["mirrored"].tolist())["moments"]
+        return moments.chunk(2, dim=1)[0] * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
