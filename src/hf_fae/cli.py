@@ -1,4 +1,4 @@
-"""`hf-fae generate | reconstruct | inspect | evaluate`: pictures and numbers from the command line."""
+"""`hf-fae generate | reconstruct | inspect | demo | evaluate`: pictures and numbers from the command line."""
 
 import argparse
 import json
@@ -69,6 +69,22 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("model", metavar="PRESET|PATH", help="name of a preset, or a folder with a model or pipeline")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
+
+    demo = commands.add_parser("demo", help="show pipelines in the browser: draw, reconstruct, compare patches")
+    demo.add_argument(
+        "--model",
+        nargs="+",
+        action="extend",
+        metavar="PATH_OR_ID",
+        help="folders or Hub ids of class-conditional pipelines (default: those in the environment variable "
+        "HF_FAE_MODELS, else those in checkpoints/ of the clone)",
+    )
+    demo.add_argument(
+        "--image_encoder", metavar="PATH_OR_ID", help="the frozen encoder, for pipelines that come without it"
+    )
+    demo.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
+    demo.add_argument("--port", type=_positive, help="default: the first free one from 7860")
+    demo.set_defaults(run=_demo)
 
     commands.add_parser("evaluate", help="measure a pipeline or a tokenizer, see docs/evaluation.md", add_help=False)
     return parser
@@ -191,6 +207,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"hf-fae: warning: {message}", file=sys.stderr)
             evaluate(task, arguments)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    try:
+        from . import app
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError("the demo needs gradio: pip install hf_fae[demo]") from error
+    app.main(args.model, args.image_encoder, args.host, args.port)
 
 
 def _inspect(args: argparse.Namespace) -> None:
