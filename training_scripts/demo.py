@@ -1,6 +1,6 @@
 """The whole of FAE in minutes: train a small tokenizer and generator on Fluent Emoji, then draw.
 
-    make demo
+    make demo-train
 
 DINOv2-small is the frozen encoder. Each step is one of the repository's own scripts with a config
 `configs/demo_*.yaml`: encoder and feature decoder (stage Ia), pixel decoder on noisy features (Ib) and on decoded ones
@@ -20,6 +20,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "training_scripts"
+ENCODER = "facebook/dinov2-small"
 
 CLASSES = [
     "face-smiling",
@@ -44,14 +45,7 @@ def main() -> None:
     parser.add_argument("--data", help="Fluent Emoji: a folder or a Hub id (default: the assets)")
     args = parser.parse_args()
 
-    assets = Path(os.environ.get("HF_FAE_ASSETS", ROOT.parent / "shared" / "assets"))
-    encoder = args.encoder or find(assets / "dinov2-small") or "facebook/dinov2-small"
-    data = args.data or find(assets / "fluent-emoji")
-    if data is None or not is_reachable(encoder):
-        sys.exit(
-            "make demo needs DINOv2-small and Fluent Emoji: set HF_FAE_ASSETS to the folder that holds dinov2-small/ "
-            "and fluent-emoji/, or pass ARGS='--encoder PATH_OR_ID --data PATH_OR_ID'."
-        )
+    encoder, data = find_sources(args.encoder, args.data)
     precision = "bf16" if has_fast_bf16() else "no"
 
     start = time.monotonic()
@@ -79,6 +73,19 @@ def main() -> None:
     print(f"seconds         {time.monotonic() - start:.0f}")
     print(f"pictures        {reconstructions}  {samples}")
     print(f"pipeline        {generator}  (hf-fae generate --model {generator} --class cat-face --output cat.png)")
+
+
+def find_sources(encoder: str | None, data: str | None) -> tuple[str, str]:
+    """The frozen encoder and the pictures: what is named, else the assets, else the encoder from the Hub."""
+    assets = Path(os.environ.get("HF_FAE_ASSETS", ROOT.parent / "shared" / "assets"))
+    encoder = encoder or find(assets / "dinov2-small") or ENCODER
+    data = data or find(assets / "fluent-emoji")
+    if data is None or not is_reachable(encoder):
+        sys.exit(
+            "DINOv2-small and Fluent Emoji are needed: set HF_FAE_ASSETS to the folder that holds dinov2-small/ and "
+            "fluent-emoji/, or pass --encoder PATH_OR_ID --data PATH_OR_ID (make demo-train ARGS='...')."
+        )
+    return encoder, data
 
 
 def find(path: Path) -> str | None:

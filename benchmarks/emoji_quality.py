@@ -1,0 +1,183 @@
+"""How good are pipelines trained on Fluent Emoji? A table, a sweep of guidance and steps, nearest neighbours.
+
+    python benchmarks/emoji_quality.py table --model fae=outputs/emoji256/dit vae=outputs/emoji256/vae-dit \
+        --data ../shared/assets/fluent-emoji --judges ../shared/assets --output outputs/emoji256/quality
+    python benchmarks/emoji_quality.py sweep --model fae=outputs/emoji256/dit ...
+    python benchmarks/emoji_quality.py nearest --model fae=outputs/emoji256/dit ...
+
+Samples have the labels of random training pictures. They are compared with all training pictures, by `fid_effnet` (the
+Fréchet distance of EfficientNet-Lite0's pooled features) and `kid_dinov2` (the kernel distance of DINOv2-small's class
+tokens): no FID and no KID, to be compared within one table only. The features of the training pictures are kept in
+`output`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import hf_fae  # noqa: F401 - diffusers then knows its classes
+from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance, kernel_distance
+from hf_fae.evaluation.extractors import judge, load_extractors
+from hf_fae.images import from_uint8, make_grid, to_pil, to_uint8
+from hf_fae.latents import decode_latents
+from hf_fae.training.data import DataArguments, ImageData
+
+
+BATCH = 50
+EFFNET, DINO = "effnet.features", "dinov2.features"
+
+
+class Judges:
+    """EfficientNet-Lite0 and DINOv2-small, and what they make of the training pictures."""
+
+    def __init__(self, folder: Path, data: ImageData, output: Path):
+        self.effnet = load_extractors([f"effnet={folder / 'efficientnet-lite0'}"])
+        self.dino = load_extractors([f"dinov2={folder / 'dinov2-small'}"])
+        path = output / "training-features.safetensors"
+        if not path.exists():
+            rows = range(len(data))
+            parts = [self(read(data, rows[i : i + BATCH])) for i in tqdm(rows[::BATCH], desc="training pictures")]
+            save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path)
+        self.training = load_file(path)
+        self.statistics = GaussianStatistics.of([self.training[EFFNET]])
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Features of 8-bit pictures (B, 3, H, W)."""
+        return judge([*self.effnet, *self.dino], images)
+
+    def fid(self, images: torch.Tensor) -> float:
+        return frechet_distance(GaussianStatistics.of([judge(self.effnet, images)[EFFNET]]), self.statistics)
+
+    def kid(self, images: torch.Tensor) -> float:
+        return kernel_distance(judge(self.dino, images)[DINO], self.training[DINO])[0]
+
+
+def read(data: ImageData, places) -> torch.Tensor:
+    return to_uint8(torch.stack([data.example(data.train[place])["pixel_values"] for place in places]))
+
+
+@torch.no_grad()
+def draw(pipe, labels: list[int], **options) -> torch.Tensor:
+    """8-bit pictures (N, 3, H, W), each from a seed of its own: its number."""
+    parts = []
+    for start in tqdm(range(0, len(labels), BATCH), leave=False, unit="batch"):
+        part = labels[start : start + BATCH]
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = pipe(class_labels=part, generator=generators, output_type="latent", **options).images
+            parts.append(to_uint8(decode_latents(pipe.vae, latents)))
+    return torch.cat(parts)
+
+
+def open_pipeline(path: str):
+    pipe = DiffusionPipeline.from_pretrained(path)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def table(args, judges, data, labels) -> None:
+    """One line for each model, below what the validation pictures themselves have."""
+    print("| pictures | `fid_effnet` | `kid_dinov2` |\n|---|---|---|")
+    validation = to_uint8(torch.cat([batch["pixel_values"] for batch in data.validation_batches(BATCH)]))
+    print(f"| validation pictures | {judges.fid(validation):.1f} | {judges.kid(validation):.4f} |", flush=True)
+    for name, path in args.model:
+        pictures = draw(open_pipeline(path), labels)
+        print(f"| {name} | {judges.fid(pictures):.1f} | {judges.kid(pictures):.4f} |", flush=True)
+
+
+def sweep(args, judges, data, labels) -> None:
+    """`fid_effnet` by guidance scale, and by steps: the first scale with the middle number of steps and so on."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for name, path in args.model:
+        pipe, found = open_pipeline(path), {}
+        default = {"guidance_scale": pipe.config.guidance_scale}
+        if "num_inference_steps" in pipe.config:
+            default["num_inference_steps"] = pipe.config.num_inference_steps
+        for axis, key, values in zip(axes, ("guidance_scale", "num_inference_steps"), (args.scales, args.steps)):
+            if key not in default:
+                continue
+            for value in values:
+                found[f"{key} {value}"] = judges.fid(draw(pipe, labels, **{**default, key: value}))
+                print(f"{name} {key} {value}: {found[f'{key} {value}']:.1f}", flush=True)
+            axis.plot(values, [found[f"{key} {value}"] for value in values], "o-", label=name)
+            axis.set(xlabel=key.replace("_", " "), ylabel="fid_effnet")
+        (args.output / f"sweep-{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    axes[1].set_xscale("log")
+    axes[0].legend()
+    figure.savefig(args.output / "sweep.png", dpi=100)
+
+
+def nearest(args, judges, data, labels) -> None:
+    """Each sample beside the training picture whose DINOv2 features are nearest, and how near that is.
+
+    The same of validation pictures says what is near without having been seen.
+    """
+    training = F.normalize(judges.training[DINO], dim=1)
+
+    def find(images):
+        similarity, places = (F.normalize(judge(judges.dino, images)[DINO], dim=1) @ training.T).max(1)
+        return similarity, places.tolist()
+
+    validation = to_uint8(torch.cat([batch["pixel_values"] for batch in data.validation_batches(BATCH)]))
+    print(f"validation pictures: median cosine to the nearest training picture {find(validation)[0].median():.3f}")
+    for name, path in args.model:
+        pipe = open_pipeline(path)
+        pictures = draw(pipe, labels)
+        similarity, places = find(pictures)
+        near = (similarity > find(validation)[0].quantile(0.95)).float().mean()
+        print(f"{name}: median {similarity.median():.3f}; {near:.1%} nearer than 95 % of the validation pictures are")
+        shown = range(args.shown)
+        pairs = [picture for i in shown for picture in (pictures[i], read(data, [places[i]])[0])]
+        texts = [text for i in shown for text in (pipe.id2label[labels[i]], f"nearest: {similarity[i]:.2f}")]
+        sheet = make_grid(to_pil(from_uint8(torch.stack(pairs))), columns=8, labels=texts)
+        sheet.quantize(256).save(args.output / f"nearest-{name}.png", optimize=True)
+
+
+def named_path(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"must be NAME=PATH, got {text!r}")
+    return name, path
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--model", type=named_path, nargs="+", required=True, metavar="NAME=PATH", help="pipelines")
+    parser.add_argument("--data", required=True, help="Fluent Emoji: a folder or a Hub id")
+    parser.add_argument("--judges", type=Path, required=True, help="folder of efficientnet-lite0 and dinov2-small")
+    parser.add_argument("--output", type=Path, required=True, help="folder of features and pictures")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25, 50, 100])
+    parser.add_argument("--shown", type=int, default=20, help="samples in the picture of nearest neighbours")
+    return parser.parse_args(argv)
+
+
+TASKS = {"table": table, "sweep": sweep, "nearest": nearest}
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.output.mkdir(parents=True, exist_ok=True)
+    data = ImageData(DataArguments(args.data, label_column="subgroup", max_validation_samples=333))
+    random = torch.Generator().manual_seed(0)
+    rows = data.train.select_columns(["subgroup"])["subgroup"]
+    numbers = {name: number for number, name in data.id2label.items()}
+    chosen = torch.randint(len(rows), (args.samples,), generator=random).tolist()
+    names = data.train.features["subgroup"]
+    label = (lambda value: value) if hasattr(names, "names") else numbers.__getitem__
+    TASKS[args.task](args, Judges(args.judges, data, args.output), data, [label(rows[i]) for i in chosen])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The models in checkpoints/: an FAE with a LightningDiT and a STARFlow on Fluent Emoji at 256 px, from nothing.
+
+    python training_scripts/emoji.py --recipe session --output outputs/emoji256
+
+Each stage is one of the repository's own scripts with a config `configs/emoji256_*.yaml`; a recipe says which steps
+and batches take the place of those in the configs (docs/training-emoji.md has what each of them gave). A run that was
+stopped goes on where it was. --baselines trains the two that the FAE is compared with as well, --export writes the
+result as it lies in checkpoints/.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from demo import ENCODER, find_sources, has_fast_bf16, run
+from diffusers import DiffusionPipeline
+
+import hf_fae  # noqa: F401 - diffusers then knows its classes
+
+
+# Stage -> what replaces the settings of its config. "session" is what checkpoints/ was made with, in two hours of two
+# CPU cores; "overnight" is for as many cores and eight hours, "h100" for 25 minutes of one H100.
+RECIPES = {
+    "session": {},
+    "overnight": {
+        "1-fae": {"max_train_steps": 1500},
+        "2-pixels": {"max_train_steps": 6000},
+        "3-fae": {"max_train_steps": 800},
+        "4-dit": {"max_train_steps": 8000, "ema_decay": 0.998},
+        "5-starflow": {"max_train_steps": 4000, "ema_decay": 0.998},
+        "6-raw-dit": {"max_train_steps": 8000, "ema_decay": 0.998},
+        "7-vae": {"max_train_steps": 3000},
+        "8-vae-dit": {"max_train_steps": 8000, "ema_decay": 0.998},
+    },
+    "h100": {
+        "1-fae": {"max_train_steps": 3000, "train_batch_size": 128},
+        "2-pixels": {"max_train_steps": 6000, "train_batch_size": 128, "ema_decay": 0.998},
+        "3-fae": {"max_train_steps": 1500, "train_batch_size": 128},
+        "4-dit": {"max_train_steps": 10_000, "train_batch_size": 256, "ema_decay": 0.999},
+        "5-starflow": {"max_train_steps": 5000, "train_batch_size": 256, "ema_decay": 0.999},
+        "6-raw-dit": {"max_train_steps": 10_000, "train_batch_size": 256, "ema_decay": 0.999},
+        "7-vae": {"max_train_steps": 6000, "train_batch_size": 64},
+        "8-vae-dit": {"max_train_steps": 10_000, "train_batch_size": 256, "ema_decay": 0.999},
+    },
+}
+
+
+def stages(output: Path, encoder: str, data: str) -> dict[str, tuple[str, str, list[str]]]:
+    """Stage -> script, config and arguments, in their order; each stage's folder has its name."""
+    features, pixels, fae, latents, vae, vae_latents = (
+        str(output / name) for name in ("features", "2-pixels", "3-fae", "latents", "7-vae", "vae-latents")
+    )
+    pictures = ["--dataset_name", data]
+    cached = [*pictures, "--feature_cache", features]
+    new = ["--image_encoder", encoder]
+    raw = str(output / "0-features")
+    return {
+        "0-features": ("train_fae.py", "features", [*new, *pictures]),
+        "features": ("cache_latents.py", "cache", ["--vae", raw, *pictures]),
+        "1-fae": ("train_fae.py", "fae", [*new, *cached]),
+        "2-pixels": ("train_pixel_decoder.py", "pixel_decoder_ib", ["--fae", raw, *cached]),
+        "3-fae": (
+            "train_pixel_decoder.py",
+            "pixel_decoder_ii",
+            ["--fae", str(output / "1-fae"), "--pixel_decoder", pixels, *cached],
+        ),
+        "latents": ("cache_latents.py", "cache", ["--vae", fae, *pictures]),
+        "4-dit": ("train_generator.py", "generator", ["--dataset_name", latents]),
+        "5-starflow": ("train_starflow.py", "starflow", ["--dataset_name", latents]),
+        "6-raw-dit": ("train_generator.py", "generator", ["--vae", pixels, "--dataset_name", features]),
+        "7-vae": ("../benchmarks/pixel_vae.py", "vae", pictures),
+        "vae-latents": ("cache_latents.py", "cache", ["--vae", vae, *pictures]),
+        "8-vae-dit": ("train_generator.py", "generator", ["--dataset_name", vae_latents]),
+    }
+
+
+BASELINES = ("6-raw-dit", "7-vae", "vae-latents", "8-vae-dit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES, default="session", help="how long to train (default: session)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/emoji256"), help="folder of all runs")
+    parser.add_argument("--encoder", help="DINOv2-small: a folder or a Hub id (default: the assets, else the Hub)")
+    parser.add_argument("--data", help="Fluent Emoji: a folder or a Hub id (default: the assets)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode pictures")
+    parser.add_argument("--baselines", action="store_true", help="train what the FAE is compared with as well")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write both pipelines in float16 here")
+    args = parser.parse_args()
+
+    encoder, data = find_sources(args.encoder, args.data, "training_scripts/emoji.py")
+    precision = "bf16" if has_fast_bf16() else "no"
+    for name, (script, config, arguments) in stages(args.output, encoder, data).items():
+        if name in BASELINES and not args.baselines:
+            continue
+        settings = RECIPES[args.recipe].get(name, {})
+        overrides = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+        workers = "--num_workers" if script == "cache_latents.py" else "--dataloader_num_workers"
+        overrides += [workers, str(args.workers), "--mixed_precision", precision]
+        run(script, f"emoji256_{config}.yaml", args.output / name, *arguments, *overrides)
+    if args.export:
+        export(args.output, args.export)
+
+
+def export(output: Path, checkpoints: Path) -> None:
+    """Both pipelines in float16, without the frozen encoder; the flow's tokenizer is that of the denoiser, by links.
+
+    Cards that are there already are kept.
+    """
+    folders = {"4-dit": checkpoints / "fae-dit-emoji-256", "5-starflow": checkpoints / "fae-starflow-emoji-256"}
+    for name, folder in folders.items():
+        pipe = DiffusionPipeline.from_pretrained(output / name, dtype=torch.float16)
+        pipe.vae.register_to_config(image_encoder_id=ENCODER)  # wherever it was loaded from here
+        pipe.save_pretrained(folder)
+    shared, linked = (folder / "vae" for folder in folders.values())
+    for file in linked.iterdir():
+        file.unlink()
+        file.symlink_to(Path("..", "..", shared.parent.name, "vae", file.name))
+
+
+if __name__ == "__main__":
+    main()
