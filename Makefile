@@ -14,7 +14,7 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-floor lint format demo clean
+.PHONY: help setup test test-slow test-floor lint format docs demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,10 @@ lint: $(INSTALLED) ## check the code with ruff
 format: $(INSTALLED) ## let ruff sort the imports and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: $(INSTALLED) ## build the documentation into build/docs, without a warning
+	$(PY) -m sphinx -W --keep-going -E -q docs build/docs $(ARGS)
+	@echo "Open build/docs/index.html"
 
 demo: $(INSTALLED) ## train a small FAE and generator on emoji and draw samples (at most 20 minutes on 2 cores)
 	$(PY) training_scripts/demo.py $(ARGS)

@@ -1,0 +1,210 @@
+"""Ways to check the commands of the documentation.
+
+They are run as a user types them, in a directory where tiny models and data lie under the names that the documentation
+uses (`document_world`); flags for tiny sizes are added at their ends, where they win. Trainings take one step.
+Benchmarks, and scripts that start others, only read their arguments.
+"""
+
+import argparse
+import configparser
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState
+from document_world import DATA, JUDGE, LATENTS, STAND_IN
+from documents import ROOT
+from transformers import HfArgumentParser
+
+from hf_fae import cli
+
+
+__all__ = ["check", "parses"]
+
+# Training scripts -> their smoke config. It and these flags make any of their runs tiny.
+SMOKE = {
+    "cache_latents": "smoke_cache_latents.yaml",
+    "train_fae": "smoke_fae.yaml",
+    "train_generator": "smoke_generator.yaml",
+    "train_lora": "smoke_lora.yaml",
+    "train_pixel_decoder": "smoke_pixel_decoder.yaml",
+    "train_starflow": "smoke_starflow.yaml",
+}
+LOOP = {
+    "max_train_steps": 1,
+    "logging_steps": 1,
+    "validation_steps": 1,
+    "checkpointing_steps": 1,
+    "lr_warmup_steps": 0,
+}
+LOOP |= {"train_batch_size": 4, "dataloader_num_workers": 0, "push_to_hub": False}
+IDENTITY = {"latent_channels": 32, "decoder_num_layers": 0}  # the width of the tiny encoder
+# Weights that no test has: VGG16 and a ConvNeXt of the ImageNet recipes.
+PIXELS = {"perceptual": ["features:facebook/dinov2-small=1.0"], "discriminator_channels": 32}
+EVALUATION = {
+    "generation": {"num_samples": 20, "extractors": [f"effnet={JUDGE}"]},
+    "reconstruction": {
+        "extractors": [f"effnet={JUDGE}"],
+        "metrics": ["rfid", "psnr", "ssim", "feature_cosine"],
+    },
+    "probe": {"probe_steps": 5, "probe_batch_size": 16},
+    "latents": {"components": [1, 2], "denoising_steps": 2},
+    "matching": {},
+    "retrieval": {},
+}
+
+
+class Parsed(BaseException):
+    """A program has read its arguments."""
+
+
+def check(words: list[str], environment: dict[str, str]) -> None:
+    """Run a command, or see as far as it goes that it would run.
+
+    Raises:
+        ValueError, SystemExit, or whatever the command itself raises: it does not run.
+    """
+    if words[0] not in CHECKS:
+        raise ValueError(f"tests/document_checks.py knows no way to check {shlex.join(words)!r}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        CHECKS[words[0]](words[1:])
+
+
+def check_make(words: list[str]) -> None:
+    """The target exists, and the scripts that it would start take their arguments."""
+    result = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise ValueError(f"make {shlex.join(words)}: {result.stderr}")
+    for script, flags in re.findall(r"^\S*/python (\w+/\S+\.py)(.*)$", result.stdout, flags=re.MULTILINE):
+        check_python([script, *shlex.split(flags)])
+
+
+def check_pip(words: list[str]) -> None:
+    """Only this package is installed, with extras that it has."""
+    found = re.fullmatch(r"install -e \.(?:\[([\w,-]+)\])?", " ".join(words))
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    if not found or not {*(found[1] or "dev").split(",")} <= {*setup["options.extras_require"]}:
+        raise ValueError(f"pip {shlex.join(words)}: not this package, or an extra that setup.cfg does not have")
+
+
+def check_hf_fae(words: list[str]) -> None:
+    """Runs, but for the demo, which would not end; what it is asked to write is there afterwards."""
+    if words[0] == "demo":
+        parses(lambda: cli.main(words))
+        return
+    if words[0] == "evaluate" and "--help" not in words:
+        given = {word for word in words if word.startswith("--")}
+        tiny = EVALUATION[words[1]]
+        if words[1] == "reconstruction" and "--metrics" in given:
+            tiny = {name: value for name, value in tiny.items() if name != "metrics"}
+        if "--denoising_steps" not in given:
+            tiny = {name: value for name, value in tiny.items() if name != "denoising_steps"}
+        words = [*words, *to_flags({"batch_size": 32, **tiny})]
+    cli.main(words)
+    for flag, value in zip(words, words[1:]):
+        if flag in ("--output", "--output_dir"):
+            assert Path(value).exists(), value
+
+
+def check_accelerate(words: list[str]) -> None:
+    """`accelerate launch` with flags that it knows; what it starts is run in this process."""
+    arguments = launch_command_parser().parse_args(words[1:])
+    if words[0] != "launch":
+        raise ValueError(f"accelerate {words[0]}: only launch is known")
+    if arguments.module:
+        check_python(["-m", arguments.training_script, *arguments.training_script_args])
+    else:
+        check_python([arguments.training_script, *arguments.training_script_args])
+
+
+def check_python(words: list[str]) -> None:
+    script, *arguments = words
+    if script == "-m" and arguments[0] == "hf_fae.cli":
+        check_hf_fae(arguments[1:])
+    elif Path(script).stem in SMOKE and script.startswith("training_scripts/"):
+        train(script, arguments)
+    elif script.endswith(".py"):
+        parses(lambda: run_script(script, arguments))
+    else:
+        raise ValueError(f"python {shlex.join(words)}: only scripts and -m hf_fae.cli are known")
+
+
+def train(script: str, arguments: list[str]) -> None:
+    """To the end, in one step on a few pictures. `...` in a command stands for what the reader has."""
+    smoke = yaml.safe_load((ROOT / "training_scripts" / "configs" / SMOKE[Path(script).stem]).read_text())
+    tiny = {**smoke, **DATA, **(LOOP if "max_train_steps" in smoke else {})}
+    if ["--config", "..."] in [arguments[index : index + 2] for index in range(len(arguments))]:
+        place = arguments.index("--config")
+        arguments = [*arguments[:place], *arguments[place + 2 :]]
+        tiny |= {"dataset_name": LATENTS[0], "output_dir": "outputs/..."}
+        shutil.rmtree("outputs/...", ignore_errors=True)  # of the command before
+    elif "--config" in arguments:
+        config = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())
+        if config.get("encoder_type") == "identity":
+            tiny |= IDENTITY
+        if config.get("perceptual") or config.get("discriminator"):
+            tiny |= PIXELS
+    for flag, folder in zip(arguments, arguments[1:]):
+        if flag == "--output_dir" and Path(folder, STAND_IN).exists():
+            shutil.rmtree(folder)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_script(script, [*arguments, *to_flags(tiny)])
+
+
+def run_script(script: str, arguments: list[str]) -> None:
+    """As `python SCRIPT ARGUMENTS` does it, in this process."""
+    path = Path(script).absolute()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.syspath_prepend(path.parent)
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def parses(program) -> None:
+    """The program takes its arguments, and would go on from there."""
+    parse_args, parse_dataclasses = argparse.ArgumentParser.parse_args, HfArgumentParser.parse_args_into_dataclasses
+
+    def stop(parse):
+        def parse_and_stop(self, *args, **kwargs):
+            parsed = parse(self, *args, **kwargs)
+            if kwargs.get("return_remaining_strings") and parsed[-1]:
+                self.error(f"unknown arguments: {' '.join(parsed[-1])}")
+            raise Parsed
+
+        return parse_and_stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop(parse_args))
+        patch.setattr(HfArgumentParser, "parse_args_into_dataclasses", stop(parse_dataclasses))
+        try:
+            program()
+        except Parsed:
+            return
+    raise ValueError("the program has read no arguments: it has ended, or runs without")
+
+
+def to_flags(options: dict) -> list[str]:
+    """The values of a config as flags."""
+    flags = []
+    for name, value in options.items():
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+CHECKS = {
+    "accelerate": check_accelerate,
+    "hf-fae": check_hf_fae,
+    "make": check_make,
+    "pip": check_pip,
+    "python": check_python,
+}

@@ -1,0 +1,124 @@
+"""What lies where the documentation says that it lies: tiny models and data under all the names that it uses.
+
+The working directory of a page is a clone of the repository with the assets beside it. Hub ids are folders of that
+name, which every `from_pretrained` and `load_dataset` takes first.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from documents import ROOT
+from factories import (
+    tiny_encoder,
+    tiny_fae,
+    tiny_fae_dit_pipeline,
+    tiny_fae_starflow_pipeline,
+    tiny_lightning_dit,
+    tiny_starflow,
+)
+from PIL import Image
+from text_models import save_sentence_encoder
+
+from hf_fae import AutoencoderFAE
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.latent_encoding import encode_dataset
+
+
+__all__ = ["DATA", "JUDGE", "LATENTS", "STAND_IN", "build_world"]
+
+# Makers of what is saved -> the names under which the documentation and the configs that it uses have it.
+ENCODERS = ["../shared/assets/dinov2-small", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant"]
+TOKENIZERS = ["outputs/demo/3-pixels", "outputs/emoji/3-pixels", "outputs/pixel-decoder-dinov2-giant-ii", "user/fae"]
+DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-dit", "user/my-generator"]
+FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
+# Caches of latents.
+LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
+# A file in folders that stand for results which some page makes: there they make way.
+STAND_IN = ".stand-in"
+JUDGE = "../shared/assets/efficientnet-lite0"
+# What runs on tiny data are told of them.
+DATA = {"resolution": 32, "max_train_samples": 24, "max_validation_samples": 4}
+CLASSES = ["heart", "cat-face", "animal-bird"]
+ROWS = {"train": 216, "validation": 200}
+
+
+def build_world(folder: Path) -> Path:
+    """Fills `folder`; what is returned is the working directory in it."""
+    here = folder / "hf_fae"
+    here.mkdir()
+    for name in ("Makefile", "benchmarks", "src", "training_scripts"):
+        (here / name).symlink_to(ROOT / name)
+    (here / "docs" / "images").mkdir(parents=True)
+
+    labels = {index: f"class {index}" for index in range(97)} | dict(enumerate(CLASSES))
+    dit = {"id2label": labels, "transformer": tiny_lightning_dit(num_classes=97), "num_inference_steps": 2}
+    flow = {"id2label": labels, "transformer": tiny_starflow(num_classes=97)}
+    for names, model in (
+        (ENCODERS, tiny_encoder()),
+        (TOKENIZERS, tiny_fae()),
+        (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
+        (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),
+    ):
+        model.save_pretrained(here / names[0])
+        for name in names[1:]:
+            shutil.copytree(here / names[0], here / name)
+    assets = folder / "shared" / "assets"
+    save_sentence_encoder(assets / "all-minilm-l6-v2")
+    _save_judge(here / JUDGE)
+
+    _save_parquet(assets / "fluent-emoji", ["group", "subgroup", "base", "caption"], ROWS)
+    _save_parquet(here / "ILSVRC" / "imagenet-1k", ["label"], {"train": 24, "validation": 24})
+    for index, name in enumerate(CLASSES * 8):
+        for place in (f"pictures/train/{name}", f"pictures/validation/{name}", "dog-pictures", "my-pictures"):
+            (here / place).mkdir(parents=True, exist_ok=True)
+            picture(index).save(here / place / f"{index}.png")
+    picture(0).resize((50, 40)).save(here / "picture.jpg")
+    np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(picture(index)) for index in range(20)]))
+    _save_latents(here)
+    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *LATENTS):
+        (here / name / STAND_IN).touch()
+    return here
+
+
+def picture(number: int) -> Image.Image:
+    """32 x 32: noise on the colour of its class."""
+    random = np.random.default_rng(number)
+    colour = np.eye(3)[number % 3] * 160 + 40
+    return Image.fromarray((colour + random.normal(0, 20, (32, 32, 3))).clip(0, 255).astype(np.uint8))
+
+
+def _save_parquet(folder: Path, columns: list[str], rows: dict[str, int]) -> None:
+    folder.mkdir(parents=True)
+    kinds = {name: ClassLabel(names=CLASSES) if name == "label" else Value("string") for name in columns}
+    for split, count in rows.items():
+        names = [CLASSES[number % 3] for number in range(count)]
+        letters = [chr(97 + number % 26) for number in range(count)]
+        table = {"image": [picture(number) for number in range(count)], **dict.fromkeys(columns, names)}
+        if "base" in columns:
+            table["base"] = letters
+            table["caption"] = [f"{name.replace('-', ' ')} {letter}" for name, letter in zip(names, letters)]
+        dataset = Dataset.from_dict(table, features=Features({"image": ImageFeature(), **kinds}))
+        dataset.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def _save_judge(folder: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    model = timm.create_model("test_efficientnet", pretrained_cfg_overlay={"input_size": (3, 32, 32)}, num_classes=10)
+    save_for_hf(model, folder, safe_serialization=True)
+
+
+def _save_latents(here: Path) -> None:
+    """By what `cache_latents.py` calls."""
+    pictures = str(here / "../shared/assets/fluent-emoji")
+    data = ImageData(DataArguments(pictures, label_column="subgroup", **DATA))
+    vae = AutoencoderFAE.from_pretrained(here / "user/fae")
+    options = {"source": "user/fae", "batch_size": 32, "rows_per_shard": 512}
+    encode_dataset(str(here / LATENTS[0]), vae, data, Accelerator(cpu=True), **options)
+    for name in LATENTS[1:]:
+        shutil.copytree(here / LATENTS[0], here / name)

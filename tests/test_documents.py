@@ -1,0 +1,126 @@
+"""Every command and every Python block of README.md, the guides and the cards runs, or is checked as far as it can be.
+
+`document_checks` has the ways to do that. A command for which there is none is a failure: whoever adds it adds a way.
+"""
+
+import re
+import shlex
+import shutil
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
+from document_checks import check, parses
+from document_world import build_world
+from documents import ROOT, Shell, blocks, inline_commands, pages
+from factories import tiny_fae_starflow_pipeline
+
+import hf_fae
+from hf_fae.evaluation.commands import TASKS, evaluate
+
+
+# Languages of blocks in which nothing is to be run. "" is plain text, such as a listing of files.
+TEXT = {"", "bibtex", "json", "text", "yaml", "{eval-rst}", "{toctree}"}
+# Pages whose Python blocks go on from where the text is -> a function of the names that they take for granted.
+GIVEN = {
+    "docs/evaluation.md": lambda: {
+        "features": np.random.default_rng(0).normal(size=(20, 8)),
+        "reference_features": np.random.default_rng(1).normal(size=(20, 8)),
+    },
+    "docs/starflow.md": lambda: {
+        "pipe": tiny_fae_starflow_pipeline(),
+        "latents": torch.zeros(2, 4, 4, 4),
+        "class_labels": torch.tensor([0, 1]),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """The world as it is before the first command."""
+    return build_world(tmp_path_factory.mktemp("world")).parent
+
+
+@pytest.fixture
+def here(original, tmp_path, monkeypatch):
+    """The working directory of a page: nothing is fetched there."""
+    shutil.copytree(original, tmp_path / "world", symlinks=True)
+    monkeypatch.chdir(tmp_path / "world" / "hf_fae")
+    monkeypatch.setenv("HF_FAE_ASSETS", "../shared/assets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if blocks(page)], ids=named)
+@pytest.mark.filterwarnings("ignore")  # so few pictures
+def test_page(page, here):
+    """All blocks of a page, one after the other; what one leaves behind, the next one finds."""
+    shell, names = Shell(page.read_text()), {}
+    if page.parent == ROOT / "docs":
+        names = {name: getattr(hf_fae, name) for name in hf_fae.__all__} | GIVEN.get(named(page), dict)()
+    failures = []
+    for block in blocks(page):
+        try:
+            if block.language == "python":
+                exec(block.text, names)
+            elif block.language == "bash":
+                for command in shell.commands(block.text):
+                    check(command.words, command.environment)
+            elif block.language not in TEXT:
+                raise ValueError(f"no way to check a block of {block.language!r}")
+        except (Exception, SystemExit) as error:
+            failures.append(f"{named(page)}:{block.line}\n{''.join(traceback.format_exception(error)[-6:])}")
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if inline_commands(page)], ids=named)
+def test_commands_in_sentences(page, here):
+    for command in inline_commands(page):
+        if not command.startswith("accelerate"):
+            check(shlex.split(command), {})
+
+
+def test_commands_of_the_papers_tables_parse(here):
+    """In docs/evaluation.md they start with the task; `M` is a model and `D` a data set."""
+    page = ROOT / "docs" / "evaluation.md"
+    pattern = rf"`((?:{'|'.join(TASKS)}) --[^`\n]+)`"
+    commands = [shlex.split(found) for found in re.findall(pattern, page.read_text())]
+    assert len(commands) >= 8
+    for task, *words in commands:
+        parses(lambda task=task, words=words: evaluate(task, [*words, "--output_dir", "outputs/x"]))
+
+
+@pytest.mark.parametrize("page", pages(), ids=named)
+def test_files_that_are_named_exist(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", text):
+        path = link[0] or link[1]
+        assert re.match(r"[a-z]+:", path) or (page.parent / path).exists(), path
+    for path in re.findall(r"(?<![\w/.])(?:training_scripts|src|benchmarks|docs|tests)/[\w/.-]+\.\w+", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "rm -rf outputs",
+        "hf-fae inspect fae-dinov2-g | less",
+        "hf-fae inspect $NAME",
+        "hf-fae demo --modell x",
+        "make nothing",
+        "pip install -e .[nothing]",
+        "python benchmarks/throughput.py --size b",
+        "accelerate launch training_scripts/train_fae.py --config training_scripts/configs/nothing.yaml",
+        "accelerate launch training_scripts/train_fae.py --config training_scripts/configs/emoji_fae.yaml --steps 1",
+    ],
+)
+def test_what_does_not_run_fails(line, here):
+    with pytest.raises((Exception, SystemExit)):
+        for command in Shell("").commands(line):
+            check(command.words, command.environment)
