@@ -166,17 +166,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 TASKS = {"table": table, "sweep": sweep, "nearest": nearest}
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
     args.output.mkdir(parents=True, exist_ok=True)
-    data = ImageData(DataArguments(args.data, label_column="subgroup", max_validation_samples=333))
-    random = torch.Generator().manual_seed(0)
-    rows = data.train.select_columns(["subgroup"])["subgroup"]
-    numbers = {name: number for number, name in data.id2label.items()}
-    chosen = torch.randint(len(rows), (args.samples,), generator=random).tolist()
-    names = data.train.features["subgroup"]
-    label = (lambda value: value) if hasattr(names, "names") else numbers.__getitem__
-    TASKS[args.task](args, Judges(args.judges, data, args.output), data, [label(rows[i]) for i in chosen])
+    resolution = open_pipeline(args.model[0][1]).vae.config.sample_size
+    data = ImageData(
+        DataArguments(args.data, label_column="subgroup", resolution=resolution, max_validation_samples=333)
+    )
+    chosen = torch.randint(len(data), (args.samples,), generator=torch.Generator().manual_seed(0))
+    labels = [data.class_label(data.train[place]) for place in chosen.tolist()]
+    TASKS[args.task](args, Judges(args.judges, data, args.output), data, labels)
 
 
 if __name__ == "__main__":

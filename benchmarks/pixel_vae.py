@@ -52,9 +52,9 @@ class VAEObjective(Objective):
         return {"loss": reconstruction + self.kl_weight * kl, "reconstruction": reconstruction, "kl": kl}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     args, data_args, loop_args, config = parse_arguments(
-        VAEArguments, DataArguments, LoopArguments, description=__doc__
+        VAEArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
     )
     loop = TrainingLoop(loop_args, config)
     data = ImageData(data_args, loop_args.seed)

@@ -267,17 +267,19 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
             keys = [key.partition(".") for key in file.keys()]
         new_classes = [name for kind, _, name in keys if kind == "new_classes"]
         return "lora", {"new_classes": new_classes, "encoder": None, "encoder_id": None}
-    if not config.get("_class_name"):
+    name = config.get("_class_name")
+    if not name:
         raise ValueError(f"folder must hold a saved pipeline, tokenizer, generator or LoRA, got {str(folder)!r}")
     facts = {
         "config": config,
         "encoder": config.get("image_encoder_config"),
         "encoder_id": config.get("image_encoder_id"),
-        "papers": _papers([config["_class_name"]]),
+        "papers": _papers([name]),
     }
     if "latent_channels" not in config:
         return "generator", facts
-    model_class = getattr(importlib.import_module("hf_fae"), config["_class_name"])
+    libraries = map(importlib.import_module, ("hf_fae", "diffusers"))
+    model_class = next(getattr(library, name) for library in libraries if hasattr(library, name))
     return "tokenizer", {
         **facts,
         "has_encoder": (folder / "image_encoder.d").is_dir(),

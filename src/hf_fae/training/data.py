@@ -299,6 +299,22 @@ class ImageData:
                 values.add(row[column])
         return values
 
+    def class_label(self, row: dict) -> int:
+        """The class id of a row.
+
+        Raises:
+            DamagedRow: it has none.
+        """
+        column = self.args.label_column
+        label = row[column]
+        if not isinstance(label, Hashable) or label not in self._label_ids:
+            raise DamagedRow(
+                damage.BAD_LABEL,
+                f"column {column!r} holds {label!r}, which is none of the {len(self.id2label)} classes "
+                f"of split {self.args.train_split!r}",
+            )
+        return self._label_ids[label]
+
     def example(self, row: dict, random: np.random.Generator | None = None) -> dict:
         """A row as tensors and text: cropped and mirrored at random if there are random numbers to draw from.
 
@@ -307,14 +323,7 @@ class ImageData:
         """
         args, example = self.args, {}
         if args.label_column:
-            label = row[args.label_column]
-            if not isinstance(label, Hashable) or label not in self._label_ids:
-                raise DamagedRow(
-                    damage.BAD_LABEL,
-                    f"column {args.label_column!r} holds {label!r}, which is none of the {len(self.id2label)} classes "
-                    f"of split {args.train_split!r}",
-                )
-            example["class_labels"] = self._label_ids[label]
+            example["class_labels"] = self.class_label(row)
         if args.caption_column:
             caption = row[args.caption_column]
             if not isinstance(caption, str) or not caption.strip():

@@ -1,0 +1,120 @@
+"""The scripts behind docs/training-emoji.md: its recipes, its export, its baseline, and the script that judges."""
+
+import importlib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
+from diffusers import AutoencoderKL, DiffusionPipeline
+from factories import tiny_fae_dit_pipeline, tiny_fae_starflow_pipeline, tiny_lightning_dit
+from PIL import Image
+
+from hf_fae.latents import encode_images
+from hf_fae.training.arguments import LoopArguments
+
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ["heart", "cat-face"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script by its name."""
+    for folder in ("training_scripts", "benchmarks"):
+        monkeypatch.syspath_prepend(ROOT / folder)
+    return importlib.import_module
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A data set with the columns of Fluent Emoji that the scripts read."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "subgroup": Value("string"), "base": Value("string")})
+    for split, count in (("train", 12), ("validation", 4)):
+        columns = {
+            "image": [Image.effect_noise((40, 40), 20 + number).convert("RGB") for number in range(count)],
+            "subgroup": [CLASSES[number % 2] for number in range(count)],
+            "base": [str(number // 3) for number in range(count)],
+        }
+        path = tmp_path / "pictures" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        Dataset.from_dict(columns, features=features).to_parquet(path)
+    return str(tmp_path / "pictures")
+
+
+def test_recipes_change_what_there_is(script):
+    emoji = script("emoji")
+    stages = emoji.stages(Path("out"), "encoder", "data")
+    known = {field.name for field in fields(LoopArguments)}
+    for recipe in emoji.RECIPES.values():
+        assert recipe.keys() <= stages.keys()
+        assert all(settings.keys() <= known for settings in recipe.values())
+    for path, config, _ in stages.values():
+        assert (ROOT / "training_scripts" / path).is_file()
+        settings = yaml.safe_load((ROOT / "training_scripts" / "configs" / f"emoji256_{config}.yaml").read_text())
+        assert settings.get("balance_column") == "base" or config in ("generator", "starflow")  # as their caches are
+
+
+def test_export_is_small_and_loads(tmp_path, script):
+    tiny_fae_dit_pipeline().save_pretrained(tmp_path / "4-dit")
+    tiny_fae_starflow_pipeline().save_pretrained(tmp_path / "5-starflow")
+    checkpoints = tmp_path / "checkpoints"
+    for _ in range(2):  # over what is there, too
+        script("emoji").export(tmp_path, checkpoints)
+    linked = list((checkpoints / "fae-starflow-emoji-256" / "vae").iterdir())
+    assert len(linked) == 2 and all(file.is_symlink() and file.is_file() for file in linked)
+    for name in ("fae-dit-emoji-256", "fae-starflow-emoji-256"):
+        pipe = DiffusionPipeline.from_pretrained(checkpoints / name, dtype=torch.float32)
+        assert pipe.vae.image_encoder is None and pipe.vae.config.image_encoder_id == "facebook/dinov2-small"
+        weights = checkpoints / name / "transformer" / "diffusion_pytorch_model.safetensors"
+        assert weights.stat().st_size < 0.75 * sum(4 * p.numel() for p in pipe.transformer.parameters())
+        assert pipe(0, generator=torch.Generator().manual_seed(0)).images[0].size == (32, 32)
+
+
+def test_pixel_vae(tmp_path, script, pictures):
+    flags = ["--dataset_name", pictures, "--output_dir", str(tmp_path / "vae"), "--resolution", "32"]
+    flags += ["--block_out_channels", "16", "32", "--latent_channels", "4", "--max_train_steps", "2"]
+    flags += ["--train_batch_size", "4", "--max_validation_samples", "4", "--report_to", "none"]
+    script("pixel_vae").main(["--config", str(ROOT / "training_scripts/configs/emoji256_vae.yaml"), *flags])
+    vae = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = encode_images(vae, images).sample()
+    assert latents.shape == (16, 4, 16, 16) and vae.config.scaling_factor != 0.18215
+    assert "validation/psnr" in (tmp_path / "vae" / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("task", ["table", "sweep", "nearest"])
+def test_quality(tmp_path, script, pictures, assets, task, capsys):
+    labels = dict(enumerate(CLASSES))
+    tiny_fae_dit_pipeline(id2label=labels, transformer=tiny_lightning_dit(num_classes=2)).save_pretrained(
+        tmp_path / "dit"
+    )
+    flags = ["--model", f"tiny={tmp_path / 'dit'}", "--data", pictures, "--judges", str(assets)]
+    flags += [
+        "--output",
+        str(tmp_path / "out"),
+        "--samples",
+        "6",
+        "--shown",
+        "4",
+        "--scales",
+        "1",
+        "--steps",
+        "2",
+        "4",
+    ]
+    script("emoji_quality").main([task, *flags])
+    printed = capsys.readouterr().out
+    if task == "table":
+        assert "| validation pictures |" in printed and "| tiny |" in printed
+    elif task == "sweep":
+        assert printed.count("num_inference_steps") == 2 and (tmp_path / "out" / "sweep.png").is_file()
+    else:
+        assert "tiny: median" in printed
+        with Image.open(tmp_path / "out" / "nearest-tiny.png") as sheet:
+            assert sheet.width == 8 * 36
