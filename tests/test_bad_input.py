@@ -280,7 +280,7 @@ def test_heads_that_do_not_divide_the_width():
 
 
 def test_unknown_encoder_type():
-    with pytest.raises(ValueError, match="encoder_type must be 'attention' or 'linear', got 'cubic'"):
+    with pytest.raises(ValueError, match="encoder_type must be 'attention', 'linear' or 'identity', got 'cubic'"):
         AutoencoderFAE(encoder_type="cubic")
 
 

@@ -56,7 +56,7 @@ def stages(output: Path, encoder: str, data: str) -> dict[str, tuple[str, str, l
     raw = str(output / "0-features")
     return {
         "0-features": ("train_fae.py", "features", [*new, *pictures]),
-        "features": ("cache_latents.py", "cache", ["--vae", raw, *pictures]),
+        "features": ("cache_latents.py", "latents", ["--vae", raw, *pictures]),
         "1-fae": ("train_fae.py", "fae", [*new, *cached]),
         "2-pixels": ("train_pixel_decoder.py", "pixel_decoder_ib", ["--fae", raw, *cached]),
         "3-fae": (
@@ -64,12 +64,12 @@ def stages(output: Path, encoder: str, data: str) -> dict[str, tuple[str, str, l
             "pixel_decoder_ii",
             ["--fae", str(output / "1-fae"), "--pixel_decoder", pixels, *cached],
         ),
-        "latents": ("cache_latents.py", "cache", ["--vae", fae, *pictures]),
+        "latents": ("cache_latents.py", "latents", ["--vae", fae, *pictures]),
         "4-dit": ("train_generator.py", "generator", ["--dataset_name", latents]),
         "5-starflow": ("train_starflow.py", "starflow", ["--dataset_name", latents]),
         "6-raw-dit": ("train_generator.py", "generator", ["--vae", pixels, "--dataset_name", features]),
         "7-vae": ("../benchmarks/pixel_vae.py", "vae", pictures),
-        "vae-latents": ("cache_latents.py", "cache", ["--vae", vae, *pictures]),
+        "vae-latents": ("cache_latents.py", "latents", ["--vae", vae, *pictures]),
         "8-vae-dit": ("train_generator.py", "generator", ["--dataset_name", vae_latents]),
     }
 

@@ -72,7 +72,8 @@ CONFIGS = sorted(Path(__file__).parents[2].glob("training_scripts/configs/*.yaml
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_parse(path, monkeypatch):
     """Every key of every config is an argument of its script, with a value of the right type."""
-    monkeypatch.syspath_prepend(path.parents[1])
+    for folder in (path.parents[1], path.parents[2] / "benchmarks"):
+        monkeypatch.syspath_prepend(folder)
     groups = [*script_arguments(path.stem), DataArguments]
     values = yaml.safe_load(path.read_text())
     required = [field.name for group in groups for field in required_fields(group)]
@@ -102,6 +103,8 @@ def script_arguments(config):
         group = import_module("train_pixel_decoder").PixelDecoderArguments
     elif "lora" in config:
         group = import_module("train_lora").LoraArguments
+    elif config.endswith("_vae"):
+        group = import_module("pixel_vae").VAEArguments
     elif "generator" in config or "dit" in config:
         group = import_module("train_generator").DenoiserArguments
     else:
