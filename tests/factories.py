@@ -4,7 +4,9 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from hf_fae import (
+    AutoencoderDRoRAE,
     AutoencoderFAE,
+    DiTDHTransformer2DModel,
     FAEDiTPipeline,
     FAEStarFlowPipeline,
     LightningDiTTransformer2DModel,
@@ -100,6 +102,48 @@ def tiny_lightning_dit(**config) -> LightningDiTTransformer2DModel:
         **config,
     }
     return _build(lambda: LightningDiTTransformer2DModel(**config), seed=2)
+
+
+def tiny_drorae(with_encoder: bool = True, **config) -> AutoencoderDRoRAE:
+    """A DRoRAE for 32 px images on all three layers: latents (32, 4, 4), with statistics that are not the identity."""
+    config = {
+        "sample_size": 32,
+        "patch_size": 8,
+        "expert_hidden_size": 48,
+        "decoder_hidden_size": 32,
+        "decoder_num_layers": 2,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 40,
+        **config,
+    }
+    vae = _build(lambda: AutoencoderDRoRAE.from_encoder(tiny_encoder("dinov2_with_registers"), **config), seed=9)
+    if not with_encoder:
+        vae.image_encoder = None
+    mean = torch.linspace(-0.5, 0.5, vae.latents_mean.numel()).view(vae.latents_mean.shape)
+    vae.set_latent_statistics(mean, mean + 1)
+    return vae
+
+
+def tiny_rae(**config) -> AutoencoderDRoRAE:
+    """The same of the last layer alone."""
+    return tiny_drorae(**{"fusion_type": "none", **config})
+
+
+def tiny_dit_dh(**config) -> DiTDHTransformer2DModel:
+    """The same with a head that is wider than the backbone."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "head_num_layers": 1,
+        "head_num_attention_heads": 2,
+        "head_attention_head_dim": 24,
+        "num_classes": 10,
+        **config,
+    }
+    return _build(lambda: DiTDHTransformer2DModel(**config), seed=8)
 
 
 def tiny_sit(**config) -> LightningDiTTransformer2DModel:

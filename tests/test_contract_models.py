@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 from diffusers import AutoModel
-from factories import tiny_fae, tiny_identity_fae, tiny_lightning_dit, tiny_sit, tiny_starflow, tiny_text_starflow
+from factories import (
+    tiny_dit_dh,
+    tiny_drorae,
+    tiny_fae,
+    tiny_identity_fae,
+    tiny_lightning_dit,
+    tiny_rae,
+    tiny_sit,
+    tiny_starflow,
+    tiny_text_starflow,
+)
 from torch import nn
 
 from hf_fae.layers.positions import SinCosPositions
@@ -59,7 +69,10 @@ def captioned_latents(batch_size: int) -> dict:
 CASES = {
     "AutoencoderFAE": ModelCase(tiny_fae, images, lora=False),
     "AutoencoderFAE of features": ModelCase(tiny_identity_fae, images, lora=False),
+    "AutoencoderDRoRAE": ModelCase(tiny_drorae, images, lora=False),
+    "RAE": ModelCase(tiny_rae, images, lora=False),
     "LightningDiT": ModelCase(tiny_lightning_dit, noisy_latents),
+    "DiTDH": ModelCase(tiny_dit_dh, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),
     "STARFlow": ModelCase(tiny_starflow, latents),
     "STARFlow-text": ModelCase(tiny_text_starflow, captioned_latents),

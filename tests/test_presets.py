@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_fae import PRESETS, build_preset
+from hf_fae.autoencoders.drorae import LayerFusion, RAEDecoder
 from hf_fae.inspection import count_parameters, inspect, inspect_model
 
 
@@ -60,6 +61,48 @@ def test_xl_parameters(kind, exact, published):
     model = build_preset(f"{kind}-xl-1", device="meta")
     assert exact in (None, count_parameters(model))
     assert round(count_parameters(model) / 1e6, 2) == published
+
+
+def test_rae_and_drorae():
+    """Section 1 of their specification."""
+    report = inspect("drorae-dinov2-b")
+    assert report["parameters"]["fusion"] == 56_779_788 and report["parameters"]["decoder"] == 415_056_640
+    assert report["shapes"]["features"] == [12, 256, 768] and report["shapes"]["latents"] == [768, 16, 16]
+    assert report["shapes"]["image"] == [3, 256, 256]
+    plain = inspect("rae-dinov2-b")
+    assert plain["parameters"]["total"] == 415_056_640 and plain["shapes"]["features"] == [1, 256, 768]
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "layers", "exact"),
+    [(3072, 12, 56_779_788), (1536, 12, 28_449_804), (128, 12, 2_480_652), (3072, 6, 28_362_246)],
+)
+def test_fusion_parameters(hidden_size, layers, exact):
+    with torch.device("meta"):
+        fusion = LayerFusion(768, layers, hidden_size, "gelu")
+    assert sum(parameter.numel() for parameter in fusion.parameters()) == exact
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "inner", "exact"),
+    [(768, 12, 12, 3072, 86_237_952), (1024, 24, 16, 4096, 303_887_104), (1152, 28, 16, 4096, 415_056_640)],
+)
+def test_rae_decoder_parameters(width, layers, heads, inner, exact):
+    with torch.device("meta"):
+        decoder = RAEDecoder(768, width, layers, heads, inner, 16, (16, 16))
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == exact
+
+
+@pytest.mark.parametrize(
+    ("size", "exact"), [("s", 196_357_204), ("b", 294_099_028), ("l", 621_482_036), ("xl", 838_380_628)]
+)
+def test_dit_dh(size, exact):
+    """Section 1 of the RAE specification: without the fixed table of positions."""
+    report = inspect(f"dit-dh-{size}")
+    assert report["parameters"]["total"] == exact
+    assert report["shapes"]["sample"] == report["shapes"]["hidden_states"] == [768, 16, 16]
+    head = build_preset(f"dit-dh-{size}", device="meta").head_blocks
+    assert [(block.attn.heads, block.attn.head_dim) for block in head] == [(16, 128)] * 2
 
 
 @pytest.mark.parametrize(

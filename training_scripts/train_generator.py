@@ -1,4 +1,4 @@
-"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a LightningDiT on latents.
+"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a denoiser on latents.
 
     accelerate launch training_scripts/train_generator.py --config training_scripts/configs/lightningdit_xl.yaml
 
@@ -14,7 +14,13 @@ from typing import Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler, LightningDiTTransformer2DModel
+from hf_fae import (
+    DiTDHTransformer2DModel,
+    FAEDiTPipeline,
+    FlowMatchEulerMaruyamaScheduler,
+    LightningDiTTransformer2DModel,
+)
+from hf_fae.layers.positions import grid_size
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import (
@@ -25,21 +31,31 @@ from hf_fae.training.generation import (
     train_generator,
 )
 from hf_fae.training.latent_cache import CachedLatents
+from hf_fae.training.objectives import dimension_shift
 
 
 @dataclass
 class DenoiserArguments(GeneratorArguments):
     """The tokenizer, the denoiser, its loss, and how the pipeline draws."""
 
+    denoiser: Literal["lightningdit", "dit_dh"] = field(
+        default="lightningdit", metadata={"help": "LightningDiT (or SiT), or DiT^DH, whose head is wide."}
+    )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
-    num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser."})
+    num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser, of DiT^DH its backbone's."})
     num_attention_heads: int = field(default=16, metadata={"help": "Heads of the denoiser."})
     attention_head_dim: int = field(default=72, metadata={"help": "Width of a head."})
+    head_num_layers: int = field(default=2, metadata={"help": "DiT^DH: layers of the head."})
+    head_num_attention_heads: int = field(default=16, metadata={"help": "DiT^DH: heads of the head."})
+    head_attention_head_dim: int = field(default=128, metadata={"help": "DiT^DH: width of such a head."})
     norm_type: Literal["rms_norm", "layer_norm"] = field(default="rms_norm", metadata={"help": "SiT: layer_norm."})
     ff_type: Literal["swiglu", "gelu"] = field(default="swiglu", metadata={"help": "SiT: gelu."})
     use_rope: bool = field(default=True, metadata={"help": "Rotary positions; SiT: false."})
     qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys."})
-    shift: float = field(default=1.0, metadata={"help": "Time shift s in training and sampling (paper: 0.4)."})
+    shift: float = field(default=1.0, metadata={"help": "Time shift s in training and sampling (FAE: 0.4)."})
+    dimension_shift: bool = field(
+        default=False, metadata={"help": "Take s from the size of the latents instead, as RAE does."}
+    )
     sampler: Literal["ode", "sde"] = field(default="ode", metadata={"help": "Euler, or Euler-Maruyama."})
     num_inference_steps: int = field(default=250, metadata={"help": "Default steps of the pipeline."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Default guidance scale of the pipeline."})
@@ -49,32 +65,49 @@ class DenoiserArguments(GeneratorArguments):
 def new_pipeline(args: DenoiserArguments, data: ImageData | CachedLatents) -> FAEDiTPipeline:
     """A pipeline with a fresh denoiser for the classes of the data."""
     vae = open_tokenizer(args.vae, args.image_encoder, data)
-    transformer = LightningDiTTransformer2DModel(
-        sample_size=latent_size(vae, data),
-        patch_size=args.patch_size,
-        in_channels=vae.config.latent_channels,
-        num_layers=args.num_layers,
-        num_attention_heads=args.num_attention_heads,
-        attention_head_dim=args.attention_head_dim,
-        num_classes=len(data.id2label),
-        norm_type=args.norm_type,
-        ff_type=args.ff_type,
-        use_rope=args.use_rope,
-        qk_norm=args.qk_norm,
-    )
+    common = {
+        "sample_size": latent_size(vae, data),
+        "patch_size": args.patch_size,
+        "in_channels": vae.config.latent_channels,
+        "num_layers": args.num_layers,
+        "num_attention_heads": args.num_attention_heads,
+        "attention_head_dim": args.attention_head_dim,
+        "num_classes": len(data.id2label),
+        "qk_norm": args.qk_norm,
+    }
+    if args.denoiser == "dit_dh":
+        transformer = DiTDHTransformer2DModel(
+            head_num_layers=args.head_num_layers,
+            head_num_attention_heads=args.head_num_attention_heads,
+            head_attention_head_dim=args.head_attention_head_dim,
+            **common,
+        )
+    else:
+        transformer = LightningDiTTransformer2DModel(
+            norm_type=args.norm_type, ff_type=args.ff_type, use_rope=args.use_rope, **common
+        )
+    shift = args.shift
+    if args.dimension_shift:
+        shift = dimension_shift(common["in_channels"], *grid_size(common["sample_size"]))
     scheduler_class = {"ode": FlowMatchEulerDiscreteScheduler, "sde": FlowMatchEulerMaruyamaScheduler}[args.sampler]
     return FAEDiTPipeline(
         vae,
         transformer,
-        scheduler_class(shift=1 / args.shift),
+        scheduler_class(shift=1 / shift),
         data.id2label,
         guidance_scale=args.guidance_scale,
         num_inference_steps=args.num_inference_steps,
     )
 
 
+def check_arguments(args: DenoiserArguments) -> None:
+    if args.dimension_shift and args.shift != 1:
+        raise ValueError(f"shift must be 1 with dimension_shift, which takes its place, got {args.shift}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args, *others = parse_arguments(DenoiserArguments, DataArguments, LoopArguments, argv=argv, description=__doc__)
+    check_arguments(args)
     train_generator(
         args,
         *others,

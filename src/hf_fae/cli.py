@@ -172,7 +172,9 @@ def _reconstruct(args: argparse.Namespace) -> None:
             features, grid = vae.extract_features(pixel_values)
             latents = vae.encode_features(features, grid).latent_dist.mode()
             sample = vae.decode(latents).sample
-            scores.append((psnr(sample, pixel_values), feature_cosine(vae.decode_features(latents), features)))
+            scores.append(
+                (psnr(sample, pixel_values), feature_cosine(vae.decode_features(latents), vae.last_features(features)))
+            )
         sheet += to_pil(pixel_values) + to_pil(sample)
         captions += [path.stem, f"{scores[-1][0]:.2f} dB"]
     make_grid(sheet, columns=2 * min(len(pictures), 4), labels=captions).save(args.output)

@@ -81,7 +81,10 @@ class Guidance:
         return 1.0
 
     def combine(self, conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-        """unconditional + scale * (conditional - unconditional), predictions (B, C, H, W)."""
+        """unconditional + scale * (conditional - unconditional), predictions (B, C, H, W).
+
+        In AutoGuidance (arXiv 2406.02507) these are of a strong and of a weak model.
+        """
         guided = torch.lerp(unconditional, conditional, scale)
         if self.channels is None:
             return guided

@@ -7,6 +7,7 @@ read.
 import json
 import re
 from collections import Counter
+from inspect import signature
 from pathlib import Path
 
 import diffusers
@@ -20,9 +21,8 @@ import hf_fae
 from .autoencoders.frozen_encoder import SUBFOLDER as ENCODER_FOLDER
 from .encoders import VisionEncoder
 from .generators.class_table import ClassTableMixin
-from .generators.lightning_dit import LightningDiTTransformer2DModel
 from .latents import LatentAutoencoderMixin
-from .layers.positions import SinCosPositions, grid_size
+from .layers.positions import SinCosPositions, grid_size, token_grid
 from .presets import PRESETS, build_preset
 
 
@@ -33,8 +33,8 @@ WEIGHT_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.([^.]+?))?(?:-\d{5}-
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters of `module` as the papers count them: with the fixed sin-cos tables, without statistics buffers."""
-    tables = (part.table for part in module.modules() if isinstance(part, SinCosPositions))
+    """Parameters of `module` as its paper counts them: some with the fixed sin-cos tables, none with statistics."""
+    tables = (part.table for part in module.modules() if isinstance(part, SinCosPositions) and part.counted)
     return sum(tensor.numel() for tensor in (*module.parameters(), *tables))
 
 
@@ -46,8 +46,8 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
     """
     config, tensors = model.config, {}
     if isinstance(model, LatentAutoencoderMixin):
-        grid = tuple(side // config.patch_size for side in grid_size(config.sample_size))
-        features = torch.empty(1, grid[0] * grid[1], config.feature_dim, device="meta")
+        grid = token_grid(config.sample_size, config.patch_size)
+        features = torch.empty(1, *model.feature_shape, device="meta")
         posterior = model.encode_features(features, grid).latent_dist
         tensors = {
             "features": features,
@@ -64,7 +64,7 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
         other = {}
         if config.num_classes is not None:
             other["class_labels"] = torch.empty(1, dtype=torch.long, device="meta")
-        if isinstance(model, LightningDiTTransformer2DModel):
+        if "timestep" in signature(model.forward).parameters:  # a denoiser
             other["timestep"] = torch.empty(1, device="meta")
         tensors["sample"] = model(**tensors, **other).sample
     return {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}

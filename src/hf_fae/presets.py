@@ -54,6 +54,26 @@ def _fae(encoder_id: str, encoder_config: dict, sample_size: int = 256, latent_c
     return "AutoencoderFAE", config
 
 
+def _dinov2_reg(hidden_size: int, num_layers: int) -> dict:
+    """DINOv2/14 with four registers (arXiv 2309.16588)."""
+    config = _dinov2(hidden_size, num_layers)
+    model = {**config["model"], "model_type": "dinov2_with_registers", "num_register_tokens": 4}
+    return {**config, "model": model}
+
+
+def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
+    """RAE with the decoder ViT-XL (arXiv 2510.11690, section 3); DRoRAE (arXiv 2605.10780) fuses all layers."""
+    width = encoder_config["model"]["hidden_size"]
+    config = {
+        "feature_dim": width,
+        "latent_channels": width,
+        "image_encoder_id": encoder_id,
+        "image_encoder_config": encoder_config,
+        **config,
+    }
+    return "AutoencoderDRoRAE", config
+
+
 # DiT's sizes (arXiv 2212.09748, Table 1), which SiT and LightningDiT keep: layers, heads, head width.
 DIT_SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "l": (24, 16, 64), "xl": (28, 16, 72)}
 # The two ends of FAE's Table 6.
@@ -77,6 +97,20 @@ def _dit(kind: str, size: str) -> tuple[str, dict]:
         **DIT_KINDS[kind],
     }
     return "LightningDiTTransformer2DModel", config
+
+
+def _dit_dh(size: str) -> tuple[str, dict]:
+    """DiT^DH with patch size 1 for RAE's 16 x 16 x 768 latents of DINOv2-B and the 1000 classes of ImageNet."""
+    num_layers, heads, head_dim = DIT_SIZES[size]
+    config = {
+        "sample_size": 16,
+        "in_channels": 768,
+        "num_layers": num_layers,
+        "num_attention_heads": heads,
+        "attention_head_dim": head_dim,
+        "num_classes": 1000,
+    }
+    return "DiTDHTransformer2DModel", config
 
 
 def _starflow(num_layers: list[int], width: int, **config) -> tuple[str, dict]:
@@ -106,8 +140,15 @@ PRESETS: dict[str, tuple[str, dict]] = {
     "fae-siglip2-g-opt-384": _fae(
         "google/siglip2-giant-opt-patch16-384", _siglip2_g_opt(384), sample_size=384, latent_channels=64
     ),
+    # RAE's default, and DRoRAE on it: fusion 56.78 M (section 3.2), decoder 415.06 M.
+    "rae-dinov2-b": _rae(
+        "facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_type="none", fusion_layers=1
+    ),
+    "drorae-dinov2-b": _rae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_layers=12),
     # FAE appendix D, column LDM: lightningdit-xl-1 is its 675.26 M; the sit models are those of its Tables 5 and 6.
     **{f"{kind}-{size}-1": _dit(kind, size) for kind in DIT_KINDS for size in DIT_SIZES},
+    # RAE (arXiv 2510.11690): dit-dh-xl is its 839 M.
+    **{f"dit-dh-{size}": _dit_dh(size) for size in DIT_SIZES},
     # FAE section 5.3: STARFlow's ImageNet model 18(6)-2048 on FAE's latents, 1.4 B, and its baseline: SD-VAE's latents
     # of 32 x 32 x 4 with patch size 2, so that there are 256 tokens as well.
     "starflow-imagenet-256": _starflow([2, 2, 2, 2, 2, 18], 2048, num_classes=1000),

@@ -21,7 +21,9 @@ BASE_CLASSES = {
 
 # Components and pipelines: recorded in checkpoints by these names, which therefore never change.
 PUBLISHED = {
+    "AutoencoderDRoRAE": "hf_fae.autoencoders.drorae",
     "AutoencoderFAE": "hf_fae.autoencoders.fae",
+    "DiTDHTransformer2DModel": "hf_fae.generators.dit_dh",
     "FAEDiTPipeline": "hf_fae.pipelines.fae_dit",
     "FAEStarFlowPipeline": "hf_fae.pipelines.fae_starflow",
     "FlowMatchEulerMaruyamaScheduler": "hf_fae.schedulers.euler_maruyama",

@@ -17,7 +17,7 @@ def test_fresh_model_predicts_zero():
 def test_fresh_blocks_are_the_identity():
     block = LightningDiTTransformer2DModel(num_layers=1, num_attention_heads=2, attention_head_dim=16).blocks[0]
     x = torch.randn(2, 5, 32)
-    assert torch.equal(block(x, torch.randn(2, 32)), x)
+    assert torch.equal(block(x, torch.randn(2, 1, 32)), x)
 
 
 def test_null_class_time_and_class_matter():

@@ -15,6 +15,7 @@ from hf_fae.training.objectives import (
     PixelObjective,
     STARFlowObjective,
     add_noise,
+    dimension_shift,
     kl_divergence,
     sample_posterior,
     shift_time,
@@ -58,6 +59,18 @@ class TestClosedForms:
     )
     def test_shift(self, t, shift, expected):  # fae spec, section 1
         assert shift_time(torch.tensor(t), shift).item() == pytest.approx(expected, abs=5e-5)
+
+    @pytest.mark.parametrize(
+        ("shape", "t", "expected"),
+        [((768, 16, 16), *pair) for pair in ((0.001, 0.006887), (0.1, 0.4350), (0.25, 0.6978), (0.5, 0.8739))]
+        + [((768, 16, 16), 0.75, 0.9541), ((768, 16, 16), 0.9, 0.9842)]
+        + [((768, 32, 32), 0.001, 0.013681), ((768, 32, 32), 0.5, 0.9327)],
+    )
+    def test_dimension_shift(self, shape, t, expected):  # rae_drorae spec, section 1
+        assert shift_time(torch.tensor(t), dimension_shift(*shape)).item() == pytest.approx(expected, rel=1e-4)
+
+    def test_dimension_shift_of_few_numbers_is_none(self):
+        assert dimension_shift(4, 4, 4) == dimension_shift(16, 16, 16) == 1
 
     def test_shift_moves_towards_noise(self):
         t = (torch.arange(100_000) + 0.5) / 100_000

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_runs import ADVERSARIAL
 
-from hf_fae import AutoencoderFAE, FAEDiTPipeline, FAEStarFlowPipeline
+from hf_fae import AutoencoderFAE, DiTDHTransformer2DModel, FAEDiTPipeline, FAEStarFlowPipeline
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -157,6 +157,20 @@ def test_train_generator_resumed(tmp_path, decoded, image_folder, cache, train_h
     assert [image.size for image in images] == [(32, 32)] * 2
     assert last(first, "validation/loss") > 0
     assert (first / "validation" / "samples-0000004.png").is_file()
+
+
+def test_train_dit_dh_with_the_shift_of_its_latents(tmp_path, decoded, image_folder, train_here):
+    flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
+    flags += ["--denoiser", "dit_dh", "--head_num_layers", "1", "--head_num_attention_heads", "2"]
+    flags += ["--head_attention_head_dim", "20", "--dimension_shift", "true", "--max_train_steps", "2"]
+    with pytest.raises(ValueError, match="shift must be 1 with dimension_shift, .* got 0.4"):
+        train_here("train_generator", "smoke_generator.yaml", tmp_path / "no", *flags)
+    assert not (tmp_path / "no").exists()
+    train_here("train_generator", "smoke_generator.yaml", tmp_path / "dit", *flags, "--shift", "1")
+    pipeline = FAEDiTPipeline.from_pretrained(tmp_path / "dit")
+    assert type(pipeline.transformer) is DiTDHTransformer2DModel
+    assert pipeline.transformer.head_proj_in.out_channels == 40
+    assert pipeline.scheduler.config.shift == 1  # of 64 numbers
 
 
 def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path, decoded, image_folder, train_here):

@@ -182,6 +182,15 @@ class AutoencoderFAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMixin)
     def spatial_compression_ratio(self) -> int:
         return self.config.patch_size
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        rows, columns = token_grid(self.config.sample_size, self.config.patch_size)
+        return (rows * columns, self.config.feature_dim)
+
+    def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
+        tensors = [*self.encoder.parameters(), self.features_mean, self.features_std]
+        return tensors, self.config.encoder_attention_head_dim
+
     @torch.no_grad()
     def set_feature_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Set the per-channel mean and standard deviation (C,) of the raw features over the training set.

@@ -29,6 +29,19 @@ class FrozenEncoderMixin(StrictModelMixin):
     revision and config, so a checkpoint without that folder (all that generation needs) finds it with `load_encoder`.
     """
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of what `encode_features` takes of one image of `config.sample_size`."""
+        raise NotImplementedError
+
+    def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
+        """Tensors and settings on which latents depend, beside the frozen encoder."""
+        raise NotImplementedError
+
+    def last_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Of what `extract_features` gives, the tokens (B, N, C) that `decode_features` gives back."""
+        return features
+
     def load_encoder(self, pretrained_model_name_or_path: str | None = None, **kwargs) -> None:
         """Attach the frozen encoder.
 
@@ -47,6 +60,18 @@ class FrozenEncoderMixin(StrictModelMixin):
             raise ValueError("config.image_encoder_id is None: pass the encoder's Hub id or folder to load_encoder")
         kwargs.setdefault("dtype", self.dtype)
         self.attach_encoder(VisionEncoder.from_pretrained(pretrained_model_name_or_path, **kwargs))
+
+    def check_encoder(self) -> None:
+        """Refuse to encode without an encoder.
+
+        Raises:
+            ValueError: none is attached.
+        """
+        if self.image_encoder is None:
+            raise ValueError(
+                "image_encoder is None: this checkpoint was saved or loaded without its frozen encoder; call "
+                f"load_encoder() to fetch {self.config.image_encoder_id!r}, or load_encoder(PATH_OR_ID)"
+            )
 
     def attach_encoder(self, image_encoder: VisionEncoder) -> None:
         """Use `image_encoder`, moved to this model's device.
@@ -70,11 +95,7 @@ class FrozenEncoderMixin(StrictModelMixin):
             ValueError: no encoder is attached, or these are no images with sides that are multiples of
                 `config.patch_size`.
         """
-        if self.image_encoder is None:
-            raise ValueError(
-                "image_encoder is None: this checkpoint was saved or loaded without its frozen encoder; call "
-                f"load_encoder() to fetch {self.config.image_encoder_id!r}, or load_encoder(PATH_OR_ID)"
-            )
+        self.check_encoder()
         patch_size = self.config.patch_size
         self.check_images(pixel_values, multiple_of=patch_size)
         grid = (pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size)

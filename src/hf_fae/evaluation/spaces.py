@@ -40,5 +40,5 @@ def token_spaces(vae: FrozenEncoderMixin, images: torch.Tensor) -> tuple[dict[st
     pixel_values = from_uint8(images.to(vae.device)).to(vae.dtype)
     features, grid = vae.extract_features(pixel_values)
     latents = vae.encode_features(features, grid).latent_dist.mode()
-    tokens = (features, vae.decode_features(latents), latents.flatten(2).transpose(1, 2))
+    tokens = (vae.last_features(features), vae.decode_features(latents), latents.flatten(2).transpose(1, 2))
     return dict(zip(SPACES, (values.float() for values in tokens), strict=True)), grid

@@ -25,8 +25,24 @@ from .class_table import ClassTableMixin
 __all__ = ["LightningDiTTransformer2DModel"]
 
 
+def patch_grid(hidden_states: torch.Tensor, in_channels: int, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of the patches of latents (B, in_channels, H, W).
+
+    Raises:
+        ValueError: latents of another shape.
+    """
+    if hidden_states.ndim != 4 or hidden_states.shape[1] != in_channels:
+        raise ValueError(
+            f"hidden_states must have shape (batch, {in_channels}, height, width), got {tuple(hidden_states.shape)}"
+        )
+    height, width = hidden_states.shape[2:]
+    if height % patch_size or width % patch_size or height * width == 0:
+        raise ValueError(f"hidden_states must have sides that are multiples of {patch_size}, got {height}x{width}")
+    return height // patch_size, width // patch_size
+
+
 class LightningDiTBlock(nn.Module):
-    """Attention and feed-forward, each modulated and gated by the condition (adaLN-zero)."""
+    """Attention and feed-forward, each modulated and gated by the condition (B, 1 or N, C) (adaLN-zero)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, norm_type: str, ff_type: str, qk_norm: bool):
         super().__init__()
@@ -39,9 +55,9 @@ class LightningDiTBlock(nn.Module):
     def forward(self, hidden_states, condition, rotary_emb=None):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.modulation(condition).chunk(6, dim=-1)
         attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), rotary_emb)
-        hidden_states = torch.addcmul(hidden_states, gate_attn[:, None], attended)
+        hidden_states = torch.addcmul(hidden_states, gate_attn, attended)
         mixed = self.ff(self.norm2(hidden_states, shift_ff, scale_ff))
-        return torch.addcmul(hidden_states, gate_ff[:, None], mixed)
+        return torch.addcmul(hidden_states, gate_ff, mixed)
 
 
 class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdapterMixin):
@@ -141,20 +157,13 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
         Raises:
             ValueError: latents of another shape.
         """
-        channels, patch_size = self.config.in_channels, self.config.patch_size
-        if hidden_states.ndim != 4 or hidden_states.shape[1] != channels:
-            raise ValueError(
-                f"hidden_states must have shape (batch, {channels}, height, width), got {tuple(hidden_states.shape)}"
-            )
-        height, width = hidden_states.shape[2:]
-        if height % patch_size or width % patch_size or height * width == 0:
-            raise ValueError(f"hidden_states must have sides that are multiples of {patch_size}, got {height}x{width}")
-        grid = (height // patch_size, width // patch_size)
+        patch_size = self.config.patch_size
+        grid = patch_grid(hidden_states, self.config.in_channels, patch_size)
 
         # The sinusoids see t in [0, 1], as in SiT and LightningDiT, and in fp32.
         time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / 1000)
         condition = self.time_embedding(time_features.to(hidden_states.dtype)) + self.class_embedding(class_labels)
-        condition = F.silu(condition)
+        condition = F.silu(condition)[:, None]
 
         # Element-wise results inherit the layout: without this copy every layer would work on channel-major tokens.
         hidden_states = self.proj_in(hidden_states).flatten(2).transpose(1, 2).contiguous()

@@ -24,12 +24,13 @@ def _rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor | None, eps: flo
 
 
 def _modulate(hidden_states: torch.Tensor, shift: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """x * factor + shift in one pass, the same for all tokens of a sample."""
-    return torch.addcmul(shift[:, None], hidden_states, factor[:, None].to(hidden_states.dtype))
+    """x * factor + shift in one pass."""
+    return torch.addcmul(shift, hidden_states, factor.to(hidden_states.dtype))
 
 
 class RMSNorm(nn.RMSNorm):
-    """Tokens (B, N, C) -> x / rms(x) * weight; with `shift` and `scale` (B, C): that * (1 + scale) + shift (adaLN)."""
+    """Tokens (B, N, C) -> x / rms(x) * weight; with `shift` and `scale` (B, 1 or N, C): that * (1 + scale) + shift
+    (adaLN)."""
 
     def forward(self, hidden_states, shift=None, scale=None):
         if scale is None:
@@ -39,7 +40,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm`; with `shift` and `scale` (B, C): that * (1 + scale) + shift (adaLN)."""
+    """`nn.LayerNorm`; with `shift` and `scale` (B, 1 or N, C): that * (1 + scale) + shift (adaLN)."""
 
     def forward(self, hidden_states, shift=None, scale=None):
         normed = super().forward(hidden_states)

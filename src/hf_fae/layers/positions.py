@@ -44,12 +44,15 @@ def sincos_table(dim: int, grid: tuple[int, int], device: torch.device | None = 
 class SinCosPositions(nn.Module):
     """Fixed 2-D sin-cos positions for a grid; other grids are computed when they come.
 
-    The papers count this table among the parameters, see `hf_fae.inspection`.
+    Args:
+        dim: width of the tokens.
+        grid: rows and columns of training.
+        counted: whether the paper counts this table among the parameters, see `hf_fae.inspection`.
     """
 
-    def __init__(self, dim: int, grid: tuple[int, int]):
+    def __init__(self, dim: int, grid: tuple[int, int], counted: bool = True):
         super().__init__()
-        self.dim, self.grid = dim, grid
+        self.dim, self.grid, self.counted = dim, grid, counted
         self.register_buffer("table", sincos_table(dim, grid), persistent=False)
 
     def _apply(self, fn, recurse=True):

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from ..autoencoders.fae import AutoencoderFAE
+from ..generators.dit_dh import DiTDHTransformer2DModel
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
@@ -18,34 +19,48 @@ from .latent_pipeline import LatentPipeline
 
 __all__ = ["FAEDiTPipeline"]
 
+Denoiser = LightningDiTTransformer2DModel | DiTDHTransformer2DModel
+
 
 class FAEDiTPipeline(LatentPipeline):
     """Images of a class: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
 
     Args:
         vae: a tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
-        transformer: a denoiser, such as `LightningDiTTransformer2DModel`.
+        transformer: a denoiser, `LightningDiTTransformer2DModel` or `DiTDHTransformer2DModel`.
         scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
             that the denoiser was trained with.
         id2label: names of the classes, `{id: name}`.
         guidance_scale, num_inference_steps: what calls use by default, saved with the pipeline: the settings that go
             with the weights. Forms as in `Guidance.of`.
+        guidance_transformer: a weaker denoiser of the same latents and classes, smaller or trained for a shorter time.
+            With one, guidance leads away from what it predicts of the same class (AutoGuidance, arXiv 2406.02507),
+            instead of from the unconditional prediction.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
+    model_cpu_offload_seq = "transformer->guidance_transformer->vae"
+    _optional_components = ["guidance_transformer"]
 
     def __init__(
         self,
         vae: AutoencoderFAE | AutoencoderKL,
-        transformer: LightningDiTTransformer2DModel,
+        transformer: Denoiser,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
         id2label: dict | None = None,
         guidance_scale: float | list | dict = 1.0,
         num_inference_steps: int = 250,
+        guidance_transformer: Denoiser | None = None,
     ):
         super().__init__()
-        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        self.register_modules(
+            vae=vae, transformer=transformer, scheduler=scheduler, guidance_transformer=guidance_transformer
+        )
         self.init_latents()
+        if guidance_transformer is not None and transformer is not None:
+            for name in ("in_channels", "num_classes"):
+                ours, theirs = transformer.config[name], guidance_transformer.config[name]
+                if ours != theirs:
+                    raise ValueError(f"guidance_transformer must have {name} {ours} as transformer, got {theirs}")
         self.register_labels(id2label)
         self.register_to_config(
             guidance_scale=dataclasses.asdict(Guidance.of(guidance_scale)), num_inference_steps=num_inference_steps
@@ -106,7 +121,7 @@ class FAEDiTPipeline(LatentPipeline):
             height, width: of the images in pixels; by default those of training.
             num_inference_steps: model evaluations; by default the pipeline's own.
             guidance_scale: one scale, `[(t_low, t_high, scale), ...]` over noise times, or a `Guidance`; by default
-                the pipeline's own. Where the scale is 1 no unconditional pass is run.
+                the pipeline's own. Where the scale is 1 the conditional pass is the only one.
             negative_class_labels: guide away from these classes (one, or one for each label), instead of from the
                 unconditional prediction.
             num_images_per_prompt: images for each label; those of a label follow each other.
@@ -126,6 +141,11 @@ class FAEDiTPipeline(LatentPipeline):
         Raises:
             ValueError: an argument that does not fit; the message names it and its value.
         """
+        if self.guidance_transformer is not None and negative_class_labels is not None:
+            raise ValueError(
+                "negative_class_labels must be None with a guidance_transformer, which predicts the same classes, "
+                f"got {negative_class_labels!r}"
+            )
         if num_inference_steps is None:
             num_inference_steps = self.config.num_inference_steps
         self.check_inputs(
@@ -166,15 +186,43 @@ class FAEDiTPipeline(LatentPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _predict(self, latents, timestep, labels, attention_kwargs, negative_labels, guidance, scale):
-        """The guided velocity, in fp32: schedulers keep the dtype of what the model gives from step to step."""
-        if scale != 1:
-            latents = torch.cat([latents, latents])
-            labels = torch.cat([labels, negative_labels])
-        velocity = self.transformer(
-            latents.to(self.transformer.dtype),
-            timestep.expand(len(labels)),
-            labels,
-            attention_kwargs=attention_kwargs,
-            return_dict=False,
-        )[0].float()
-        return guidance.combine(*velocity.chunk(2), scale) if scale != 1 else velocity
+        """The guided velocity."""
+        inputs = (latents, timestep, labels)
+        if scale == 1:
+            return _velocity(self.transformer, *inputs, attention_kwargs=attention_kwargs)
+        if self.guidance_transformer is not None:
+            velocity = _velocity(self.transformer, *inputs, attention_kwargs=attention_kwargs)
+            return guidance.combine(velocity, _velocity(self.guidance_transformer, *inputs), scale)
+        both = (torch.cat([latents, latents]), timestep, torch.cat([labels, negative_labels]))
+        return guidance.combine(*_velocity(self.transformer, *both, attention_kwargs=attention_kwargs).chunk(2), scale)
+
+    def add_classes(self, rows: dict[str, torch.Tensor]) -> None:
+        """As `ClassLabelsMixin.add_classes`.
+
+        Raises:
+            ValueError: there is a `guidance_transformer`, which would not have them.
+        """
+        self._check_single_table()
+        super().add_classes(rows)
+
+    def remove_classes(self, names: list[str]) -> None:
+        """As `ClassLabelsMixin.remove_classes`.
+
+        Raises:
+            ValueError: there is a `guidance_transformer`, which would keep them.
+        """
+        self._check_single_table()
+        super().remove_classes(names)
+
+    def _check_single_table(self):
+        if self.guidance_transformer is not None:
+            raise ValueError(
+                "guidance_transformer must be None for classes to be added or removed, "
+                f"got a {type(self.guidance_transformer).__name__}"
+            )
+
+
+def _velocity(transformer, latents, timestep, labels, **kwargs):
+    """In fp32: schedulers keep the dtype of what the model gives from step to step."""
+    timestep = timestep.expand(len(labels))
+    return transformer(latents.to(transformer.dtype), timestep, labels, return_dict=False, **kwargs)[0].float()

@@ -53,8 +53,7 @@ def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
     if not isinstance(vae, FrozenEncoderMixin):  # diffusers' `AutoencoderKL`
         parts = [vae.encoder, vae.quant_conv] if vae.config.use_quant_conv else [vae.encoder]
         return {"encoder": _hash([p for part in parts for p in part.parameters()], None), "image_encoder": None}
-    encoder = [*vae.encoder.parameters(), vae.features_mean, vae.features_std]
-    fingerprint = {"encoder": _hash(encoder, vae.config.encoder_attention_head_dim), "image_encoder": None}
+    fingerprint = {"encoder": _hash(*vae.encoding_parts()), "image_encoder": None}
     if (image_encoder := vae.image_encoder) is not None:
         settings = [image_encoder.image_mean, image_encoder.image_std, image_encoder.patch_size]
         fingerprint["image_encoder"] = _hash(image_encoder.parameters(), settings)

@@ -28,6 +28,7 @@ __all__ = [
     "PixelObjective",
     "STARFlowObjective",
     "add_noise",
+    "dimension_shift",
     "frozen_features",
     "kl_divergence",
     "sample_posterior",
@@ -74,6 +75,15 @@ def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
     The same as diffusers' `shift` = 1 / s.
     """
     return t / (shift + (1 - shift) * t)
+
+
+def dimension_shift(*shape: int) -> float:
+    """The papers' s for latents of a shape (C, h, w): s = sqrt(4096 / (C h w)), 0.144 for RAE's 768 x 16 x 16.
+
+    The more numbers, the more noise it takes to hide them (RAE, arXiv 2510.11690, section 4; a = 1 / s there). Never
+    above 1, for fewer than 4096 numbers.
+    """
+    return min(1.0, math.sqrt(4096 / math.prod(shape)))
 
 
 class Objective(nn.Module):

@@ -175,7 +175,7 @@ def _encode(args, vae, images):
     features, latents = [], []
     for batch in images.split(args.batch_size):
         tokens, grid = vae.extract_features(from_uint8(batch.to(vae.device)).to(vae.dtype))
-        features.append(tokens.float().cpu())
+        features.append(vae.last_features(tokens).float().cpu())
         latents.append(vae.encode_features(tokens, grid).latent_dist.mode().float().cpu())
     return torch.cat(features), torch.cat(latents)
 

@@ -127,7 +127,8 @@ class _Comparison:
         if "feature_cosine" in self.args.metrics and hasattr(self.vae, "decode_features"):
             features, grid = self.vae.extract_features(pixel_values)
             latents = self.vae.encode_features(features, grid).latent_dist.mode()
-            found["feature_cosine"] = token_cosine(self.vae.decode_features(latents), features).mean(1).cpu()
+            given_back = self.vae.decode_features(latents)
+            found["feature_cosine"] = token_cosine(given_back, self.vae.last_features(features)).mean(1).cpu()
         else:
             latents = encode_images(self.vae, pixel_values).mode()
         sample = decode_latents(self.vae, latents)

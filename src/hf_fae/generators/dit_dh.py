@@ -1,0 +1,152 @@
+"""DiT^DH (RAE, arXiv 2510.11690): a denoiser of wide latents, whose deep backbone steers a wide and shallow head.
+
+x_t -> backbone of blocks, conditioned on time and class -> tokens
+x_t -> head of blocks as wide as the latents or wider, each token conditioned on its own backbone token -> velocity
+
+A network narrower than its tokens cannot denoise them (section 4 of the paper); so the head is wide, and the backbone
+need not be. Time is diffusers', as in `lightning_dit.py`.
+"""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import apply_lora_scale
+from torch import nn
+from torch.nn import functional as F
+
+from ..layers.embeddings import RandomFourierFeatures
+from ..layers.norms import normalization
+from ..layers.positions import SinCosPositions, rotary_angles, token_grid
+from ..modeling import StrictModelMixin
+from .class_table import ClassTableMixin
+from .lightning_dit import LightningDiTBlock, patch_grid
+
+
+__all__ = ["DiTDHTransformer2DModel"]
+
+TIME_FREQUENCIES = 256  # two features each: the 512 behind the published counts
+
+
+class DiTDHTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdapterMixin):
+    """Class-conditional denoiser of latents (B, in_channels, H, W).
+
+    The defaults are DiT^DH-XL on DINOv2-B's 768 channels, the paper's 839 M (838.38 M counted).
+
+    Args:
+        sample_size: latent side or [height, width] of training; others work, too.
+        patch_size: latents per token along each axis.
+        in_channels: channels of the latents, in and out.
+        num_layers, num_attention_heads, attention_head_dim: depth and width of the backbone.
+        head_num_layers, head_num_attention_heads, head_attention_head_dim: the same of the head.
+        num_classes: number of classes; label `num_classes` is the null class of classifier-free guidance.
+        qk_norm: RMSNorm on queries and keys.
+    """
+
+    _supports_gradient_checkpointing = True
+    _supports_group_offloading = True
+    _no_split_modules = ["LightningDiTBlock"]
+    _repeated_blocks = ["LightningDiTBlock"]
+    _keep_in_fp32_modules = ["time_proj"]
+    _skip_layerwise_casting_patterns = ["pos_embed", "norm", "time_proj"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | list[int] = 16,
+        patch_size: int = 1,
+        in_channels: int = 768,
+        num_layers: int = 28,
+        num_attention_heads: int = 16,
+        attention_head_dim: int = 72,
+        head_num_layers: int = 2,
+        head_num_attention_heads: int = 16,
+        head_attention_head_dim: int = 128,
+        num_classes: int = 1000,
+        qk_norm: bool = False,
+    ):
+        super().__init__()
+        for name, width in (
+            ("attention_head_dim", attention_head_dim),
+            ("head_attention_head_dim", head_attention_head_dim),
+        ):
+            if width % 4:
+                raise ValueError(f"{name} must be a multiple of 4 for rotary positions, got {width}")
+        dim, head_dim = (
+            num_attention_heads * attention_head_dim,
+            head_num_attention_heads * head_attention_head_dim,
+        )
+        grid = token_grid(sample_size, patch_size)
+        self.proj_in = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.pos_embed = SinCosPositions(dim, grid, counted=False)
+        self.time_proj = RandomFourierFeatures(TIME_FREQUENCIES)
+        self.time_embedding = TimestepEmbedding(2 * TIME_FREQUENCIES, dim)
+        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.blocks = nn.ModuleList(
+            LightningDiTBlock(dim, num_attention_heads, attention_head_dim, "rms_norm", "swiglu", qk_norm)
+            for _ in range(num_layers)
+        )
+        self.head_proj_in = nn.Conv2d(in_channels, head_dim, kernel_size=patch_size, stride=patch_size)
+        self.head_condition = nn.Linear(dim, head_dim)
+        self.head_blocks = nn.ModuleList(
+            LightningDiTBlock(
+                head_dim, head_num_attention_heads, head_attention_head_dim, "rms_norm", "swiglu", qk_norm
+            )
+            for _ in range(head_num_layers)
+        )
+        self.norm_out = normalization("rms_norm", head_dim)
+        self.modulation_out = nn.Linear(head_dim, 2 * head_dim)
+        self.proj_out = nn.Linear(head_dim, in_channels * patch_size**2)
+        self.gradient_checkpointing = False
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Xavier for patches, 0.02 for embeddings, zero for modulations and the output; torch's own for the rest."""
+        for projection in (self.proj_in, self.head_proj_in):
+            nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
+            nn.init.zeros_(projection.bias)
+        for embedding in (self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2):
+            nn.init.normal_(embedding.weight, std=0.02)
+        blocks = (*self.blocks, *self.head_blocks)
+        for zeroed in (*(block.modulation for block in blocks), self.modulation_out, self.proj_out):
+            nn.init.zeros_(zeroed.weight)
+            nn.init.zeros_(zeroed.bias)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor,
+        attention_kwargs: dict | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple:
+        """The velocity eps - x at x_t; arguments, result and errors as of `LightningDiTTransformer2DModel`."""
+        config, latents = self.config, hidden_states
+        grid = patch_grid(latents, config.in_channels, config.patch_size)
+        time_features = self.time_proj(timestep.expand(latents.shape[0]) / 1000)
+        time = self.time_embedding(time_features.to(latents.dtype))
+        condition = F.silu(time + self.class_embedding(class_labels))[:, None]
+
+        tokens = self.proj_in(latents).flatten(2).transpose(1, 2).contiguous()
+        tokens = tokens + self.pos_embed(grid, tokens.device).to(tokens.dtype)
+        tokens = self._run(self.blocks, tokens, condition, config.attention_head_dim, grid)
+
+        condition = self.head_condition(F.silu(time[:, None] + tokens))  # one for each token
+        tokens = self.head_proj_in(latents).flatten(2).transpose(1, 2).contiguous()
+        tokens = self._run(self.head_blocks, tokens, condition, config.head_attention_head_dim, grid)
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+        patches = self.proj_out(self.norm_out(tokens, shift, scale))
+        sample = F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), config.patch_size)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _run(self, blocks, tokens, condition, head_dim, grid):
+        rotary_emb = rotary_angles(head_dim, grid, tokens.device)
+        for block in blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, condition, rotary_emb)
+            else:
+                tokens = block(tokens, condition, rotary_emb)
+        return tokens
