@@ -1,11 +1,10 @@
-"""The models in checkpoints/: an FAE with a LightningDiT and a STARFlow on Fluent Emoji at 256 px, from nothing.
+"""An FAE with a LightningDiT and a STARFlow on Fluent Emoji at 256 px, from nothing (docs/training-emoji.md).
 
     python training_scripts/emoji.py --recipe session --output outputs/emoji256
 
 Each stage is one of the repository's own scripts with a config `configs/emoji256_*.yaml`; a recipe says which steps
-and batches take the place of those in the configs (docs/training-emoji.md has what each of them gave). A run that was
-stopped goes on where it was. --baselines trains the two that the FAE is compared with as well, --export writes the
-result as it lies in checkpoints/.
+and batches take the place of those in the configs. A run that was stopped goes on where it was. --baselines trains the
+two that the FAE is compared with as well, --export writes both pipelines in float16, to be kept or pushed.
 """
 
 import argparse
@@ -18,29 +17,30 @@ from diffusers import DiffusionPipeline
 import hf_fae  # noqa: F401 - diffusers then knows its classes
 
 
-# Stage -> what replaces the settings of its config. "session" is what checkpoints/ was made with, in two hours of two
-# CPU cores; "overnight" is for as many cores and eight hours, "h100" for 25 minutes of one H100.
+# Stage -> what replaces the settings of its config. "session" is the configs as they are, about two and a half hours
+# on two CPU cores without the baselines; "overnight" is for as many cores and eight hours, "h100" for 25 minutes of
+# one H100. The last two are yet to be tried.
 RECIPES = {
     "session": {},
     "overnight": {
-        "1-fae": {"max_train_steps": 1500},
-        "2-pixels": {"max_train_steps": 6000},
-        "3-fae": {"max_train_steps": 800},
-        "4-dit": {"max_train_steps": 8000, "ema_decay": 0.998},
-        "5-starflow": {"max_train_steps": 4000, "ema_decay": 0.998},
-        "6-raw-dit": {"max_train_steps": 8000, "ema_decay": 0.998},
+        "1-fae": {"max_train_steps": 1000},
+        "2-pixels": {"max_train_steps": 24_000},
+        "3-fae": {"max_train_steps": 3000},
+        "4-dit": {"max_train_steps": 20_000},
+        "5-starflow": {"max_train_steps": 10_000},
+        "6-raw-dit": {"max_train_steps": 20_000},
         "7-vae": {"max_train_steps": 3000},
-        "8-vae-dit": {"max_train_steps": 8000, "ema_decay": 0.998},
+        "8-vae-dit": {"max_train_steps": 20_000},
     },
     "h100": {
         "1-fae": {"max_train_steps": 3000, "train_batch_size": 128},
-        "2-pixels": {"max_train_steps": 6000, "train_batch_size": 128, "ema_decay": 0.998},
-        "3-fae": {"max_train_steps": 1500, "train_batch_size": 128},
-        "4-dit": {"max_train_steps": 10_000, "train_batch_size": 256, "ema_decay": 0.999},
-        "5-starflow": {"max_train_steps": 5000, "train_batch_size": 256, "ema_decay": 0.999},
-        "6-raw-dit": {"max_train_steps": 10_000, "train_batch_size": 256, "ema_decay": 0.999},
+        "2-pixels": {"max_train_steps": 12_000, "train_batch_size": 64},
+        "3-fae": {"max_train_steps": 3000, "train_batch_size": 64},
+        "4-dit": {"max_train_steps": 12_000, "train_batch_size": 256, "ema_decay": 0.999},
+        "5-starflow": {"max_train_steps": 6000, "train_batch_size": 256, "ema_decay": 0.999},
+        "6-raw-dit": {"max_train_steps": 12_000, "train_batch_size": 256, "ema_decay": 0.999},
         "7-vae": {"max_train_steps": 6000, "train_batch_size": 64},
-        "8-vae-dit": {"max_train_steps": 10_000, "train_batch_size": 256, "ema_decay": 0.999},
+        "8-vae-dit": {"max_train_steps": 12_000, "train_batch_size": 256, "ema_decay": 0.999},
     },
 }
 
