@@ -23,9 +23,9 @@ import hf_fae  # noqa: F401 - diffusers then knows its classes
 RECIPES = {
     "session": {},
     "overnight": {
-        "1-fae": {"max_train_steps": 1000},
+        "1-fae": {"max_train_steps": 12_000},
         "2-pixels": {"max_train_steps": 24_000},
-        "3-fae": {"max_train_steps": 3000},
+        "3-fae": {"max_train_steps": 8000},
         "4-dit": {"max_train_steps": 20_000},
         "5-starflow": {"max_train_steps": 10_000},
         "6-raw-dit": {"max_train_steps": 20_000},
@@ -33,7 +33,7 @@ RECIPES = {
         "8-vae-dit": {"max_train_steps": 20_000},
     },
     "h100": {
-        "1-fae": {"max_train_steps": 3000, "train_batch_size": 128},
+        "1-fae": {"max_train_steps": 6000, "train_batch_size": 64},
         "2-pixels": {"max_train_steps": 12_000, "train_batch_size": 64},
         "3-fae": {"max_train_steps": 3000, "train_batch_size": 64},
         "4-dit": {"max_train_steps": 12_000, "train_batch_size": 256, "ema_decay": 0.999},
