@@ -259,7 +259,7 @@ class AutoencoderDRoRAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMix
                 f"pixel_values must have images of {size[0]} x {size[1]}, for which there are latent statistics, "
                 f"got {pixel_values.shape[2]} x {pixel_values.shape[3]}"
             )
-        grid = token_grid(self.config.sample_size, self.config.patch_size)
+        grid = self.decoder.grid
         count = self.config.fusion_layers
         if count > self.image_encoder.num_hidden_layers:
             raise ValueError(

@@ -51,7 +51,6 @@ class FeatureData:
         self.cache.check_image_encoder(model)
         self._check_pictures()
         self.mean, self.std = source.features_mean, source.features_std
-        # The cache's latents are normalised features: here they are wanted as the encoder gives them.
         self.places = {row: place for place, row in enumerate(self.cache.train["row_id"].to_pylist())}
 
     def __len__(self) -> int:
@@ -92,4 +91,5 @@ class FeatureData:
     def _features(self, batch: dict) -> torch.Tensor:
         places = [self.places[row] for row in batch["row_ids"].tolist()]
         moments = self.cache.read(self.cache.train, places, batch["mirrored"].tolist())["moments"]
+        # The cache's latents are standardised features: here they are wanted as the encoder gives them.
         return moments.chunk(2, dim=1)[0] * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
