@@ -64,7 +64,7 @@ def stages(output: Path, encoder: str, data: str) -> dict[str, tuple[str, str, l
             "pixel_decoder_ii",
             ["--fae", str(output / "1-fae"), "--pixel_decoder", pixels, *cached],
         ),
-        "latents": ("cache_latents.py", "latents", ["--vae", fae, *pictures]),
+        "latents": ("cache_latents.py", "latents", ["--vae", fae, *cached]),
         "4-dit": ("train_generator.py", "generator", ["--dataset_name", latents]),
         "5-starflow": ("train_starflow.py", "starflow", ["--dataset_name", latents]),
         "6-raw-dit": ("train_generator.py", "generator", ["--vae", pixels, "--dataset_name", features]),

@@ -6,11 +6,12 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
-from factories import tiny_encoder, tiny_fae, tiny_identity_fae
+from factories import tiny_encoder, tiny_fae, tiny_identity_fae, tiny_kl
 
 from hf_fae import AutoencoderFAE
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.feature_cache import FeatureData
+from hf_fae.training.latent_cache import CachedLatents
 from hf_fae.training.latent_encoding import encode_dataset
 from hf_fae.training.objectives import frozen_features
 
@@ -19,8 +20,9 @@ def make_data(folder, seed=0, **kwargs):
     return ImageData(DataArguments(dataset_name=str(folder), resolution=32, **kwargs), seed)
 
 
-def encode(folder, vae, data):
-    encode_dataset(folder, vae, data, Accelerator(cpu=True), source="x", batch_size=4, rows_per_shard=10)
+def encode(folder, vae, data, features=None):
+    settings = {"source": "x", "batch_size": 4, "rows_per_shard": 10, "features": features}
+    encode_dataset(folder, vae, data, Accelerator(cpu=True), **settings)
     return str(folder)
 
 
@@ -41,6 +43,35 @@ def test_features_are_those_of_the_pictures(cache, parquet_folder, flip):
         assert grid == expected_grid == (4, 4)
         torch.testing.assert_close(cached, expected, rtol=2e-3, atol=5e-3)  # float16's rounding
     assert "features" not in next(data.validation_batches(2))
+
+
+def test_latents_from_cached_features(tmp_path, cache, parquet_folder):
+    """The moments are those of the pictures, up to float16's rounding of the features; pictures are not encoded."""
+    data = make_data(parquet_folder)
+    encode(tmp_path / "pictures", tiny_fae(), data)
+    vae = tiny_fae()
+    features = FeatureData(data, cache, vae)
+    vae.image_encoder = None
+    encode(tmp_path / "features", vae, data, features=features)
+    ours, theirs = (CachedLatents(tmp_path / name) for name in ("features", "pictures"))
+    assert ours.index["splits"] == theirs.index["splits"]
+    for split in ("train", "validation"):
+        rows = range(len(getattr(ours, split)))
+        for mirror in (False, True) if split == "train" else (False,):
+            read = [some.read(getattr(some, split), rows, [mirror] * len(rows)) for some in (ours, theirs)]
+            assert torch.equal(read[0]["row_ids"], read[1]["row_ids"])
+            torch.testing.assert_close(read[0]["moments"], read[1]["moments"], rtol=5e-3, atol=5e-3)
+
+
+def test_rows_that_the_cache_leaves_out(cache, parquet_folder):
+    data = FeatureData(make_data(parquet_folder), cache, tiny_fae())
+    with pytest.raises(ValueError, match="feature_cache .* has no row 99 of 'validation'"):
+        data.read("validation", [0, 99], [False, False])
+
+
+def test_only_for_an_fae(cache, parquet_folder):
+    with pytest.raises(ValueError, match="feature_cache is for an AutoencoderFAE, got a AutoencoderKL"):
+        FeatureData(make_data(parquet_folder), cache, tiny_kl())
 
 
 def test_it_is_the_data_in_all_else(cache, parquet_folder):

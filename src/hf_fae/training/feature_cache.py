@@ -11,8 +11,8 @@ import torch
 
 from ..autoencoders.fae import AutoencoderFAE
 from .data import DataArguments, ImageData
+from .fingerprints import fingerprint_split
 from .latent_cache import CachedLatents
-from .latent_encoding import fingerprint_split
 
 
 __all__ = ["FeatureData"]
@@ -34,12 +34,14 @@ class FeatureData:
 
     Raises:
         ValueError: `folder` is no cache of features, or one of other pictures or of another encoder; or the pictures
-            are streamed.
+            are streamed, or `model` is no `AutoencoderFAE`. Reading rows: the cache leaves them out.
     """
 
     def __init__(self, data: ImageData, folder: str, model: AutoencoderFAE):
         if data.args.streaming:
             raise ValueError("streaming must be False with feature_cache, got True")
+        if not isinstance(model, AutoencoderFAE):
+            raise ValueError(f"feature_cache is for an AutoencoderFAE, got a {type(model).__name__}")
         self.data = data
         self.cache = CachedLatents(folder, data.seed, data.args.random_flip)
         source = AutoencoderFAE.from_pretrained(self.cache.folder / "tokenizer", image_encoder=None)
@@ -51,7 +53,11 @@ class FeatureData:
         self.cache.check_image_encoder(model)
         self._check_pictures()
         self.mean, self.std = source.features_mean, source.features_std
-        self.places = {row: place for place, row in enumerate(self.cache.train["row_id"].to_pylist())}
+        self.rows = {"train": self.cache.train, "validation": self.cache.validation}
+        self.places = {
+            split: {row: place for place, row in enumerate(rows["row_id"].to_pylist())}
+            for split, rows in self.rows.items()
+        }
 
     def __len__(self) -> int:
         return len(self.data)
@@ -64,9 +70,11 @@ class FeatureData:
                     f"{name} must be that of feature_cache, {settings[name]!r}, got {getattr(args, name)!r}"
                 )
         columns = {field.name: settings[field.name] for field in fields(DataArguments) if "column" in field.name}
-        labels = ImageData(replace(args, max_train_samples=settings["max_train_samples"], **columns), self.data.seed)
-        if fingerprint_split(labels, "train") != self.cache.index["content"]["train"]:
-            raise ValueError(f"feature_cache {str(self.cache.folder)!r} has the features of other pictures")
+        counts = {name: settings[name] for name in ("max_train_samples", "max_validation_samples")}
+        cached = ImageData(replace(args, **counts, **columns), settings["seed"])
+        for split, fingerprint in self.cache.index["content"].items():
+            if fingerprint_split(cached, split) != fingerprint:
+                raise ValueError(f"feature_cache {str(self.cache.folder)!r} has the features of other pictures")
 
     def signature(self, *place: int) -> dict:
         """As `ImageData.signature`."""
@@ -86,10 +94,14 @@ class FeatureData:
 
     def batches(self, batch_size: int, **place) -> Iterator[dict]:
         """As `ImageData.batches`, with "features"."""
-        return ({**batch, "features": self._features(batch)} for batch in self.data.batches(batch_size, **place))
+        for batch in self.data.batches(batch_size, **place):
+            yield {**batch, "features": self.read("train", batch["row_ids"].tolist(), batch["mirrored"].tolist())}
 
-    def _features(self, batch: dict) -> torch.Tensor:
-        places = [self.places[row] for row in batch["row_ids"].tolist()]
-        moments = self.cache.read(self.cache.train, places, batch["mirrored"].tolist())["moments"]
+    def read(self, split: str, row_ids: list[int], mirrored: list[bool]) -> torch.Tensor:
+        """Features (B, C, h, w) of rows of "train" or "validation", in float32."""
+        if missing := [row for row in row_ids if row not in self.places[split]]:
+            raise ValueError(f"feature_cache {str(self.cache.folder)!r} has no row {missing[0]} of {split!r}")
+        places = [self.places[split][row] for row in row_ids]
+        moments = self.cache.read(self.rows[split], places, mirrored)["moments"]
         # The cache's latents are standardised features: here they are wanted as the encoder gives them.
         return moments.chunk(2, dim=1)[0] * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)

@@ -3,8 +3,10 @@
 import hashlib
 import json
 
+from .data import ImageData
 
-__all__ = ["fingerprint_rows"]
+
+__all__ = ["fingerprint_rows", "fingerprint_split"]
 
 TAIL = 4096  # of compressed pictures the end depends on all of it: entropy codes, checksums
 
@@ -25,6 +27,13 @@ def fingerprint_rows(rows, image_column: str, columns: list[str]) -> str:
         values = [table[name].to_pylist() for name in columns]
         digest.update(json.dumps(values, default=str).encode())
     return digest.hexdigest()[:32]
+
+
+def fingerprint_split(data: ImageData, split: str) -> str:
+    """What identifies the rows of "train" or "validation": pictures, labels, captions and groups."""
+    args = data.args
+    columns = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
+    return fingerprint_rows(data.rows(split)[1], args.image_column, columns)
 
 
 def _end(cell):

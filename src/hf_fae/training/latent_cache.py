@@ -101,7 +101,7 @@ class CachedLatents:
         self.shape = tuple(self.index["shape"])
         id2label = self.index["id2label"]
         self.id2label = id2label and {int(label): name for label, name in id2label.items()}
-        self.train = self._open("train")
+        self.train, self.validation = self._open("train"), self._open("validation")
         self.random_flip = random_flip
         if random_flip and COPIES[1] not in self.train.column_names:
             raise ValueError(f"random_flip must be False: {str(folder)!r} has no mirrored copies, got True")
@@ -180,7 +180,7 @@ class CachedLatents:
 
     def validation_batches(self, batch_size: int) -> Iterator[dict]:
         """The validation rows in their order, unmirrored; the last batch may be smaller."""
-        rows = self._open("validation")
+        rows = self.validation
         for start in range(0, len(rows), batch_size):
             places = list(range(start, min(start + batch_size, len(rows))))
             yield self.read(rows, places, [False] * len(places))

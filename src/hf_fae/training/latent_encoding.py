@@ -12,22 +12,17 @@ from tqdm.auto import tqdm
 from ..latents import LatentAutoencoderMixin, check_finite, compression_ratio, latent_statistics
 from .damage import DamagedRow, DamageReport
 from .data import ImageData
+from .feature_cache import FeatureData
 from .files import write_whole
-from .fingerprints import fingerprint_rows
+from .fingerprints import fingerprint_split
 from .latent_cache import COPIES, GROUP, INDEX, LABELS, is_latent_cache, tokenizer_fingerprint
+from .objectives import frozen_features
 
 
-__all__ = ["encode_dataset", "fingerprint_split"]
+__all__ = ["encode_dataset"]
 
 SPLITS = ("train", "validation")
 SHOWN_DIFFERENCES = 6
-
-
-def fingerprint_split(data: ImageData, split: str) -> str:
-    """What identifies the rows of "train" or "validation": pictures, labels, captions and groups."""
-    args = data.args
-    columns = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
-    return fingerprint_rows(data.rows(split)[1], args.image_column, columns)
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,7 @@ def encode_dataset(
     rows_per_shard: int = 4096,
     num_workers: int = 0,
     max_damaged_share: float = 0.1,
+    features: FeatureData | None = None,
 ) -> dict:
     """Write the latents of the training and validation rows of `data` into `folder`.
 
@@ -65,14 +61,15 @@ def encode_dataset(
     the shards; what the files hold does not depend on how many there are.
 
     Args:
-        vae: a tokenizer with its frozen encoder, on the accelerator's device. It is left with the statistics of these
-            latents: mean and standard deviation of samples of the posterior over all training rows and their copies.
-            diffusers' `AutoencoderKL` keeps its own, the scaling factor in its config.
+        vae: a tokenizer, on the accelerator's device, with its frozen encoder if `features` is None. It is left with
+            the statistics of these latents: mean and standard deviation of samples of the posterior over all training
+            rows and their copies. diffusers' `AutoencoderKL` keeps its own, the scaling factor in its config.
         data: training rows get a mirrored copy if `random_flip` is set.
         source: where the tokenizer came from, for the record.
         batch_size: pictures of a forward pass; may be another one when a run goes on, at the price of rounding.
         num_workers: processes that decode pictures, per rank.
         max_damaged_share: damaged rows are left out; more than this share of them is an error.
+        features: what the frozen encoder gave for these pictures, at the precision of float16.
 
     Returns:
         What `index.json` holds.
@@ -112,7 +109,7 @@ def encode_dataset(
         _write_json(folder / INDEX, index)
     accelerator.wait_for_everyone()  # all have the same list before the first of these files appears
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    _encode(mine, rows, vae, accelerator, batch_size, num_workers, max_damaged_share)
+    _encode(mine, rows, vae, accelerator, batch_size, num_workers, max_damaged_share, features)
     accelerator.wait_for_everyone()
 
     side = data.args.resolution // compression_ratio(vae)
@@ -205,16 +202,24 @@ def _collate(examples):
 
 
 @torch.no_grad()
-def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged_share):
+def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged_share, features):
     """Write this process's shards."""
     statistics = latent_statistics(vae)[0].shape
     if isinstance(vae, LatentAutoencoderMixin):  # with these `encode` gives the unnormalised posterior
         vae.set_latent_statistics(torch.zeros_like(vae.latents_mean), torch.ones_like(vae.latents_std))
     vae.eval()
 
-    def encode(images):
+    def encode(split, batch, copy):
+        mirrored = copy == COPIES[1]
         with accelerator.autocast():
-            posterior = vae.encode(images).latent_dist
+            if features is None:
+                images = batch["pixel_values"].to(accelerator.device)
+                posterior = vae.encode(images.flip(-1) if mirrored else images).latent_dist
+            else:
+                maps = features.read(split, batch["row_ids"], [mirrored] * len(batch["row_ids"]))
+                posterior = vae.encode_features(
+                    *frozen_features(vae, {"features": maps.to(accelerator.device)})
+                ).latent_dist
         moments = torch.cat([posterior.mean, posterior.logvar], dim=1).half()  # the latter clamped to [-30, 20]
         check_finite("moments in float16", moments)
         return moments
@@ -231,9 +236,7 @@ def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged
                 for places in shard.batches(batch_size):
                     batch, damaged = next(loader)
                     if batch:
-                        images = batch.pop("pixel_values").to(accelerator.device)
-                        copies = zip(rows[split].copies, (images, images.flip(-1)), strict=False)
-                        writer.write(batch, {name: encode(pictures) for name, pictures in copies})
+                        writer.write(batch, {copy: encode(split, batch, copy) for copy in rows[split].copies})
                     writer.damaged += damaged
                     report.add(damaged)
                     rows_read += len(places)
