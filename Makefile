@@ -14,7 +14,7 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-floor lint format docs demo clean
+.PHONY: help setup test test-slow test-floor lint format docs demo demo-train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -63,7 +63,15 @@ docs: $(INSTALLED) ## build the documentation into build/docs, without a warning
 	$(PY) -m sphinx -W --keep-going -E -q docs build/docs $(ARGS)
 	@echo "Open build/docs/index.html"
 
-demo: $(INSTALLED) ## train a small FAE and generator on emoji and draw samples (at most 20 minutes on 2 cores)
+demo: $(INSTALLED) ## draw emoji with the models in checkpoints/, each in a new process
+	@mkdir -p outputs/demo
+	@for model in dit starflow; do \
+	    $(VENV)/bin/hf-fae generate --model checkpoints/fae-$$model-emoji-256 --output outputs/demo/$$model.png \
+	        --class $(DEMO_CLASSES) $(ARGS) || exit; \
+	done
+	@echo 'Train one yourself: "make demo-train" (minutes, small), docs/training-emoji.md (these very models), docs/training.md'
+
+demo-train: $(INSTALLED) ## train a small FAE and generator on emoji and draw samples (at most 20 minutes on 2 cores)
 	$(PY) training_scripts/demo.py $(ARGS)
 
 clean: ## delete build products, caches and outputs, not the virtual environments

@@ -63,13 +63,13 @@ def read(data: ImageData, places) -> torch.Tensor:
 
 
 @torch.no_grad()
-def draw(pipe, labels: list[int], **options) -> torch.Tensor:
+def draw(pipe, labels: list[int], precision: str, **options) -> torch.Tensor:
     """8-bit pictures (N, 3, H, W), each from a seed of its own: its number."""
     parts = []
     for start in tqdm(range(0, len(labels), BATCH), leave=False, unit="batch"):
         part = labels[start : start + BATCH]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             latents = pipe(class_labels=part, generator=generators, output_type="latent", **options).images
             parts.append(to_uint8(decode_latents(pipe.vae, latents)))
     return torch.cat(parts)
@@ -87,7 +87,7 @@ def table(args, judges, data, labels) -> None:
     validation = to_uint8(torch.cat([batch["pixel_values"] for batch in data.validation_batches(BATCH)]))
     print(f"| validation pictures | {judges.fid(validation):.1f} | {judges.kid(validation):.4f} |", flush=True)
     for name, path in args.model:
-        pictures = draw(open_pipeline(path), labels)
+        pictures = draw(open_pipeline(path), labels, args.mixed_precision)
         print(f"| {name} | {judges.fid(pictures):.1f} | {judges.kid(pictures):.4f} |", flush=True)
 
 
@@ -106,7 +106,9 @@ def sweep(args, judges, data, labels) -> None:
             if key not in default:
                 continue
             for value in values:
-                found[f"{key} {value}"] = judges.fid(draw(pipe, labels, **{**default, key: value}))
+                found[f"{key} {value}"] = judges.fid(
+                    draw(pipe, labels, args.mixed_precision, **{**default, key: value})
+                )
                 print(f"{name} {key} {value}: {found[f'{key} {value}']:.1f}", flush=True)
             axis.plot(values, [found[f"{key} {value}"] for value in values], "o-", label=name)
             axis.set(xlabel=key.replace("_", " "), ylabel="fid_effnet")
@@ -131,7 +133,7 @@ def nearest(args, judges, data, labels) -> None:
     print(f"validation pictures: median cosine to the nearest training picture {find(validation)[0].median():.3f}")
     for name, path in args.model:
         pipe = open_pipeline(path)
-        pictures = draw(pipe, labels)
+        pictures = draw(pipe, labels, args.mixed_precision)
         similarity, places = find(pictures)
         near = (similarity > find(validation)[0].quantile(0.95)).float().mean()
         print(f"{name}: median {similarity.median():.3f}; {near:.1%} nearer than 95 % of the validation pictures are")
@@ -157,6 +159,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--judges", type=Path, required=True, help="folder of efficientnet-lite0 and dinov2-small")
     parser.add_argument("--output", type=Path, required=True, help="folder of features and pictures")
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no", help="of drawing")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25, 50, 100])
     parser.add_argument("--shown", type=int, default=20, help="samples in the picture of nearest neighbours")

@@ -167,9 +167,10 @@ def main(argv: list[str] | None = None) -> None:
         model.save_pretrained(loop_args.output_dir)
 
     if args.encoder_type == "identity":
-        if loop.is_main:
-            save()
-        loop.print(f"saved to {loop_args.output_dir}: the features are its latents")
+        if not loop_args.dry_run:
+            if loop.is_main:
+                save()
+            loop.print(f"saved to {loop_args.output_dir}: the features are its latents")
         loop.accelerator.end_training()
         return
     loop.run(objective, data, validate, save)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from training_runs import ADVERSARIAL
 
 from hf_fae import AutoencoderFAE, DiTDHTransformer2DModel, FAEDiTPipeline, FAEStarFlowPipeline
+from hf_fae.training.latent_cache import CachedLatents
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -117,6 +118,8 @@ def test_stages_on_cached_features(tmp_path, encoder, parquet_folder, train_here
     identity = ["--encoder_type", "identity", "--latent_channels", "32", "--decoder_num_layers", "0"]
     identity += ["--image_encoder", str(encoder), *data]
     features, cache, pixels, fae, whole = (tmp_path / name for name in ("features", "cache", "pixels", "fae", "whole"))
+    train_here("train_fae", "smoke_fae.yaml", features, *identity, "--dry_run", "true")
+    assert not features.exists()
     train_here("train_fae", "smoke_fae.yaml", features, *identity)
     train_here("cache_latents", "smoke_cache_latents.yaml", cache, "--vae", str(features), *data)
     cached = [*data, "--feature_cache", str(cache)]
@@ -131,6 +134,9 @@ def test_stages_on_cached_features(tmp_path, encoder, parquet_folder, train_here
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not torch.equal(theirs["proj_in.weight"], made.pixel_decoder.state_dict()["proj_in.weight"])
     assert (made.latents_std != 1).all() and last(fae, "validation/feature_cosine") > -1
+
+    train_here("cache_latents", "smoke_cache_latents.yaml", tmp_path / "latents", "--vae", str(whole), *cached)
+    CachedLatents(tmp_path / "latents").check_tokenizer(done)
 
     # The same training on the pictures: features differ by the rounding of float16 only.
     train_here("train_fae", "smoke_fae.yaml", tmp_path / "slow", "--image_encoder", str(encoder), *data)
