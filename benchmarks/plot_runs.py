@@ -1,7 +1,8 @@
-"""The curves of a run's stages from their logs, as in docs/training.md (needs the extra `docs`).
+"""The curves of a run's stages from their logs, as in docs/training.md (needs matplotlib).
 
 python benchmarks/plot_runs.py outputs/emoji docs/images/emoji_curves.png
 python benchmarks/plot_runs.py outputs/emoji docs/images/emoji_starflow_curves.png --panels starflow
+python benchmarks/plot_runs.py outputs/emoji256 docs/images/emoji256_curves.png --panels emoji256
 """
 
 import argparse
@@ -32,6 +33,21 @@ PANELS = {
         ),
         ("generator: loss", [("4-dit", "loss", "train"), ("4-dit", "validation/loss", "validation")]),
         ("generator: loss by noise time", [("4-dit", f"loss_t/0.{i}", f"t from 0.{i}") for i in (0, 2, 4, 6, 8)]),
+    ],
+    "emoji256": [
+        (
+            "stage Ia: feature cosine",
+            [("1-fae", "feature_cosine", "train"), ("1-fae", "validation/feature_cosine", "validation")],
+        ),
+        (
+            "stages Ib and II: mean squared error of pixels in [0, 1]",
+            [("2-pixels", "loss", "Ib, noisy features"), ("3-fae", "loss", "II, decoded features")],
+        ),
+        ("LightningDiT: loss", [("4-dit", "loss", "train"), ("4-dit", "validation/loss", "validation")]),
+        (
+            "STARFlow: bits per dimension",
+            [("5-starflow", "bits_per_dim", "train"), ("5-starflow", "validation/bits_per_dim", "validation")],
+        ),
     ],
     "starflow": [
         (
