@@ -63,13 +63,7 @@ docs: $(INSTALLED) ## build the documentation into build/docs, without a warning
 	$(PY) -m sphinx -W --keep-going -E -q docs build/docs $(ARGS)
 	@echo "Open build/docs/index.html"
 
-demo: $(INSTALLED) ## draw emoji with the models in checkpoints/, each in a new process
-	@mkdir -p outputs/demo
-	@for model in dit starflow; do \
-	    $(VENV)/bin/hf-fae generate --model checkpoints/fae-$$model-emoji-256 --output outputs/demo/$$model.png \
-	        --class $(DEMO_CLASSES) $(ARGS) || exit; \
-	done
-	@echo 'Train one yourself: "make demo-train" (minutes, small), docs/training-emoji.md (these very models), docs/training.md'
+demo: demo-train ## the same, until checkpoints/ has a generator to draw with
 
 demo-train: $(INSTALLED) ## train a small FAE and generator on emoji and draw samples (at most 20 minutes on 2 cores)
 	$(PY) training_scripts/demo.py $(ARGS)

@@ -9,7 +9,7 @@ import torch
 import yaml
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from diffusers import AutoencoderKL, DiffusionPipeline
-from factories import tiny_fae_dit_pipeline, tiny_fae_starflow_pipeline, tiny_lightning_dit
+from factories import tiny_fae, tiny_fae_dit_pipeline, tiny_fae_starflow_pipeline, tiny_lightning_dit
 from PIL import Image
 
 from hf_fae.latents import encode_images
@@ -50,6 +50,7 @@ def pictures(tmp_path):
 def test_recipes_change_what_there_is(script):
     emoji = script("emoji")
     stages = emoji.stages(Path("out"), "encoder", "data")
+    assert emoji.stages(Path("out"), "encoder", "data", "fae").keys() == {"latents", "4-dit", "5-starflow"}
     known = {field.name for field in fields(LoopArguments)}
     for recipe in emoji.RECIPES.values():
         assert recipe.keys() <= stages.keys()
@@ -61,14 +62,20 @@ def test_recipes_change_what_there_is(script):
 
 
 def test_export_is_small_and_loads(tmp_path, script):
+    checkpoints = tmp_path / "checkpoints"
+    tiny_fae().save_pretrained(tmp_path / "3-fae")
+    script("emoji").export(tmp_path, checkpoints)
+    assert [folder.name for folder in checkpoints.iterdir()] == ["fae-emoji-256"]
+    weights = checkpoints / "fae-emoji-256" / "diffusion_pytorch_model.safetensors"
+    tokenizer = weights.read_bytes()
     tiny_fae_dit_pipeline().save_pretrained(tmp_path / "4-dit")
     tiny_fae_starflow_pipeline().save_pretrained(tmp_path / "5-starflow")
-    checkpoints = tmp_path / "checkpoints"
     for _ in range(2):  # over what is there, too
         script("emoji").export(tmp_path, checkpoints)
-    linked = list((checkpoints / "fae-starflow-emoji-256" / "vae").iterdir())
-    assert len(linked) == 2 and all(file.is_symlink() and file.is_file() for file in linked)
+    assert weights.read_bytes() == tokenizer
     for name in ("fae-dit-emoji-256", "fae-starflow-emoji-256"):
+        linked = list((checkpoints / name / "vae").iterdir())
+        assert len(linked) == 2 and all(file.is_symlink() and file.is_file() for file in linked)
         pipe = DiffusionPipeline.from_pretrained(checkpoints / name, dtype=torch.float32)
         assert pipe.vae.image_encoder is None and pipe.vae.config.image_encoder_id == "facebook/dinov2-small"
         weights = checkpoints / name / "transformer" / "diffusion_pytorch_model.safetensors"

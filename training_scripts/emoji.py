@@ -2,9 +2,12 @@
 
     python training_scripts/emoji.py --recipe session --output outputs/emoji256
 
+    python training_scripts/emoji.py --tokenizer checkpoints/fae-emoji-256 --output outputs/emoji256
+
 Each stage is one of the repository's own scripts with a config `configs/emoji256_*.yaml`; a recipe says which steps
-and batches take the place of those in the configs. A run that was stopped goes on where it was. --baselines trains the
-two that the FAE is compared with as well, --export writes both pipelines in float16, to be kept or pushed.
+and batches take the place of those in the configs. A run that was stopped goes on where it was. With --tokenizer only
+generators are trained, on that FAE. --baselines trains the two that the FAE is compared with as well, --export writes
+what there is in float16, to be kept or pushed.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import torch
 from demo import ENCODER, find_sources, has_fast_bf16, run
 from diffusers import DiffusionPipeline
 
-import hf_fae  # noqa: F401 - diffusers then knows its classes
+from hf_fae import AutoencoderFAE
 
 
 # Stage -> what replaces the settings of its config. "session" is the configs as they are, about two and a half hours
@@ -45,8 +48,13 @@ RECIPES = {
 }
 
 
-def stages(output: Path, encoder: str, data: str) -> dict[str, tuple[str, str, list[str]]]:
-    """Stage -> script, config and arguments, in their order; each stage's folder has its name."""
+def stages(
+    output: Path, encoder: str, data: str, tokenizer: str | None = None
+) -> dict[str, tuple[str, str, list[str]]]:
+    """Stage -> script, config and arguments, in their order; each stage's folder has its name.
+
+    Those that train a tokenizer are left out where there is one.
+    """
     features, pixels, fae, latents, vae, vae_latents = (
         str(output / name) for name in ("features", "2-pixels", "3-fae", "latents", "7-vae", "vae-latents")
     )
@@ -54,6 +62,16 @@ def stages(output: Path, encoder: str, data: str) -> dict[str, tuple[str, str, l
     cached = [*pictures, "--feature_cache", features]
     new = ["--image_encoder", encoder]
     raw = str(output / "0-features")
+    generators = {
+        "4-dit": ("train_generator.py", "generator", ["--dataset_name", latents]),
+        "5-starflow": ("train_starflow.py", "starflow", ["--dataset_name", latents]),
+    }
+    if tokenizer is not None:  # whose statistics stay as they are
+        encoding = ["--vae", tokenizer, "--image_encoder", encoder, *pictures]
+        generators = {
+            name: (*stage, [*arguments, "--vae", tokenizer]) for name, (*stage, arguments) in generators.items()
+        }
+        return {"latents": ("cache_latents.py", "latents", encoding), **generators}
     return {
         "0-features": ("train_fae.py", "features", [*new, *pictures]),
         "features": ("cache_latents.py", "latents", ["--vae", raw, *pictures]),
@@ -65,8 +83,7 @@ def stages(output: Path, encoder: str, data: str) -> dict[str, tuple[str, str, l
             ["--fae", str(output / "1-fae"), "--pixel_decoder", pixels, *cached],
         ),
         "latents": ("cache_latents.py", "latents", ["--vae", fae, *cached]),
-        "4-dit": ("train_generator.py", "generator", ["--dataset_name", latents]),
-        "5-starflow": ("train_starflow.py", "starflow", ["--dataset_name", latents]),
+        **generators,
         "6-raw-dit": ("train_generator.py", "generator", ["--vae", pixels, "--dataset_name", features]),
         "7-vae": ("../benchmarks/pixel_vae.py", "vae", pictures),
         "vae-latents": ("cache_latents.py", "latents", ["--vae", vae, *pictures]),
@@ -83,14 +100,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/emoji256"), help="folder of all runs")
     parser.add_argument("--encoder", help="DINOv2-small: a folder or a Hub id (default: the assets, else the Hub)")
     parser.add_argument("--data", help="Fluent Emoji: a folder or a Hub id (default: the assets)")
+    parser.add_argument("--tokenizer", help="train generators on this FAE: a folder or a Hub id (default: a new one)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode pictures")
     parser.add_argument("--baselines", action="store_true", help="train what the FAE is compared with as well")
-    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write both pipelines in float16 here")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write tokenizer and pipelines in float16 here")
     args = parser.parse_args()
+    if args.tokenizer is not None and args.baselines:
+        parser.error("--baselines need a run that trains a tokenizer of its own")
 
     encoder, data = find_sources(args.encoder, args.data, "training_scripts/emoji.py")
     precision = "bf16" if has_fast_bf16() else "no"
-    for name, (script, config, arguments) in stages(args.output, encoder, data).items():
+    for name, (script, config, arguments) in stages(args.output, encoder, data, args.tokenizer).items():
         if name in BASELINES and not args.baselines:
             continue
         settings = RECIPES[args.recipe].get(name, {})
@@ -103,19 +123,25 @@ def main() -> None:
 
 
 def export(output: Path, checkpoints: Path) -> None:
-    """Both pipelines in float16, without the frozen encoder; the flow's tokenizer is that of the denoiser, by links.
+    """What a run has made, in float16 and without the frozen encoder; the pipelines' tokenizers are links to one.
 
-    Cards that are there already are kept.
+    A tokenizer and cards that are there already are kept.
     """
-    folders = {"4-dit": checkpoints / "fae-dit-emoji-256", "5-starflow": checkpoints / "fae-starflow-emoji-256"}
-    for name, folder in folders.items():
+    tokenizer = checkpoints / "fae-emoji-256"
+    if not tokenizer.is_dir():
+        vae = AutoencoderFAE.from_pretrained(output / "3-fae", image_encoder=None, dtype=torch.float16)
+        vae.register_to_config(image_encoder_id=ENCODER)  # wherever it was loaded from here
+        vae.save_pretrained(tokenizer)
+    for name, pipeline in (("4-dit", "fae-dit-emoji-256"), ("5-starflow", "fae-starflow-emoji-256")):
+        if not (output / name / "model_index.json").is_file():
+            continue
+        folder = checkpoints / pipeline
         pipe = DiffusionPipeline.from_pretrained(output / name, dtype=torch.float16)
-        pipe.vae.register_to_config(image_encoder_id=ENCODER)  # wherever it was loaded from here
+        pipe.vae = AutoencoderFAE.from_pretrained(tokenizer, image_encoder=None, dtype=torch.float16)
         pipe.save_pretrained(folder)
-    shared, linked = (folder / "vae" for folder in folders.values())
-    for file in linked.iterdir():
-        file.unlink()
-        file.symlink_to(Path("..", "..", shared.parent.name, "vae", file.name))
+        for file in (folder / "vae").iterdir():
+            file.unlink()
+            file.symlink_to(Path("..", "..", tokenizer.name, file.name))
 
 
 if __name__ == "__main__":
