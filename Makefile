@@ -63,10 +63,10 @@ docs: $(INSTALLED) ## build the documentation into build/docs, without a warning
 	$(PY) -m sphinx -W --keep-going -E -q docs build/docs $(ARGS)
 	@echo "Open build/docs/index.html"
 
-demo: demo-train ## the same, until checkpoints/ has a generator to draw with
-
 demo-train: $(INSTALLED) ## train a small FAE and generator on emoji and draw samples (at most 20 minutes on 2 cores)
 	$(PY) training_scripts/demo.py $(ARGS)
+
+demo: demo-train ## the same, until checkpoints/ has a generator to draw with
 
 clean: ## delete build products, caches and outputs, not the virtual environments
 	rm -rf build dist outputs src/*.egg-info .pytest_cache .ruff_cache
