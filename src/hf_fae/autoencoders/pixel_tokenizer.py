@@ -1,0 +1,105 @@
+"""What tokenizers share that encode pixels themselves, with a ViT of their own and without a frozen encoder."""
+
+import torch
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from ..latents import LatentAutoencoderMixin, check_finite, normalized_posterior
+from ..layers.positions import grid_size, token_grid
+from ..modeling import StrictModelMixin
+
+
+__all__ = ["PixelTokenizerMixin"]
+
+
+class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMixin):
+    """Base of a tokenizer with an `encoder` and a `decoder`, for images of `config.sample_size`.
+
+    A subclass defines `encode_moments` and `decode_raw`; training calls its `forward`, in which patches can be hidden.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        return self.config.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of `config.sample_size`."""
+        return token_grid(self.config.sample_size, self.config.patch_size)
+
+    def encode_moments(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Mean and log-variance (B, 2C, h, w) of the unnormalised latents of images (B, 3, H, W)."""
+        raise NotImplementedError
+
+    def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) of unnormalised latents (B, C, h, w)."""
+        raise NotImplementedError
+
+    def check_size(self, pixel_values: torch.Tensor) -> None:
+        """Refuse images that the positions of the encoder are not made for.
+
+        Raises:
+            ValueError: not floating point (B, 3, H, W), or of another size than `config.sample_size`; larger ones are
+                taken where tiling is enabled.
+        """
+        self.check_images(pixel_values, multiple_of=self.config.patch_size)
+        got, wanted = tuple(pixel_values.shape[2:]), grid_size(self.config.sample_size)
+        is_tiled = getattr(self, "use_tiling", False) and all(a >= b for a, b in zip(got, wanted, strict=True))
+        if got != wanted and not is_tiled:
+            raise ValueError(
+                f"pixel_values must have images of {wanted[0]} x {wanted[1]}"
+                f"{', or larger ones after enable_tiling()' if hasattr(self, 'use_tiling') else ''}, "
+                f"got {got[0]} x {got[1]}"
+            )
+
+    def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
+        self.check_size(pixel_values)
+        moments = self._in_parts(self.encode_moments, pixel_values, input_unit=self.config.patch_size, output_unit=1)
+        return normalized_posterior(moments, self.latents_mean, self.latents_std)
+
+    @apply_forward_hook
+    def encode(self, pixel_values: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """The posterior of the normalised latents of images (B, 3, H, W) in [-1, 1].
+
+        `.latent_dist.sample(generator)` draws from it, `.latent_dist.mode()` is deterministic: both (B, C, h, w).
+
+        Raises:
+            ValueError: these are no finite images, or their size is not `config.sample_size` (see `check_size`).
+        """
+        check_finite("pixel_values", pixel_values)
+        posterior = self.posterior(pixel_values)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook
+    def decode(
+        self, latents: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple:
+        """Images (B, 3, H, W), about [-1, 1] and unclamped, of normalised latents (B, C, h, w).
+
+        `generator` is accepted as by all diffusers autoencoders; decoding is deterministic.
+
+        Raises:
+            ValueError: latents of another shape than those of images of `config.sample_size` (or, where tiling is
+                enabled, of larger ones).
+        """
+        self.check_latents(latents)
+        sample = self._in_parts(
+            lambda part: self.decode_raw(self.denormalize_latents(part).to(self.dtype)),
+            latents,
+            input_unit=1,
+            output_unit=self.config.patch_size,
+        )
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def check_latents(self, latents: torch.Tensor) -> None:
+        super().check_latents(latents)
+        got, wanted = tuple(latents.shape[2:]), self.latent_size(*grid_size(self.config.sample_size))
+        is_tiled = getattr(self, "use_tiling", False) and all(a >= b for a, b in zip(got, wanted, strict=True))
+        if got != wanted and not is_tiled:
+            raise ValueError(f"latents must have sides {wanted}, got {got}")
