@@ -46,7 +46,7 @@ GENERATORS = {
 
 @pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_pair(tokenizer, generator, tmp_path):
+def test_pair(tokenizer, generator, tmp_path, caplog):
     vae = TOKENIZERS[tokenizer]()
     make, make_pipeline, objective = GENERATORS[generator]
     transformer = make(in_channels=vae.config.latent_channels, sample_size=list(latent_size(vae, 32, 32)))
@@ -62,8 +62,11 @@ def test_pair(tokenizer, generator, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
+    assert "Expected types" not in caplog.text
     drawn, again = (
         some([1, "class 2"], generator=torch.Generator().manual_seed(0), output_type="pt").images
         for some in (pipe, loaded)
     )
-    assert drawn.shape == (2, 3, 32, 32) and torch.equal(drawn, again)
+    assert drawn.shape == (2, 3, 32, 32)
+    # Not to the bit: matrix products of weights that lie elsewhere in memory are rounded otherwise.
+    torch.testing.assert_close(drawn, again, atol=1e-5, rtol=0)

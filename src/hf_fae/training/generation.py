@@ -44,7 +44,7 @@ class GeneratorArguments:
     vae: str | None = field(
         default=None,
         metadata={
-            "help": "Tokenizer, AutoencoderFAE or AutoencoderKL (Hub id or folder); none: that of the latent cache or "
+            "help": "Tokenizer of hf_fae or AutoencoderKL (Hub id or folder); none: that of the latent cache or "
             "pipeline."
         },
     )
