@@ -34,10 +34,10 @@ def truncated_normal_mask_ratio(
         uniform: in [0, 1), any shape.
 
     Raises:
-        ValueError: these are no bounds within [0, 1), or `std` is not positive.
+        ValueError: these are no bounds within [0, 1], or `std` is not positive.
     """
-    if not 0 <= min_ratio <= max_ratio < 1:
-        raise ValueError(f"min_ratio and max_ratio must rise within [0, 1), got {min_ratio} and {max_ratio}")
+    if not 0 <= min_ratio <= max_ratio <= 1:
+        raise ValueError(f"min_ratio and max_ratio must rise within [0, 1], got {min_ratio} and {max_ratio}")
     if not 0 < std < math.inf:
         raise ValueError(f"std must be positive and finite, got {std}")
     # Through the inverse of the distribution function, in fp64: the tails of a narrow law are far out.
