@@ -263,6 +263,7 @@ PIXEL_TOKENIZER = {
     "odd size": (lambda vae: vae.encode(torch.zeros(1, 3, 36, 32)), "multiples of 8, got 1 of height 36, width 32"),
     "odd size, training": (lambda vae: vae(torch.zeros(1, 3, 32, 33)), "multiples of 8, got 1 of height 32, width 33"),
     "another size": (lambda vae: vae.encode(torch.zeros(1, 3, 40, 32)), "images of 32 x 32.*, got 40 x 32"),
+    "large": (lambda vae: vae(torch.zeros(1, 3, 64, 64)), "images of 32 x 32, got 64 x 64"),
     "small": (lambda vae: vae(torch.zeros(1, 3, 24, 32)), "images of 32 x 32.*, got 24 x 32"),
     "no image": (lambda vae: vae.encode(IMAGE[:0]), "got 0 of height 32, width 32"),
     "NaN": (lambda vae: vae.encode(IMAGE * NAN), "pixel_values must be finite, got 3072 NaN"),

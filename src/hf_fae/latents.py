@@ -81,7 +81,7 @@ def latent_size(vae: torch.nn.Module, height: int, width: int) -> tuple[int, int
     """Rows and columns of the latents of images of this size.
 
     Raises:
-        ValueError: a size that a 1-D tokenizer does not take, see `LatentAutoencoderMixin.latent_size`.
+        ValueError: a size that the tokenizer does not take.
     """
     if isinstance(vae, LatentAutoencoderMixin):
         return vae.latent_size(height, width)
@@ -170,7 +170,7 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         """Rows and columns of the latents of images of this size.
 
         Raises:
-            ValueError: a 1-D tokenizer, and another size than that of its training.
+            ValueError: a size that the tokenizer does not take; the base takes all.
         """
         ratio = self.spatial_compression_ratio
         return height // ratio, width // ratio

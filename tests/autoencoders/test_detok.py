@@ -220,6 +220,8 @@ def test_slices_and_tiles(images):
     large = torch.rand(1, 3, 72, 32) * 2 - 1
     latents = vae.encode(large).latent_dist.mode()
     assert latents.shape == (1, 4, 9, 4) and vae.decode(latents).sample.shape == large.shape
+    with pytest.raises(ValueError, match="images of 32 x 32, got 72 x 32"):  # training knows no tiles
+        vae(large)
     torch.testing.assert_close(latents[:, :, 0], vae.encode(large[:, :, :32]).latent_dist.mode()[:, :, 0])
 
 

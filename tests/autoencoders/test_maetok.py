@@ -194,7 +194,7 @@ def test_pipeline_knows_the_size_of_its_images():
     assert pipe.image_size == (32, 32)
     draw = {"class_labels": 1, "num_inference_steps": 1, "output_type": "latent"}
     assert pipe(**draw).images.shape == pipe(**draw, height=32, width=32).images.shape == (1, 4, 1, 6)
-    with pytest.raises(ValueError, match="images must be of 32 x 32 for an AutoencoderMAETok, got 64 x 32"):
+    with pytest.raises(ValueError, match="height and width must be 32 x 32, got 64 x 32"):
         pipe(**draw, height=64)
 
 

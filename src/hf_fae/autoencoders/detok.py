@@ -105,10 +105,9 @@ class DeTokDecoder(DeTokStack):
 
 @dataclass
 class AutoencoderDeTokOutput(BaseOutput):
-    """What a pass through l-DeTok gives.
+    """What a pass through l-DeTok gives: images (B, 3, H, W), about [-1, 1], and where their latents lie.
 
     Attributes:
-        sample: images (B, 3, H, W), about [-1, 1].
         moments: mean and log-variance (B, 2 * latent_channels, 1, K) of the *unnormalised* latents of the K patches
             that the encoder has seen, in raster order if it has seen all. The paper's KL term is the mean of
             `DiagonalGaussianDistribution(moments).kl()`.

@@ -187,10 +187,9 @@ class MAETokDecoder(LatentTokenStack):
 
 @dataclass
 class AutoencoderMAETokOutput(BaseOutput):
-    """What a pass through MAETok gives.
+    """What a pass through MAETok gives: images (B, 3, H, W), about [-1, 1], and what else is told from the latents.
 
     Attributes:
-        sample: images (B, 3, H, W), about [-1, 1].
         predictions: with `predict_targets` those of the auxiliary decoders by name, a vector for each patch
             (B, N, channels); `"caption"`: logits (B, caption_length, caption_vocab_size).
     """
@@ -231,6 +230,7 @@ class AutoencoderMAETok(PixelTokenizerMixin):
     _no_split_modules = ["TransformerBlock", "ModulatedBlock"]
     _repeated_blocks = ["TransformerBlock", "ModulatedBlock"]
     _skip_layerwise_casting_patterns = ["norm", "rotary"]
+    _keep_in_fp32_modules = ["latents_mean", "latents_std", "rotary"]  # rounded frequencies would be others
 
     @register_to_config
     def __init__(
@@ -311,10 +311,8 @@ class AutoencoderMAETok(PixelTokenizerMixin):
         self.init_latents(latent_channels, 1, 1, tile=None)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """As `LatentAutoencoderMixin.latent_size`: always (1, num_latent_tokens)."""
-        if (height, width) != grid_size(self.config.sample_size):
-            wanted = " x ".join(map(str, grid_size(self.config.sample_size)))
-            raise ValueError(f"images must be of {wanted} for an {type(self).__name__}, got {height} x {width}")
+        """As `PixelTokenizerMixin.latent_size`: always (1, num_latent_tokens)."""
+        super().latent_size(height, width)
         return 1, self.config.num_latent_tokens
 
     def image_size(self, rows: int, columns: int) -> tuple[int, int]:

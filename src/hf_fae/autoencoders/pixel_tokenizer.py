@@ -41,25 +41,33 @@ class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMix
         """Images (B, 3, H, W) of unnormalised latents (B, C, h, w)."""
         raise NotImplementedError
 
-    def check_size(self, pixel_values: torch.Tensor) -> None:
-        """Refuse images that the positions of the encoder are not made for.
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """As `LatentAutoencoderMixin.latent_size`; of sizes that `encode` refuses there are none."""
+        self._check_sides("height and width must be", (height, width), grid_size(self.config.sample_size), True)
+        return super().latent_size(height, width)
+
+    def check_size(self, pixel_values: torch.Tensor, in_tiles: bool = False) -> None:
+        """Refuse images that the encoder has no positions for.
+
+        Args:
+            in_tiles: larger images will do where tiling is enabled.
 
         Raises:
-            ValueError: not floating point (B, 3, H, W), or of another size than `config.sample_size`; larger ones are
-                taken where tiling is enabled.
+            ValueError: not floating point (B, 3, H, W), or of another size than `config.sample_size`.
         """
         self.check_images(pixel_values, multiple_of=self.config.patch_size)
-        got, wanted = tuple(pixel_values.shape[2:]), grid_size(self.config.sample_size)
-        is_tiled = getattr(self, "use_tiling", False) and all(a >= b for a, b in zip(got, wanted, strict=True))
-        if got != wanted and not is_tiled:
-            raise ValueError(
-                f"pixel_values must have images of {wanted[0]} x {wanted[1]}"
-                f"{', or larger ones after enable_tiling()' if hasattr(self, 'use_tiling') else ''}, "
-                f"got {got[0]} x {got[1]}"
-            )
+        size = tuple(pixel_values.shape[2:])
+        self._check_sides("pixel_values must have images of", size, grid_size(self.config.sample_size), in_tiles)
+
+    def _check_sides(self, requirement, got, wanted, in_tiles):
+        in_tiles = in_tiles and hasattr(self, "use_tiling")
+        if got == wanted or (in_tiles and self.use_tiling and got[0] >= wanted[0] and got[1] >= wanted[1]):
+            return
+        larger = ", or larger after enable_tiling()" if in_tiles else ""
+        raise ValueError(f"{requirement} {wanted[0]} x {wanted[1]}{larger}, got {got[0]} x {got[1]}")
 
     def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
-        self.check_size(pixel_values)
+        self.check_size(pixel_values, in_tiles=True)
         moments = self._in_parts(self.encode_moments, pixel_values, input_unit=self.config.patch_size, output_unit=1)
         return normalized_posterior(moments, self.latents_mean, self.latents_std)
 
@@ -98,8 +106,7 @@ class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMix
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def check_latents(self, latents: torch.Tensor) -> None:
+        """As `LatentAutoencoderMixin.check_latents`, and of the size of what `encode` gives."""
         super().check_latents(latents)
-        got, wanted = tuple(latents.shape[2:]), self.latent_size(*grid_size(self.config.sample_size))
-        is_tiled = getattr(self, "use_tiling", False) and all(a >= b for a, b in zip(got, wanted, strict=True))
-        if got != wanted and not is_tiled:
-            raise ValueError(f"latents must have sides {wanted}, got {got}")
+        wanted = self.latent_size(*grid_size(self.config.sample_size))
+        self._check_sides("latents must have sides", tuple(latents.shape[2:]), wanted, in_tiles=True)

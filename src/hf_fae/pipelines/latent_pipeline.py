@@ -109,7 +109,7 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
 
         Raises:
             ValueError: latents of another shape or not finite, another number of generators, or images of a size that
-                a 1-D tokenizer does not make.
+                the tokenizer does not make.
         """
         default_height, default_width = self.image_size
         size = (default_height if height is None else height, default_width if width is None else width)
