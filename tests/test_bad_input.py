@@ -271,7 +271,7 @@ PIXEL_TOKENIZER = {
         lambda vae: vae.decode(torch.zeros(1, 5, 4, 4)),
         r"latents must have shape \(batch, 4, .* \(1, 5,",
     ),
-    "latent sides": (lambda vae: vae.decode(torch.zeros(1, 4, 3, 5)), r"latents must have sides .*, got \(3, 5\)"),
+    "latent sides": (lambda vae: vae.decode(torch.zeros(1, 4, 3, 5)), "latents must have sides .*, got 3 x 5"),
     "statistics": (lambda vae: vae.set_latent_statistics(torch.zeros(4), torch.ones(4)), r"\(4, 1, 1\), got \(4,\)"),
 }
 
