@@ -4,8 +4,10 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from hf_fae import (
+    AutoencoderDeTok,
     AutoencoderDRoRAE,
     AutoencoderFAE,
+    AutoencoderMAETok,
     DiTDHTransformer2DModel,
     FAEDiTPipeline,
     FAEStarFlowPipeline,
@@ -77,12 +79,9 @@ def tiny_fae(with_encoder: bool = True, **config) -> AutoencoderFAE:
     vae = _build(lambda: AutoencoderFAE.from_encoder(tiny_encoder(), **config), seed=1)
     if not with_encoder:
         vae.image_encoder = None
-    channels, width = vae.config.latent_channels, vae.config.feature_dim
+    width = vae.config.feature_dim
     vae.set_feature_statistics(torch.linspace(-1, 1, width), torch.linspace(0.5, 2, width))
-    vae.set_latent_statistics(
-        torch.linspace(-0.5, 0.5, channels)[:, None, None], torch.linspace(0.5, 1.5, channels)[:, None, None]
-    )
-    return vae
+    return _with_statistics(vae)
 
 
 def tiny_identity_fae(**config) -> AutoencoderFAE:
@@ -127,6 +126,57 @@ def tiny_drorae(with_encoder: bool = True, **config) -> AutoencoderDRoRAE:
 def tiny_rae(**config) -> AutoencoderDRoRAE:
     """The same of the last layer alone."""
     return tiny_drorae(**{"fusion_type": "none", **config})
+
+
+def tiny_detok(**config) -> AutoencoderDeTok:
+    """An l-DeTok for 32 px images: latents (4, 4, 4), with statistics that are not the identity."""
+    config = {
+        "sample_size": 32,
+        "patch_size": 8,
+        "latent_channels": 4,
+        "encoder_hidden_size": 32,
+        "encoder_num_layers": 2,
+        "encoder_num_attention_heads": 2,
+        "decoder_hidden_size": 48,
+        "decoder_num_layers": 2,
+        "decoder_num_attention_heads": 3,
+        **config,
+    }
+    return _with_statistics(_build(lambda: AutoencoderDeTok(**config), seed=10))
+
+
+def tiny_maetok(**config) -> AutoencoderMAETok:
+    """A MAETok for 32 px images of 4 x 4 patches: latents (4, 1, 6), with statistics that are not the identity."""
+    config = {
+        "sample_size": 32,
+        "patch_size": 8,
+        "num_latent_tokens": 6,
+        "latent_channels": 4,
+        "encoder_hidden_size": 32,
+        "encoder_num_layers": 2,
+        "encoder_num_attention_heads": 2,
+        "decoder_hidden_size": 48,
+        "decoder_num_layers": 2,
+        "decoder_num_attention_heads": 3,
+        "auxiliary_hidden_size": 16,
+        "auxiliary_num_layers": 1,
+        "auxiliary_num_attention_heads": 2,
+        **config,
+    }
+    return _with_statistics(_build(lambda: AutoencoderMAETok(**config), seed=11))
+
+
+def tiny_released_maetok(**config) -> AutoencoderMAETok:
+    """The same as the published weights are: latents steer the decoder's blocks, rotary frequencies are learned."""
+    return tiny_maetok(**{"decoder_type": "modulated", "rope_type": "learned", "rope_theta": 10.0, **config})
+
+
+def _with_statistics(vae):
+    channels = vae.config.latent_channels
+    vae.set_latent_statistics(
+        torch.linspace(-0.5, 0.5, channels)[:, None, None], torch.linspace(0.5, 1.5, channels)[:, None, None]
+    )
+    return vae
 
 
 def tiny_dit_dh(**config) -> DiTDHTransformer2DModel:

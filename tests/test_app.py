@@ -188,7 +188,7 @@ def test_nothing_is_shown_before_an_upload(saved, demo):
     [
         ("dit", None, "comes without its frozen encoder and names none"),
         ("dit", "absent/folder/here", "absent/folder/here.* cannot be loaded"),
-        ("kl", None, "AutoencoderKL, which is no tokenizer of hf_fae"),
+        ("kl", None, "AutoencoderKL, which has no features of a frozen encoder"),
     ],
 )
 def test_reconstruct_without_an_encoder(saved, name, encoder, message):

@@ -6,10 +6,12 @@ import json
 import pytest
 import torch
 from factories import (
+    tiny_detok,
     tiny_fae,
     tiny_fae_dit_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_lightning_dit,
+    tiny_maetok,
     tiny_starflow,
     tiny_text_starflow,
     tiny_text_starflow_pipeline,
@@ -247,6 +249,97 @@ def test_tokenizer(vae, call, message):
     with pytest.raises(ValueError, match=message):
         call(vae)
     assert all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
+
+
+IMAGE = torch.zeros(1, 3, 32, 32)
+NOISE = torch.zeros(1, 4, 4, 4)
+# What l-DeTok and MAETok both refuse.
+PIXEL_TOKENIZER = {
+    "integers": (lambda vae: vae.encode(IMAGE.to(torch.uint8)), r"pixel_values must be floating point .* torch.uint8"),
+    "grey": (
+        lambda vae: vae.encode(IMAGE[:, :1]),
+        r"pixel_values must have shape \(batch, 3, .* got \(1, 1, ",
+    ),
+    "odd size": (lambda vae: vae.encode(torch.zeros(1, 3, 36, 32)), "multiples of 8, got 1 of height 36, width 32"),
+    "odd size, training": (lambda vae: vae(torch.zeros(1, 3, 32, 33)), "multiples of 8, got 1 of height 32, width 33"),
+    "another size": (lambda vae: vae.encode(torch.zeros(1, 3, 40, 32)), "images of 32 x 32.*, got 40 x 32"),
+    "large": (lambda vae: vae(torch.zeros(1, 3, 64, 64)), "images of 32 x 32, got 64 x 64"),
+    "small": (lambda vae: vae(torch.zeros(1, 3, 24, 32)), "images of 32 x 32.*, got 24 x 32"),
+    "no image": (lambda vae: vae.encode(IMAGE[:0]), "got 0 of height 32, width 32"),
+    "NaN": (lambda vae: vae.encode(IMAGE * NAN), "pixel_values must be finite, got 3072 NaN"),
+    "channels": (
+        lambda vae: vae.decode(torch.zeros(1, 5, 4, 4)),
+        r"latents must have shape \(batch, 4, .* \(1, 5,",
+    ),
+    "latent sides": (lambda vae: vae.decode(torch.zeros(1, 4, 3, 5)), "latents must have sides .*, got 3 x 5"),
+    "statistics": (lambda vae: vae.set_latent_statistics(torch.zeros(4), torch.ones(4)), r"\(4, 1, 1\), got \(4,\)"),
+}
+
+
+@pytest.mark.parametrize("call, message", PIXEL_TOKENIZER.values(), ids=PIXEL_TOKENIZER)
+@pytest.mark.parametrize("make", [tiny_detok, tiny_maetok])
+def test_tokenizer_of_pixels(make, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make())
+
+
+DETOK = {
+    "too many patches": ({"visible_patches": torch.zeros(1, 17, dtype=torch.long)}, r"\(1, 1 to 16\), .* \(1, 17\)"),
+    "no patch": ({"visible_patches": torch.zeros(1, 0, dtype=torch.long)}, r"visible_patches must .* of \(1, 0\)"),
+    "mask": ({"visible_patches": torch.ones(1, 16, dtype=torch.bool)}, "visible_patches must be long .* torch.bool"),
+    "level alone": ({"noise_level": torch.zeros(1)}, "latent_noise and noise_level must be given together, got None"),
+    "noise alone": ({"latent_noise": NOISE}, "must be given together, got Tensor and NoneType"),
+    "levels": (
+        {"latent_noise": NOISE, "noise_level": torch.zeros(2)},
+        r"noise_level must have shape \(1,\), got \(2,\)",
+    ),
+    "noise": (
+        {"posterior_noise": NOISE[:, :3]},
+        r"posterior_noise must have shape \(1, 4, .* got \(1, 3, 4, 4\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, message", DETOK.values(), ids=DETOK)
+def test_corruption_of_detok(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_detok()(IMAGE, **arguments)
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(1, 16), torch.zeros(2, 16, dtype=torch.bool)])
+def test_masks_of_maetok(mask):
+    with pytest.raises(ValueError, match=r"patch_mask must be bool of shape \(1, 16\), got torch.\w+ of \(\d, 16\)"):
+        tiny_maetok()(IMAGE, mask)
+
+
+PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
+    "size": (tiny_detok, {"sample_size": 36}, "sample_size must be a multiple of patch_size 8, got 36"),
+    "heads": (
+        tiny_detok,
+        {"encoder_num_attention_heads": 3},
+        "encoder_num_attention_heads must cut .* 32 .* got 3",
+    ),
+    "noise": (tiny_detok, {"noise_type": "salt"}, r"noise_type must be one of \['interpolate', 'add'\], got 'salt'"),
+    "gamma": (tiny_detok, {"noise_gamma": -1.0}, "noise_gamma must be finite and not negative, got -1.0"),
+    "1-D size": (tiny_maetok, {"sample_size": [32, 36]}, r"sample_size must be a multiple of .* got \[32, 36\]"),
+    "narrow": (tiny_maetok, {"decoder_num_attention_heads": 24}, "decoder_num_attention_heads must cut .* got 24"),
+    "decoder": (
+        tiny_maetok,
+        {"decoder_type": "gan"},
+        r"decoder_type must be one of \['plain', .*, got 'gan'",
+    ),
+    "rope": (tiny_maetok, {"rope_type": "none"}, r"rope_type must be one of \['axial', 'learned'\], got 'none'"),
+    "target": (tiny_maetok, {"auxiliary_targets": {"caption": 3}}, "auxiliary_targets must not be named 'caption'"),
+    "half a caption": (tiny_maetok, {"caption_length": 3}, "caption_length must be given together, got None and 3"),
+}
+
+
+@pytest.mark.parametrize(
+    "make, config, message", PIXEL_TOKENIZERS_THAT_CANNOT_BE.values(), ids=PIXEL_TOKENIZERS_THAT_CANNOT_BE
+)
+def test_tokenizer_of_pixels_that_cannot_be(make, config, message):
+    with pytest.raises(ValueError, match=message):
+        make(**config)
 
 
 def test_encode_without_encoder_names_the_remedy():

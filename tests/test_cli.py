@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from factories import (
+    tiny_detok,
     tiny_encoder,
     tiny_fae,
     tiny_fae_dit_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_kl,
+    tiny_maetok,
     tiny_starflow,
     tiny_text_starflow_pipeline,
 )
@@ -155,6 +157,15 @@ def test_reconstruct(saved, tmp_path, capsys, model, dtype):
     assert all("PSNR" in line and "feature cosine" in line for line in lines[:4])
     width, height = Image.open(output).size
     assert width >= 6 * 32 and height >= 32
+
+
+@pytest.mark.parametrize("make", [tiny_detok, tiny_maetok])
+def test_reconstruct_without_features(saved, tmp_path, capsys, make):
+    make().save_pretrained(tmp_path / "tokenizer")
+    output = tmp_path / "sheet.png"
+    main(["reconstruct", "--model", str(tmp_path / "tokenizer"), str(saved / "grey.png"), "--output", str(output)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "PSNR" in lines[0] and "cosine" not in lines[0] and output.is_file()
 
 
 def test_reconstruct_with_a_given_encoder_is_the_same(saved, tmp_path):

@@ -8,12 +8,15 @@ import pytest
 import torch
 from diffusers import AutoModel
 from factories import (
+    tiny_detok,
     tiny_dit_dh,
     tiny_drorae,
     tiny_fae,
     tiny_identity_fae,
     tiny_lightning_dit,
+    tiny_maetok,
     tiny_rae,
+    tiny_released_maetok,
     tiny_sit,
     tiny_starflow,
     tiny_text_starflow,
@@ -44,6 +47,24 @@ def images(batch_size: int) -> dict:
     return {"pixel_values": torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1}
 
 
+def corrupted_images(batch_size: int) -> dict:
+    """Images of which 10 of 16 patches are left, with noise on their latents."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(2, batch_size, 4, 4, 4, generator=generator)
+    return {
+        **images(batch_size),
+        "visible_patches": torch.rand(batch_size, 16, generator=generator).argsort(dim=1)[:, :10],
+        "posterior_noise": noise[0],
+        "latent_noise": noise[1],
+        "noise_level": torch.linspace(0, 0.3, batch_size),
+    }
+
+
+def masked_images(batch_size: int) -> dict:
+    mask = torch.rand(batch_size, 16, generator=torch.Generator().manual_seed(3)) < 0.5
+    return {**images(batch_size), "patch_mask": mask}
+
+
 def noisy_latents(batch_size: int) -> dict:
     generator = torch.Generator().manual_seed(1)
     return {
@@ -71,6 +92,9 @@ CASES = {
     "AutoencoderFAE of features": ModelCase(tiny_identity_fae, images, lora=False),
     "AutoencoderDRoRAE": ModelCase(tiny_drorae, images, lora=False),
     "RAE": ModelCase(tiny_rae, images, lora=False),
+    "AutoencoderDeTok": ModelCase(tiny_detok, corrupted_images, lora=False),
+    "AutoencoderMAETok": ModelCase(tiny_maetok, masked_images, lora=False),
+    "released MAETok": ModelCase(tiny_released_maetok, masked_images, lora=False),
     "LightningDiT": ModelCase(tiny_lightning_dit, noisy_latents),
     "DiTDH": ModelCase(tiny_dit_dh, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),

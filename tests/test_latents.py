@@ -2,9 +2,16 @@
 
 import pytest
 import torch
-from factories import tiny_fae, tiny_kl
+from factories import tiny_detok, tiny_fae, tiny_kl, tiny_maetok
 
-from hf_fae.latents import compression_ratio, decode_latents, encode_images, latent_statistics
+from hf_fae.latents import (
+    compression_ratio,
+    decode_latents,
+    encode_images,
+    image_size,
+    latent_size,
+    latent_statistics,
+)
 
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32).sin()
@@ -45,7 +52,14 @@ def test_half_precision():
     assert decode_latents(vae, torch.zeros(1, 4, 4, 4)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("make", [tiny_fae, tiny_kl])
+@pytest.mark.parametrize("make", [tiny_fae, tiny_kl, tiny_detok, tiny_maetok])
+def test_sizes(make):
+    vae = make()
+    size = tuple(encode_images(vae, IMAGES).mode().shape[2:])
+    assert latent_size(vae, 32, 32) == size and image_size(vae, *size) == (32, 32)
+
+
+@pytest.mark.parametrize("make", [tiny_fae, tiny_kl, tiny_detok])
 def test_compression_ratio(make):
     vae = make()
     assert encode_images(vae, IMAGES).mode().shape[-1] * compression_ratio(vae) == 32

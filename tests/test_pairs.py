@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from factories import (
+    tiny_detok,
     tiny_dit_dh,
     tiny_drorae,
     tiny_fae,
@@ -15,12 +16,13 @@ from factories import (
     tiny_identity_fae,
     tiny_kl,
     tiny_lightning_dit,
+    tiny_maetok,
     tiny_rae,
     tiny_sit,
     tiny_starflow,
 )
 
-from hf_fae.latents import compression_ratio
+from hf_fae.latents import latent_size
 from hf_fae.training.objectives import FlowMatchingObjective, STARFlowObjective
 from hf_fae.training.randomness import ImageRandom
 
@@ -30,6 +32,8 @@ TOKENIZERS = {
     "features": tiny_identity_fae,
     "RAE": tiny_rae,
     "DRoRAE": tiny_drorae,
+    "l-DeTok": tiny_detok,
+    "MAETok": tiny_maetok,
     "AutoencoderKL": lambda: tiny_kl(sample_size=32),
 }
 GENERATORS = {
@@ -42,11 +46,10 @@ GENERATORS = {
 
 @pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_pair(tokenizer, generator, tmp_path):
+def test_pair(tokenizer, generator, tmp_path, caplog):
     vae = TOKENIZERS[tokenizer]()
     make, make_pipeline, objective = GENERATORS[generator]
-    channels, side = vae.config.latent_channels, 32 // compression_ratio(vae)
-    transformer = make(in_channels=channels, sample_size=side)
+    transformer = make(in_channels=vae.config.latent_channels, sample_size=list(latent_size(vae, 32, 32)))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     objective = objective(transformer, vae).train()
     objective({"pixel_values": images, "class_labels": torch.tensor([1, 2])}, ImageRandom(0, 0, "cpu"))[
@@ -59,8 +62,11 @@ def test_pair(tokenizer, generator, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
+    assert "Expected types" not in caplog.text
     drawn, again = (
         some([1, "class 2"], generator=torch.Generator().manual_seed(0), output_type="pt").images
         for some in (pipe, loaded)
     )
-    assert drawn.shape == (2, 3, 32, 32) and torch.equal(drawn, again)
+    assert drawn.shape == (2, 3, 32, 32)
+    # Not to the bit: matrix products of weights that lie elsewhere in memory are rounded otherwise.
+    torch.testing.assert_close(drawn, again, atol=1e-5, rtol=0)

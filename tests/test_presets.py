@@ -130,6 +130,53 @@ def test_starflow(name, exact, layers, width, channels):
         assert table.shape == (1001, width)
 
 
+@pytest.mark.parametrize(
+    ("pair", "published"),
+    [("bb", 171.71), ("ss", 51.50), ("sb", 111.61), ("bs", 111.61), ("sl", 329.1), ("ls", 329.1)]
+    + [("bl", 389.2), ("lb", 389.2), ("ll", 606.6), ("xlxl", 895.0)],
+)
+def test_detok(pair, published):
+    """Section 1 of the l-DeTok specification."""
+    report = inspect(f"detok-{pair}")
+    assert report["parameters"]["total"] / 1e6 == pytest.approx(published, abs=0.05)
+    assert report["shapes"] == {"moments": [32, 16, 16], "latents": [16, 16, 16], "image": [3, 256, 256]}
+    if pair == "bb":
+        assert report["parameters"] == {"encoder": 85_861_664, "decoder": 85_850_964, "total": 171_712_628}
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_maetok(size):
+    """Section 1 of the MAETok specification. Its 176 M is what this counts with the three auxiliary decoders."""
+    report = inspect("maetok-b-128" if size == 256 else "maetok-b-128-512")
+    assert round(report["parameters"]["total"] / 1e6) == 176
+    assert report["parameters"]["encoder"] + report["parameters"]["decoder"] == 171_677_216
+    assert report["shapes"] == {"moments": [64, 1, 128], "latents": [32, 1, 128], "image": [3, size, size]}
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("sit-b-1-detok", 130_303_504),
+        ("sit-l-1-detok", 457_824_272),
+        ("sit-xl-1-detok", 674_816_272),
+        ("sit-l-1-maetok", 457_857_056),
+        ("sit-xl-1-maetok", 674_853_152),
+        ("lightningdit-xl-1-maetok", 674_961_824),
+    ],
+)
+def test_denoisers_of_detok_and_maetok(name, exact):
+    """Section 1 of their specifications, without the fixed table of positions."""
+    model = build_preset(name, device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == exact
+    assert inspect(name)["shapes"]["sample"] == ([32, 1, 128] if name.endswith("maetok") else [16, 16, 16])
+
+
+@pytest.mark.parametrize(("size", "exact"), [("b", 130_531_600), ("l", 458_120_176), ("xl", 675_219_856)])
+def test_lightning_dit_of_detok(size, exact):
+    """The reference trains its table of positions, so these counts have it."""
+    assert count_parameters(build_preset(f"lightningdit-{size}-1-detok", device="meta")) == exact
+
+
 def test_swiglu_widths(fae):
     width = {block.ff.net[2].in_features for block in fae.feature_decoder.blocks}
     assert width == {4096}  # for 1536

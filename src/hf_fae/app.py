@@ -97,7 +97,7 @@ class Models:
         """
         vae = self.pipeline(name).vae
         if not hasattr(vae, "decode_features"):
-            raise ValueError(f"model {name!r} has a {type(vae).__name__}, which is no tokenizer of hf_fae")
+            raise ValueError(f"model {name!r} has a {type(vae).__name__}, which has no features of a frozen encoder")
         if vae.image_encoder is None:
             encoder = self.image_encoder or vae.config.image_encoder_id
             if encoder is None:
@@ -131,7 +131,7 @@ class Demo:
             return says, gr.update(choices=[], value=None), gr.skip(), gr.skip(), gr.update(interactive=False)
         config = pipe.transformer.config
         classes = [(pipe.id2label.get(index, f"class {index}"), index) for index in range(config.num_classes)]
-        sides = " x ".join(str(side * pipe.vae_scale_factor) for side in grid_size(config.sample_size))
+        sides = " x ".join(map(str, pipe.image_size))
         millions = (count_parameters(pipe.transformer) + count_parameters(pipe.vae)) / 1e6
         guidance = _own_guidance(pipe)
         scale = _scale_of(guidance)

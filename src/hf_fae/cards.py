@@ -47,10 +47,12 @@ FOOTER = "<!-- Written by hf_fae, which replaces this card with every push until
 
 # Class -> arXiv id and title of the paper that describes it.
 PAPERS = {
+    "AutoencoderDeTok": ("2507.15856", "Latent Denoising Makes Good Tokenizers"),
     "AutoencoderFAE": (
         "2512.07829",
         "One Layer Is Enough: Adapting Pretrained Visual Encoders for Image Generation",
     ),
+    "AutoencoderMAETok": ("2502.03444", "Masked Autoencoders Are Effective Tokenizers for Diffusion Models"),
     "LightningDiTTransformer2DModel": (
         "2501.01423",
         "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",

@@ -155,26 +155,30 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     from .evaluation.reconstruction import feature_cosine, psnr
     from .images import make_grid, to_pil
+    from .latents import LatentAutoencoderMixin
     from .layers.positions import grid_size
     from .loading import open_tokenizer
     from .training.pictures import center_crop
 
     pictures = [_read_picture(path) for path in args.images]
     vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).to(args.device)
-    if not hasattr(vae, "decode_features"):
+    if not isinstance(vae, LatentAutoencoderMixin):
         raise ValueError(f"--model {args.model!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
+    has_features = hasattr(vae, "decode_features")
     size = min(grid_size(vae.config.sample_size))
     processor = VaeImageProcessor(do_resize=False)
     sheet, captions, scores = [], [], []
     for path, picture in zip(tqdm(args.images, unit="picture"), pictures, strict=True):
         pixel_values = processor.preprocess(center_crop(picture, size)).to(args.device, vae.dtype)
         with torch.no_grad():
-            features, grid = vae.extract_features(pixel_values)
-            latents = vae.encode_features(features, grid).latent_dist.mode()
+            if has_features:
+                features, grid = vae.extract_features(pixel_values)
+                latents = vae.encode_features(features, grid).latent_dist.mode()
+                cosines = [feature_cosine(vae.decode_features(latents), vae.last_features(features))]
+            else:
+                latents, cosines = vae.encode(pixel_values).latent_dist.mode(), []
             sample = vae.decode(latents).sample
-            scores.append(
-                (psnr(sample, pixel_values), feature_cosine(vae.decode_features(latents), vae.last_features(features)))
-            )
+            scores.append((psnr(sample, pixel_values), *cosines))
         sheet += to_pil(pixel_values) + to_pil(sample)
         captions += [path.stem, f"{scores[-1][0]:.2f} dB"]
     make_grid(sheet, columns=2 * min(len(pictures), 4), labels=captions).save(args.output)
@@ -182,9 +186,9 @@ def _reconstruct(args: argparse.Namespace) -> None:
     rows = [(str(path), *score) for path, score in zip(args.images, scores, strict=True)]
     if len(rows) > 1:
         rows.append(("mean", *torch.tensor(scores).mean(dim=0)))
-    width = max(len(name) for name, _, _ in rows)
-    for name, decibel, cosine in rows:
-        print(f"{name:{width}}  PSNR {decibel:6.2f} dB  feature cosine {cosine:.4f}")
+    width = max(len(name) for name, *_ in rows)
+    for name, decibel, *cosines in rows:
+        print(f"{name:{width}}  PSNR {decibel:6.2f} dB", *(f" feature cosine {cosine:.4f}" for cosine in cosines))
     print(f"wrote {args.output}")
 
 

@@ -19,6 +19,7 @@ from torch import nn
 import hf_fae
 
 from .autoencoders.frozen_encoder import SUBFOLDER as ENCODER_FOLDER
+from .autoencoders.frozen_encoder import FrozenEncoderMixin
 from .encoders import VisionEncoder
 from .generators.class_table import ClassTableMixin
 from .latents import LatentAutoencoderMixin
@@ -45,7 +46,7 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
         model: a tokenizer or a generator on the meta device, where running it costs nothing.
     """
     config, tensors = model.config, {}
-    if isinstance(model, LatentAutoencoderMixin):
+    if isinstance(model, FrozenEncoderMixin):
         grid = token_grid(config.sample_size, config.patch_size)
         features = torch.empty(1, *model.feature_shape, device="meta")
         posterior = model.encode_features(features, grid).latent_dist
@@ -54,6 +55,14 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
             "moments": posterior.parameters,
             "latents": posterior.mean,
             "decoded_features": model.decode_features(posterior.mean),
+            "image": model.decode(posterior.mean).sample,
+        }
+    elif isinstance(model, LatentAutoencoderMixin):
+        images = torch.empty(1, 3, *grid_size(config.sample_size), device="meta")
+        posterior = model.encode(images).latent_dist
+        tensors = {
+            "moments": posterior.parameters,
+            "latents": posterior.mean,
             "image": model.decode(posterior.mean).sample,
         }
     elif isinstance(model, ClassTableMixin):  # a generator

@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DiagonalGaussian
 
 
 __all__ = [
+    "MAX_LOGVAR",
     "MIN_LOGVAR",
     "LatentAutoencoderMixin",
     "blend_tiles",
@@ -18,6 +19,8 @@ __all__ = [
     "compression_ratio",
     "decode_latents",
     "encode_images",
+    "image_size",
+    "latent_size",
     "latent_statistics",
     "normalized_posterior",
 ]
@@ -68,10 +71,30 @@ def decode_latents(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
 
 
 def compression_ratio(vae: torch.nn.Module) -> int:
-    """Image pixels per latent, along each axis."""
+    """Image pixels per latent, along each axis; of a 1-D tokenizer, per patch."""
     if isinstance(vae, LatentAutoencoderMixin):
         return vae.spatial_compression_ratio
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def latent_size(vae: torch.nn.Module, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the latents of images of this size.
+
+    Raises:
+        ValueError: a size that the tokenizer does not take.
+    """
+    if isinstance(vae, LatentAutoencoderMixin):
+        return vae.latent_size(height, width)
+    ratio = compression_ratio(vae)
+    return height // ratio, width // ratio
+
+
+def image_size(vae: torch.nn.Module, rows: int, columns: int) -> tuple[int, int]:
+    """Height and width of the images of latents of this size."""
+    if isinstance(vae, LatentAutoencoderMixin):
+        return vae.image_size(rows, columns)
+    ratio = compression_ratio(vae)
+    return rows * ratio, columns * ratio
 
 
 def _starts(size: int, tile: int, stride: int) -> list[int]:
@@ -130,16 +153,43 @@ class LatentAutoencoderMixin(AutoencoderMixin):
 
     _keep_in_fp32_modules = ["latents_mean", "latents_std"]
 
-    def init_latents(self, *shape: int, tile: tuple[int, int]) -> None:
+    def init_latents(self, *shape: int, tile: tuple[int, int] | None) -> None:
         """Make the statistics buffers of `shape`: (C, 1, 1) per channel or (C, H, W) per element; identity at first.
 
-        `tile` is the height and width in latent cells above which `enable_tiling` works in tiles of that size.
+        `tile` is the height and width in latent cells above which `enable_tiling` works in tiles of that size; with
+        None it is refused.
         """
         self.register_buffer("latents_mean", torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("latents_std", torch.ones(shape, dtype=torch.float32))
         self.use_slicing = False
-        self.use_tiling = False
+        if tile is not None:
+            self.use_tiling = False
         self._tile = tile
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the latents of images of this size.
+
+        Raises:
+            ValueError: a size that the tokenizer does not take; the base takes all.
+        """
+        ratio = self.spatial_compression_ratio
+        return height // ratio, width // ratio
+
+    def image_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width of the images of latents of this size."""
+        ratio = self.spatial_compression_ratio
+        return rows * ratio, columns * ratio
+
+    def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
+        """Tensors and settings on which latents depend, beside a frozen encoder."""
+        raise NotImplementedError
+
+    def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
+        """What `encode` gives of images (B, 3, H, W), whole and at once.
+
+        It does not look for NaN, for which `encode` has to wait for the device: this is for training loops.
+        """
+        raise NotImplementedError
 
     def _apply(self, fn, recurse=True):
         # A cast to half precision must not round the statistics, which `save_pretrained` would then keep so.
@@ -180,7 +230,7 @@ class LatentAutoencoderMixin(AutoencoderMixin):
 
         def in_tiles(part):
             height, width = part.shape[2] // input_unit, part.shape[3] // input_unit
-            if self.use_tiling and (height > self._tile[0] or width > self._tile[1]):
+            if self._tile and self.use_tiling and (height > self._tile[0] or width > self._tile[1]):
                 return blend_tiles(function, part, self._tile, input_unit, output_unit)
             return function(part)
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, AutoModel
 
 from .autoencoders.frozen_encoder import FrozenEncoderMixin
+from .latents import LatentAutoencoderMixin
 
 
 __all__ = ["loading", "open_tokenizer"]
@@ -31,7 +32,7 @@ def loading(argument: str, value: str):
 
 def open_tokenizer(
     path: str, encoder: str | None = None, dtype: torch.dtype = torch.float32
-) -> FrozenEncoderMixin | AutoencoderKL:
+) -> LatentAutoencoderMixin | AutoencoderKL:
     """A tokenizer, or that of a pipeline, ready to encode.
 
     Args:
@@ -57,7 +58,7 @@ def open_tokenizer(
         location = {"subfolder": "vae"} if is_pipeline else {}
         keep_encoder = {"image_encoder": None} if encoder else {}
         vae = AutoModel.from_pretrained(path, dtype=dtype, **location, **keep_encoder)
-    if not isinstance(vae, (FrozenEncoderMixin, AutoencoderKL)):
+    if not isinstance(vae, (LatentAutoencoderMixin, AutoencoderKL)):
         raise ValueError(f"--model {path!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
     if isinstance(vae, FrozenEncoderMixin) and vae.image_encoder is None:
         name = encoder or vae.config.image_encoder_id

@@ -74,6 +74,33 @@ def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
     return "AutoencoderDRoRAE", config
 
 
+# Widths, layers and heads of l-DeTok's halves (arXiv 2507.15856): not those of ViT.
+DETOK_SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+DETOK_PAIRS = ("ss", "sb", "sl", "bs", "bb", "bl", "ls", "lb", "ll", "xlxl")
+
+
+def _detok(pair: str) -> tuple[str, dict]:
+    """l-DeTok for 256 px; its pair of letters is that of encoder and decoder."""
+    config = {}
+    for half, size in (("encoder", pair[: len(pair) // 2]), ("decoder", pair[len(pair) // 2 :])):
+        width, num_layers, heads = DETOK_SIZES[size]
+        config |= {
+            f"{half}_hidden_size": width,
+            f"{half}_num_layers": num_layers,
+            f"{half}_num_attention_heads": heads,
+        }
+    return "AutoencoderDeTok", config
+
+
+def _maetok(sample_size: int) -> tuple[str, dict]:
+    """MAETok's tokenizer for ImageNet (arXiv 2502.03444, Table 7), with its three auxiliary decoders.
+
+    Their targets are HOG of 9 bins, 3 colours and 2 x 2 cells, DINOv2-L and SigLIP SO400M.
+    """
+    targets = {"hog": 108, "dinov2": 1024, "siglip": 1152}
+    return "AutoencoderMAETok", {"sample_size": sample_size, "auxiliary_targets": targets}
+
+
 # DiT's sizes (arXiv 2212.09748, Table 1), which SiT and LightningDiT keep: layers, heads, head width.
 DIT_SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "l": (24, 16, 64), "xl": (28, 16, 72)}
 # The two ends of FAE's Table 6.
@@ -83,13 +110,13 @@ DIT_KINDS = {
 }
 
 
-def _dit(kind: str, size: str) -> tuple[str, dict]:
-    """A denoiser with patch size 1 for 16 x 16 x 32 latents and the 1000 classes of ImageNet (FAE, appendix D)."""
+def _dit(kind: str, size: str, in_channels: int = 32, sample_size: int | list[int] = 16) -> tuple[str, dict]:
+    """A denoiser with patch size 1 for the 1000 classes of ImageNet, by default for FAE's latents (appendix D)."""
     num_layers, heads, head_dim = DIT_SIZES[size]
     config = {
-        "sample_size": 16,
+        "sample_size": sample_size,
         "patch_size": 1,
-        "in_channels": 32,
+        "in_channels": in_channels,
         "num_layers": num_layers,
         "num_attention_heads": heads,
         "attention_head_dim": head_dim,
@@ -145,8 +172,19 @@ PRESETS: dict[str, tuple[str, dict]] = {
         "facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_type="none", fusion_layers=1
     ),
     "drorae-dinov2-b": _rae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_layers=12),
+    # l-DeTok: detok-bb is the published one, detok-sb that of its ablations.
+    **{f"detok-{pair}": _detok(pair) for pair in DETOK_PAIRS},
+    # MAETok: 128 latent tokens at either size.
+    "maetok-b-128": _maetok(256),
+    "maetok-b-128-512": _maetok(512),
     # FAE appendix D, column LDM: lightningdit-xl-1 is its 675.26 M; the sit models are those of its Tables 5 and 6.
     **{f"{kind}-{size}-1": _dit(kind, size) for kind in DIT_KINDS for size in DIT_SIZES},
+    # The denoisers of l-DeTok's 16 x 16 x 16 latents, and of MAETok's 1 x 128 x 32 (its Tables 8 and 9).
+    **{f"{kind}-{size}-1-detok": _dit(kind, size, 16) for kind in DIT_KINDS for size in ("b", "l", "xl")},
+    **{
+        f"{kind}-{size}-1-maetok": _dit(kind, size, sample_size=[1, 128])
+        for kind, size in (("lightningdit", "xl"), ("sit", "l"), ("sit", "xl"))
+    },
     # RAE (arXiv 2510.11690): dit-dh-xl is its 839 M.
     **{f"dit-dh-{size}": _dit_dh(size) for size in DIT_SIZES},
     # FAE section 5.3: STARFlow's ImageNet model 18(6)-2048 on FAE's latents, 1.4 B, and its baseline: SD-VAE's latents

@@ -22,7 +22,9 @@ BASE_CLASSES = {
 # Components and pipelines: recorded in checkpoints by these names, which therefore never change.
 PUBLISHED = {
     "AutoencoderDRoRAE": "hf_fae.autoencoders.drorae",
+    "AutoencoderDeTok": "hf_fae.autoencoders.detok",
     "AutoencoderFAE": "hf_fae.autoencoders.fae",
+    "AutoencoderMAETok": "hf_fae.autoencoders.maetok",
     "DiTDHTransformer2DModel": "hf_fae.generators.dit_dh",
     "FAEDiTPipeline": "hf_fae.pipelines.fae_dit",
     "FAEStarFlowPipeline": "hf_fae.pipelines.fae_starflow",

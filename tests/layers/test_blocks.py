@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_fae.layers.attention import SelfAttention
-from hf_fae.layers.blocks import feed_forward
+from hf_fae.layers.blocks import TransformerBlock, feed_forward
 from hf_fae.layers.norms import RMSNorm, normalization
 
 
@@ -33,8 +33,8 @@ def test_swiglu_hidden_sizes_of_fae(width, hidden):
         assert feed_forward("swiglu", width, multiple_of=8).net[2].in_features == hidden
 
 
-@pytest.mark.parametrize("width, hidden", [(768, 2048), (1024, 2730), (1152, 3072)])
-def test_swiglu_hidden_sizes_of_lightning_dit(width, hidden):
+@pytest.mark.parametrize("width, hidden", [(512, 1365), (768, 2048), (1024, 2730), (1152, 3072), (1280, 3413)])
+def test_swiglu_hidden_sizes_of_lightning_dit_and_detok(width, hidden):
     with torch.device("meta"):
         assert feed_forward("swiglu", width).net[2].in_features == hidden
 
@@ -58,6 +58,23 @@ def test_query_key_norm():
     k = F.rms_norm(k, (8,), attention.norm_k.weight, 1e-6).transpose(1, 2)
     expected = F.scaled_dot_product_attention(q, k, v.transpose(1, 2)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(x), attention.to_out[0](expected))
+
+
+def test_exact_gelu():
+    ff, x = feed_forward("exact_gelu", 8), torch.randn(3, 8)
+    torch.testing.assert_close(ff(x), ff.net[2](F.gelu(ff.net[0].proj(x))))
+    assert ff.net[2].in_features == 32
+
+
+def test_layer_scale_multiplies_both_branches():
+    block, x = TransformerBlock(16, 2, "layer_norm", layer_scale=1e-5), torch.randn(2, 5, 16)
+    assert {parameter.numel() for name, parameter in block.named_parameters() if "scale" in name} == {16}
+    torch.testing.assert_close(block(x), x, atol=1e-3, rtol=0)
+    with torch.no_grad():
+        block.scale1.weight.fill_(2.0)
+        block.scale2.weight.fill_(3.0)
+    attended = x + 2 * block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), attended + 3 * block.ff(block.norm2(attended)))
 
 
 @pytest.mark.parametrize("make", [normalization, feed_forward])

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from factories import tiny_fae
+from factories import tiny_detok, tiny_fae, tiny_maetok
 from PIL import Image
 
 from hf_fae import AutoencoderFAE
 from hf_fae.latents import normalized_posterior
 from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.generation import latent_size, open_tokenizer
 from hf_fae.training.latent_cache import CachedLatents, is_latent_cache, tokenizer_fingerprint
 from hf_fae.training.latent_encoding import encode_dataset
 from hf_fae.training.tokenizer import load_trained_fae
@@ -75,6 +76,30 @@ def same(first, second):
 
 def shard_bytes(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*.parquet"))}
+
+
+@pytest.mark.parametrize("make, size", [(tiny_detok, [4, 4]), (tiny_maetok, [1, 6])])
+def test_tokenizers_without_a_frozen_encoder(make, size, tmp_path, image_folder):
+    vae, data = make(), make_data(image_folder, label_column="label", random_flip=False)
+    pixels = torch.stack([data.example(data.train[row])["pixel_values"] for row in range(8)])
+    expected = direct_moments(vae, pixels)
+    encode_dataset(tmp_path, vae, data, Accelerator(cpu=True), source="x", batch_size=8)
+    latents = CachedLatents(tmp_path, random_flip=False)
+    stored = latents.read(latents.train, list(range(8)), [False] * 8)["moments"]
+    assert list(latents.shape) == [8, *size]
+    mean, expected_mean = stored.chunk(2, dim=1)[0], expected.chunk(2, dim=1)[0]
+    torch.testing.assert_close(mean, expected_mean, rtol=2**-10, atol=1e-4)
+    tokenizer = open_tokenizer(None, None, latents)
+    assert type(tokenizer) is type(vae)
+    latents.check_tokenizer(tokenizer)
+    sides = latent_size(tokenizer, latents)
+    assert sides == latent_size(tokenizer, data) == (4 if size == [4, 4] else size)
+    posterior = normalized_posterior(
+        latents.read(latents.train, list(range(32)), [False] * 32)["moments"],
+        tokenizer.latents_mean,
+        tokenizer.latents_std,
+    )
+    torch.testing.assert_close(posterior.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-2, rtol=0)
 
 
 class TestContents:

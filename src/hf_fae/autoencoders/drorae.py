@@ -19,8 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..encoders import VisionEncoder
-from ..latents import MIN_LOGVAR, LatentAutoencoderMixin, check_finite
+from ..latents import MIN_LOGVAR, check_finite
 from ..layers.attention import SelfAttention
+from ..layers.blocks import BlockStack
 from ..layers.positions import SinCosPositions, grid_size, token_grid
 from .frozen_encoder import FrozenEncoderMixin
 
@@ -90,7 +91,7 @@ class DecoderBlock(nn.Module):
         return hidden_states + self.ff(self.norm2(hidden_states))
 
 
-class RAEDecoder(nn.Module):
+class RAEDecoder(BlockStack):
     """Tokens (B, N, C) -> patches (B, 3, h * patch_size, w * patch_size) in the encoder's image normalisation.
 
     A ViT as in MAE: a class token before the patches, fixed sin-cos positions (published ViT-XL: 415,056,640).
@@ -114,24 +115,18 @@ class RAEDecoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(hidden_size, heads, intermediate_size) for _ in range(num_layers))
         self.norm_out = nn.LayerNorm(hidden_size, eps=1e-12)
         self.proj_out = nn.Linear(hidden_size, 3 * patch_size**2)
-        self.gradient_checkpointing = False
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         tokens = self.proj_in(tokens)
         tokens = tokens + self.pos_embed(self.grid, tokens.device).to(tokens.dtype)
         hidden_states = torch.cat([self.class_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states)
-            else:
-                hidden_states = block(hidden_states)
-        patches = self.proj_out(self.norm_out(hidden_states[:, 1:]))
+        patches = self.proj_out(self.norm_out(self.run_blocks(hidden_states)[:, 1:]))
         # RAE's patches have their colours last, `pixel_shuffle` wants them first.
         patches = patches.unflatten(2, (self.patch_size**2, 3)).transpose(2, 3).flatten(2)
         return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, self.grid), self.patch_size)
 
 
-class AutoencoderDRoRAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMixin):
+class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
     """The tokenizer of RAE and DRoRAE: `encode` gives normalised latents (B, feature_dim, h, w).
 
     The latents have no spread: `.latent_dist.sample()` is their mode. Their statistics are per element, (C, h, w), so

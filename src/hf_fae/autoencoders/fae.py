@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..encoders import VisionEncoder
-from ..latents import MIN_LOGVAR, LatentAutoencoderMixin, check_finite, normalized_posterior
+from ..latents import MIN_LOGVAR, check_finite, normalized_posterior
 from ..layers.attention import SelfAttention
-from ..layers.blocks import TransformerBlock
+from ..layers.blocks import BlockStack, TransformerBlock
 from ..layers.norms import RMSNorm
 from ..layers.positions import SinCosPositions, rotary_angles, token_grid
 from .frozen_encoder import FrozenEncoderMixin
@@ -53,7 +53,7 @@ class FeatureMoments(nn.Module):
         return torch.cat([features, torch.full_like(features, MIN_LOGVAR)], dim=-1)
 
 
-class FeatureDecoder(nn.Module):
+class FeatureDecoder(BlockStack):
     """Latent tokens (B, N, latents) -> features (B, N, C): six layers with rotary positions, RMSNorm and SwiGLU.
 
     A fixed position table is added as well, and the final norm is the output (paper, section 4.2; published 170.43 M).
@@ -68,21 +68,15 @@ class FeatureDecoder(nn.Module):
             TransformerBlock(feature_dim, feature_dim // head_dim, "rms_norm") for _ in range(num_layers)
         )
         self.norm_out = RMSNorm(feature_dim, eps=1e-6)
-        self.gradient_checkpointing = False
 
     def forward(self, latents: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         hidden_states = self.proj_in(latents)
         hidden_states = hidden_states + self.pos_embed(grid, latents.device).to(hidden_states.dtype)
         rotary_emb = rotary_angles(self.head_dim, grid, latents.device)
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, rotary_emb)
-            else:
-                hidden_states = block(hidden_states, rotary_emb)
-        return self.norm_out(hidden_states)
+        return self.norm_out(self.run_blocks(hidden_states, rotary_emb))
 
 
-class AutoencoderFAE(LatentAutoencoderMixin, FrozenEncoderMixin, AttentionMixin):
+class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
     """The FAE tokenizer. `encode` gives normalised latents (B, latent_channels, H / patch_size, W / patch_size).
 
     Args:

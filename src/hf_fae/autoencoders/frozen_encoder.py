@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..encoders import VisionEncoder
+from ..latents import LatentAutoencoderMixin
 from ..modeling import StrictModelMixin
 
 
@@ -21,7 +23,7 @@ SUBFOLDER = "image_encoder.d"
 LOCATION_KWARGS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
-class FrozenEncoderMixin(StrictModelMixin):
+class FrozenEncoderMixin(LatentAutoencoderMixin, StrictModelMixin):
     """Adds `image_encoder`, a `VisionEncoder` or `None`, to a tokenizer.
 
     The encoder lives in the sub-folder `image_encoder.d/` in transformers' own format, because transformers renames
@@ -34,9 +36,9 @@ class FrozenEncoderMixin(StrictModelMixin):
         """Of what `encode_features` takes of one image of `config.sample_size`."""
         raise NotImplementedError
 
-    def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
-        """Tensors and settings on which latents depend, beside the frozen encoder."""
-        raise NotImplementedError
+    def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
+        """As `LatentAutoencoderMixin.posterior`."""
+        return self.encode_features(*self.extract_features(pixel_values)).latent_dist
 
     def last_features(self, features: torch.Tensor) -> torch.Tensor:
         """Of what `extract_features` gives, the tokens (B, N, C) that `decode_features` gives back."""

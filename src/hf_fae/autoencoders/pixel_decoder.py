@@ -4,14 +4,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..layers.blocks import TransformerBlock
+from ..layers.blocks import BlockStack, TransformerBlock
 from ..layers.positions import SinCosPositions
 
 
 __all__ = ["PixelDecoder"]
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(BlockStack):
     """Features (B, height * width, feature_dim) -> image (B, 3, height * patch_size, width * patch_size), unclamped.
 
     Plain pre-norm ViT with LayerNorm, SwiGLU and fixed sin-cos positions: the reading of the published 305.36 M.
@@ -35,15 +35,9 @@ class PixelDecoder(nn.Module):
         )
         self.norm_out = nn.LayerNorm(hidden_size, eps=1e-6)
         self.proj_out = nn.Linear(hidden_size, 3 * patch_size**2)
-        self.gradient_checkpointing = False
 
     def forward(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         hidden_states = self.proj_in(features)
         hidden_states = hidden_states + self.pos_embed(grid, features.device).to(hidden_states.dtype)
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states)
-            else:
-                hidden_states = block(hidden_states)
-        patches = self.proj_out(self.norm_out(hidden_states))
+        patches = self.proj_out(self.norm_out(self.run_blocks(hidden_states)))
         return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), self.patch_size)

@@ -66,9 +66,10 @@ class Sampler:
         self.args, self.pipe, self.data, self.damaged = args, _open_pipeline(args), None, 0
         self.pipe.to(device)
         config = self.pipe.transformer.config
-        if not isinstance(config.sample_size, int):
-            raise ValueError(f"model {args.model!r} must draw squares, got latents of {config.sample_size}")
-        self.resolution, self.count = config.sample_size * self.pipe.vae_scale_factor, args.num_samples
+        height, self.resolution = self.pipe.image_size
+        if height != self.resolution:
+            raise ValueError(f"model {args.model!r} must draw squares, got pictures of {height} x {self.resolution}")
+        self.count = args.num_samples
         if config.num_classes is None:
             if pictures.caption_column is None:
                 raise ValueError("caption_column must name the prompts of a pipeline that reads text, got None")

@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
-from ..autoencoders.fae import AutoencoderFAE
 from ..generators.dit_dh import DiTDHTransformer2DModel
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
+from ..latents import LatentAutoencoderMixin
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
 from .latent_pipeline import LatentPipeline
 
@@ -26,7 +26,7 @@ class FAEDiTPipeline(LatentPipeline):
     """Images of a class: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
 
     Args:
-        vae: a tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
+        vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
         transformer: a denoiser, `LightningDiTTransformer2DModel` or `DiTDHTransformer2DModel`.
         scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
             that the denoiser was trained with.
@@ -43,7 +43,7 @@ class FAEDiTPipeline(LatentPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderFAE | AutoencoderKL,
+        vae: LatentAutoencoderMixin | AutoencoderKL,
         transformer: Denoiser,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
         id2label: dict | None = None,

@@ -9,10 +9,9 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils import logging
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..autoencoders.fae import AutoencoderFAE
 from ..generators.starflow import STARFlowTransformer2DModel
 from ..guidance import FlowGuidance
-from ..latents import check_finite
+from ..latents import LatentAutoencoderMixin, check_finite
 from .latent_pipeline import LatentPipeline
 
 
@@ -29,7 +28,7 @@ class FAEStarFlowPipeline(LatentPipeline):
     (`latent_noise` in the training scripts), which gives the paper's best pictures.
 
     Args:
-        vae: a tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
+        vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
         transformer: a flow, such as `STARFlowTransformer2DModel`.
         text_encoder, tokenizer: of a flow with captions: any encoder of transformers that has a `last_hidden_state`
             (the paper: Flan-T5-XL). May be left out; then calls take `prompt_embeds`.
@@ -43,7 +42,7 @@ class FAEStarFlowPipeline(LatentPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderFAE | AutoencoderKL,
+        vae: LatentAutoencoderMixin | AutoencoderKL,
         transformer: STARFlowTransformer2DModel,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,

@@ -7,7 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..hub import ModelCardMixin
-from ..latents import check_finite, compression_ratio, decode_latents
+from ..latents import check_finite, compression_ratio, decode_latents, image_size, latent_size
 from ..layers.positions import grid_size
 from .class_labels import ClassLabelsMixin
 from .lora import TransformerLoraMixin
@@ -66,6 +66,12 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
                 f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}"
             )
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that are drawn where a call names none; of latents without a vae."""
+        size = grid_size(self.transformer.config.sample_size)
+        return size if self.vae is None else image_size(self.vae, *size)
+
     def prepare_labels(
         self,
         class_labels: int | str | list[int | str] | np.ndarray | torch.Tensor,
@@ -102,16 +108,13 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
         """Noise (batch_size, C, H, W) in fp32: drawn, or `latents` as given.
 
         Raises:
-            ValueError: latents of another shape or not finite, or another number of generators.
+            ValueError: latents of another shape or not finite, another number of generators, or images of a size that
+                the tokenizer does not make.
         """
-        default_height, default_width = grid_size(self.transformer.config.sample_size)
-        ratio = self.vae_scale_factor
-        shape = (
-            batch_size,
-            self.transformer.config.in_channels,
-            default_height if height is None else height // ratio,
-            default_width if width is None else width // ratio,
-        )
+        default_height, default_width = self.image_size
+        size = (default_height if height is None else height, default_width if width is None else width)
+        size = size if self.vae is None else latent_size(self.vae, *size)
+        shape = (batch_size, self.transformer.config.in_channels, *size)
         generator = list(generator) if isinstance(generator, tuple) else generator
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"generator must be a list of {batch_size}, one for each image, got {len(generator)}")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from ..autoencoders.fae import AutoencoderFAE
 from ..images import make_grid
-from ..latents import compression_ratio
+from ..latents import LatentAutoencoderMixin
+from ..latents import latent_size as vae_latent_size
 from ..pipelines.fae_starflow import FAEStarFlowPipeline
 from ..pipelines.latent_pipeline import LatentPipeline
 from .arguments import LoopArguments
@@ -44,7 +44,7 @@ class GeneratorArguments:
     vae: str | None = field(
         default=None,
         metadata={
-            "help": "Tokenizer, AutoencoderFAE or AutoencoderKL (Hub id or folder); none: that of the latent cache or "
+            "help": "Tokenizer of hf_fae or AutoencoderKL (Hub id or folder); none: that of the latent cache or "
             "pipeline."
         },
     )
@@ -117,7 +117,7 @@ def open_data(args: DataArguments, seed: int) -> ImageData | CachedLatents:
 
 def open_tokenizer(
     path: str | None, image_encoder: str | None, data: ImageData | CachedLatents
-) -> AutoencoderFAE | AutoencoderKL:
+) -> LatentAutoencoderMixin | AutoencoderKL:
     """The tokenizer of a new generator, in fp32; with its frozen encoder where pictures are to be encoded.
 
     Args:
@@ -138,12 +138,13 @@ def open_tokenizer(
     return vae
 
 
-def latent_size(vae: AutoencoderFAE | AutoencoderKL, data: ImageData | CachedLatents) -> int | list[int]:
+def latent_size(vae: LatentAutoencoderMixin | AutoencoderKL, data: ImageData | CachedLatents) -> int | list[int]:
     """The side of the data's latents, or their [height, width] where they are not square."""
     if isinstance(data, CachedLatents):
         height, width = data.shape[-2:]
-        return height if height == width else [height, width]
-    return data.args.resolution // compression_ratio(vae)
+    else:
+        height, width = vae_latent_size(vae, data.args.resolution, data.args.resolution)
+    return height if height == width else [height, width]
 
 
 def load_trained_pipeline(path: str, pipeline_class: type[LatentPipeline] = LatentPipeline) -> LatentPipeline:

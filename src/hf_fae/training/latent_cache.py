@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..autoencoders.frozen_encoder import FrozenEncoderMixin
+from ..latents import LatentAutoencoderMixin
 from .data import DataArguments
 from .order import choose_row, group_rows, indexed_batches, is_mirrored, row_random
 
@@ -48,13 +48,13 @@ def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
     """Hashes of what moments depend on: `"encoder"` (with its feature statistics) and `"image_encoder"`.
 
     Weights are hashed in fp32 and without their names, which transformers changes between releases; decoders and
-    latent statistics do not count. `"image_encoder"` is None where none is attached.
+    latent statistics do not count. `"image_encoder"` is None where none is attached, or needed.
     """
-    if not isinstance(vae, FrozenEncoderMixin):  # diffusers' `AutoencoderKL`
+    if not isinstance(vae, LatentAutoencoderMixin):  # diffusers' `AutoencoderKL`
         parts = [vae.encoder, vae.quant_conv] if vae.config.use_quant_conv else [vae.encoder]
         return {"encoder": _hash([p for part in parts for p in part.parameters()], None), "image_encoder": None}
     fingerprint = {"encoder": _hash(*vae.encoding_parts()), "image_encoder": None}
-    if (image_encoder := vae.image_encoder) is not None:
+    if (image_encoder := getattr(vae, "image_encoder", None)) is not None:
         settings = [image_encoder.image_mean, image_encoder.image_std, image_encoder.patch_size]
         fingerprint["image_encoder"] = _hash(image_encoder.parameters(), settings)
     return fingerprint

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..latents import LatentAutoencoderMixin, check_finite, compression_ratio, latent_statistics
+from ..latents import LatentAutoencoderMixin, check_finite, latent_size, latent_statistics
 from .damage import DamagedRow, DamageReport
 from .data import ImageData
 from .feature_cache import FeatureData
@@ -112,8 +112,8 @@ def encode_dataset(
     _encode(mine, rows, vae, accelerator, batch_size, num_workers, max_damaged_share, features)
     accelerator.wait_for_everyone()
 
-    side = data.args.resolution // compression_ratio(vae)
-    index |= {"dtype": "float16", "shape": [2 * vae.config.latent_channels, side, side]}
+    size = latent_size(vae, data.args.resolution, data.args.resolution)
+    index |= {"dtype": "float16", "shape": [2 * vae.config.latent_channels, *size]}
     index |= _summarize(shards, max_damaged_share)
     if isinstance(vae, LatentAutoencoderMixin):
         mean, std = (torch.tensor(index["statistics"][name]).view(vae.latents_mean.shape) for name in ("mean", "std"))

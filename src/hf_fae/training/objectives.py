@@ -12,9 +12,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from torch.nn import functional as F
 
-from ..autoencoders.frozen_encoder import FrozenEncoderMixin
 from ..evaluation.reconstruction import feature_cosine
-from ..latents import encode_images, latent_statistics, normalized_posterior
+from ..latents import LatentAutoencoderMixin, encode_images, latent_statistics, normalized_posterior
 from .adversarial import AdversarialLoss
 from .randomness import ImageRandom
 
@@ -295,8 +294,8 @@ class GeneratorObjective(Objective):
         """A sample (B, C, h, w) of the posterior of each image, normalised, in fp32."""
         if "moments" in batch:
             posterior = normalized_posterior(batch["moments"], *latent_statistics(self.vae))
-        elif isinstance(self.vae, FrozenEncoderMixin):  # `encode` would wait for the device to look for NaN
-            posterior = self.vae.encode_features(*self.vae.extract_features(batch["pixel_values"])).latent_dist
+        elif isinstance(self.vae, LatentAutoencoderMixin):  # `encode` would wait for the device to look for NaN
+            posterior = self.vae.posterior(batch["pixel_values"])
         else:
             posterior = encode_images(self.vae, batch["pixel_values"])
         return sample_posterior(posterior, random).float()

@@ -7,13 +7,13 @@ from diffusers import AutoencoderKL, AutoModel
 
 from ..autoencoders.fae import AutoencoderFAE
 from ..autoencoders.frozen_encoder import FrozenEncoderMixin
-from ..latents import compression_ratio
+from ..latents import LatentAutoencoderMixin, compression_ratio
 
 
 __all__ = ["complete_tokenizer", "copy_pixel_decoder", "load_tokenizer", "load_trained_fae", "store_latent_statistics"]
 
 
-def load_tokenizer(path: str, **kwargs) -> AutoencoderFAE | AutoencoderKL:
+def load_tokenizer(path: str, **kwargs) -> LatentAutoencoderMixin | AutoencoderKL:
     """A tokenizer of ours, or diffusers' `AutoencoderKL`, in fp32.
 
     Args:
@@ -24,7 +24,7 @@ def load_tokenizer(path: str, **kwargs) -> AutoencoderFAE | AutoencoderKL:
         ValueError: another model.
     """
     vae = AutoModel.from_pretrained(path, **kwargs)
-    if not isinstance(vae, (FrozenEncoderMixin, AutoencoderKL)):
+    if not isinstance(vae, (LatentAutoencoderMixin, AutoencoderKL)):
         raise ValueError(f"{path!r} must be a tokenizer of hf_fae or an AutoencoderKL, got a {type(vae).__name__}")
     return vae.float()
 
@@ -66,15 +66,17 @@ def copy_pixel_decoder(path: str, model: AutoencoderFAE) -> None:
     model.pixel_decoder.load_state_dict(source.pixel_decoder.state_dict())
 
 
-def complete_tokenizer(vae: AutoencoderFAE | AutoencoderKL, image_encoder: str | None, resolution: int) -> None:
+def complete_tokenizer(
+    vae: LatentAutoencoderMixin | AutoencoderKL, image_encoder: str | None, resolution: int
+) -> None:
     """Make a tokenizer ready to encode training pictures: of a size that fits, with its frozen encoder, if it has one.
 
     Arguments and errors as `load_trained_fae`.
     """
-    if isinstance(vae, FrozenEncoderMixin):
+    if isinstance(vae, LatentAutoencoderMixin):
         if vae.config.sample_size != resolution:
             raise ValueError(f"resolution must be that of the tokenizer, {vae.config.sample_size}, got {resolution}")
-        if vae.image_encoder is None:
+        if isinstance(vae, FrozenEncoderMixin) and vae.image_encoder is None:
             vae.load_encoder(image_encoder)
     elif resolution % compression_ratio(vae):
         raise ValueError(f"resolution must be a multiple of {compression_ratio(vae)}, got {resolution}")
