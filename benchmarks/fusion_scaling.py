@@ -140,11 +140,11 @@ def plot(points: list[dict], fits: dict, metric: str, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for point in points:
         axis.plot([point["parameters"]] * len(point["values"]), point["values"], "o", color="C0")
-        label = f"{point['hidden_size']} x {point['layers']}"
-        axis.annotate(label, (point["parameters"], mean(point["values"])), textcoords="offset points", xytext=(4, 4))
+        label, place = f"{point['hidden_size']} x {point['layers']}", (point["parameters"], mean(point["values"]))
+        axis.annotate(label, place, textcoords="offset points", xytext=(0, 6), ha="center", size="small")
     if line := fits.get("log10 of parameters"):
         ends = np.array([min(p["parameters"] for p in points), max(p["parameters"] for p in points)])
         axis.plot(ends, line["slope"] * np.log10(ends) + line["intercept"], "--", label=f"R2 {line['r2']:.2f}")
