@@ -31,6 +31,7 @@ __all__ = ["check", "parses"]
 # Training scripts -> their smoke config. It and these flags make any of their runs tiny.
 SMOKE = {
     "cache_latents": "smoke_cache_latents.yaml",
+    "train_drorae": "smoke_drorae.yaml",
     "train_fae": "smoke_fae.yaml",
     "train_generator": "smoke_generator.yaml",
     "train_lora": "smoke_lora.yaml",
@@ -46,8 +47,13 @@ LOOP = {
 }
 LOOP |= {"train_batch_size": 4, "dataloader_num_workers": 0, "push_to_hub": False}
 IDENTITY = {"latent_channels": 32, "decoder_num_layers": 0}  # the width of the tiny encoder
-# Weights that no test has: VGG16 and a ConvNeXt of the ImageNet recipes.
-PIXELS = {"perceptual": ["features:facebook/dinov2-small=1.0"], "discriminator_channels": 32}
+# Weights that no test has: VGG16, a ConvNeXt and DINO of the ImageNet recipes.
+PIXELS = {
+    "perceptual": ["features:facebook/dinov2-small=1.0"],
+    "discriminator": "patch",
+    "discriminator_channels": 32,
+}
+HEAD = {"head_num_layers": 1, "head_num_attention_heads": 2, "head_attention_head_dim": 20}
 EVALUATION = {
     "generation": {"num_samples": 20, "extractors": [f"effnet={JUDGE}"]},
     "reconstruction": {
@@ -154,6 +160,10 @@ def train(script: str, arguments: list[str]) -> None:
             tiny |= IDENTITY
         if config.get("perceptual") or config.get("discriminator"):
             tiny |= PIXELS
+        if config.get("denoiser") == "dit_dh":
+            tiny |= HEAD
+        if config.get("dimension_shift"):
+            tiny |= {"shift": 1.0}
     for flag, folder in zip(arguments, arguments[1:]):
         if flag == "--output_dir" and Path(folder, STAND_IN).exists():
             shutil.rmtree(folder)

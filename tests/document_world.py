@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from documents import ROOT
 from factories import (
+    tiny_drorae,
     tiny_encoder,
     tiny_fae,
     tiny_fae_dit_pipeline,
@@ -32,7 +33,9 @@ __all__ = ["DATA", "JUDGE", "LATENTS", "STAND_IN", "build_world"]
 
 # Makers of what is saved -> the names under which the documentation and the configs that it uses have it.
 ENCODERS = ["../shared/assets/dinov2-small", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant"]
+ENCODERS += ["facebook/dinov2-with-registers-base"]
 TOKENIZERS = ["outputs/demo/3-pixels", "outputs/emoji/3-pixels", "outputs/pixel-decoder-dinov2-giant-ii", "user/fae"]
+FUSED_TOKENIZERS = ["user/drorae"]
 DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-dit", "user/my-generator"]
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
 # Caches of latents.
@@ -60,6 +63,7 @@ def build_world(folder: Path) -> Path:
     for names, model in (
         (ENCODERS, tiny_encoder()),
         (TOKENIZERS, tiny_fae()),
+        (FUSED_TOKENIZERS, tiny_drorae()),
         (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
         (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),
     ):

@@ -45,22 +45,24 @@ __all__ = [
 EVAL_RESULTS = ".eval_results/hf_fae.yaml"
 FOOTER = "<!-- Written by hf_fae, which replaces this card with every push until someone edits it: "
 
-# Class -> arXiv id and title of the paper that describes it.
+# Papers by arXiv id, and which of them describe a class.
 PAPERS = {
-    "AutoencoderDeTok": ("2507.15856", "Latent Denoising Makes Good Tokenizers"),
-    "AutoencoderFAE": (
-        "2512.07829",
-        "One Layer Is Enough: Adapting Pretrained Visual Encoders for Image Generation",
-    ),
-    "AutoencoderMAETok": ("2502.03444", "Masked Autoencoders Are Effective Tokenizers for Diffusion Models"),
-    "LightningDiTTransformer2DModel": (
-        "2501.01423",
-        "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
-    ),
-    "STARFlowTransformer2DModel": (
-        "2506.06276",
-        "STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis",
-    ),
+    "2501.01423": "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
+    "2502.03444": "Masked Autoencoders Are Effective Tokenizers for Diffusion Models",
+    "2506.06276": "STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis",
+    "2507.15856": "Latent Denoising Makes Good Tokenizers",
+    "2510.11690": "Diffusion Transformers with Representation Autoencoders",
+    "2512.07829": "One Layer Is Enough: Adapting Pretrained Visual Encoders for Image Generation",
+    "2605.10780": "Beyond the Last Layer: Multi-Layer Representation Fusion for Visual Tokenization",
+}
+PAPERS_OF = {
+    "AutoencoderDeTok": ["2507.15856"],
+    "AutoencoderDRoRAE": ["2510.11690", "2605.10780"],
+    "AutoencoderFAE": ["2512.07829"],
+    "AutoencoderMAETok": ["2502.03444"],
+    "DiTDHTransformer2DModel": ["2510.11690"],
+    "LightningDiTTransformer2DModel": ["2501.01423"],
+    "STARFlowTransformer2DModel": ["2506.06276"],
 }
 PIPELINE_TAGS = {"tokenizer": "image-feature-extraction"}
 DRAWING_TAG = "unconditional-image-generation"  # as other class-conditional generators on the Hub have it
@@ -294,7 +296,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _papers(class_names) -> list[tuple[str, str, str]]:
-    return [(name, *PAPERS[name]) for name in class_names if name in PAPERS]
+    return [(name, arxiv, PAPERS[arxiv]) for name in class_names for arxiv in PAPERS_OF.get(name, ())]
 
 
 def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> ModelCardData:

@@ -114,6 +114,13 @@ class TestLatents:
         torch.testing.assert_close(fused, F.layer_norm(mean, (32,), eps=1e-6), atol=1e-5, rtol=1e-4)
         assert not any(name.startswith("fusion") for name, _ in vae.named_parameters())
 
+    def test_under_autocast(self, images):
+        vae = tiny_drorae()
+        expected = vae.encode(images).latent_dist.mode()
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = vae.encode(images).latent_dist.mode()
+        torch.testing.assert_close(latents.float(), expected, atol=0.2, rtol=0.1)
+
     def test_moments_survive_a_cache(self, images):
         vae = tiny_drorae()
         posterior = vae.encode(images).latent_dist

@@ -8,6 +8,7 @@ import yaml
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments
 from hf_fae.training.generation import GeneratorArguments
+from hf_fae.training.reconstruction import ReconstructionArguments
 
 
 @dataclass
@@ -82,7 +83,7 @@ def test_shipped_configs_parse(path, monkeypatch):
     assert {name: config[name] for name in values} == values
 
 
-@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "lora", "generator", "starflow", "latents"])
+@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "drorae", "lora", "generator", "starflow", "latents"])
 def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(CONFIGS[0].parents[1])
     groups = [*script_arguments(script), DataArguments]
@@ -100,8 +101,10 @@ def script_arguments(config):
     if "starflow" in config:
         return [import_module("train_starflow").STARFlowArguments, LoopArguments]
     if "pixel_decoder" in config:
-        group = import_module("train_pixel_decoder").PixelDecoderArguments
-    elif "lora" in config:
+        return [import_module("train_pixel_decoder").PixelDecoderArguments, ReconstructionArguments, LoopArguments]
+    if "drorae" in config:
+        return [import_module("train_drorae").DRoRAEArguments, ReconstructionArguments, LoopArguments]
+    if "lora" in config:
         group = import_module("train_lora").LoraArguments
     elif config.endswith("_vae"):
         group = import_module("pixel_vae").VAEArguments

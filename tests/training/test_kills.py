@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
+from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit, tiny_rae
 from safetensors import safe_open
 from training_runs import ADVERSARIAL, assert_equal_checkpoints, read_log
 
@@ -59,6 +59,7 @@ def published(tmp_path_factory, parquet_folder):
     folder = tmp_path_factory.mktemp("published")
     tiny_encoder().save_pretrained(folder / "encoder")
     tiny_fae().save_pretrained(folder / "fae")
+    tiny_rae().save_pretrained(folder / "rae")
     labels = {0: "circle", 1: "cross", 2: "heart", 3: "star"}
     pipeline = tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=4), id2label=labels)
     pipeline.save_pretrained(folder / "pipeline")
@@ -75,6 +76,11 @@ RUNS = {
         "train_pixel_decoder.py",
         "smoke_pixel_decoder.yaml",
         ["--fae", "{published}/fae", "--stage", "Ib", *ADVERSARIAL],
+    ),
+    "drorae-fusion": (
+        "train_drorae.py",
+        "smoke_drorae.yaml",
+        ["--phase", "2", "--tokenizer", "{published}/rae", *ADVERSARIAL],
     ),
     "generator": (
         "train_generator.py",

@@ -11,12 +11,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from damaged import damaged_rows
+from diffusers import AutoencoderRAE
 from factories import tiny_kl
 from PIL import Image
 from safetensors.torch import load_file
-from training_runs import ADVERSARIAL
+from training_runs import ADVERSARIAL, assert_equal_checkpoints
 
-from hf_fae import AutoencoderFAE, DiTDHTransformer2DModel, FAEDiTPipeline, FAEStarFlowPipeline
+from hf_fae import AutoencoderDRoRAE, AutoencoderFAE, DiTDHTransformer2DModel, FAEDiTPipeline, FAEStarFlowPipeline
+from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.latent_cache import CachedLatents
 
 
@@ -110,6 +112,100 @@ def test_train_pixel_decoder(fae, decoded):
     assert last(decoded, "adversarial/adaptive_weight") > 0 and last(decoded, "discriminator_grad_norm") > 0
     with Image.open(decoded / "validation" / "reconstructions-0000004.png") as grid:
         assert grid.size == (4 * 36, 2 * 36)  # 4 originals above 4 reconstructions
+
+
+@pytest.fixture(scope="module")
+def rae(tmp_path_factory, encoder, image_folder, cache):
+    folder = tmp_path_factory.mktemp("rae")
+    flags = ["--image_encoder", str(encoder), "--dataset_name", str(image_folder)]
+    train("train_drorae.py", "smoke_drorae.yaml", folder, cache, *flags)
+    return folder
+
+
+def test_phases_of_drorae(tmp_path, rae, image_folder, train_here):
+    """What a phase leaves alone stays to the bit, with a discriminator and adaptive weights, too."""
+    phase2, phase3 = tmp_path / "phase2", tmp_path / "phase3"
+    flags = ["--dataset_name", str(image_folder), *ADVERSARIAL]
+    train_here("train_drorae", "smoke_drorae.yaml", phase2, "--phase", "2", "--tokenizer", str(rae), *flags)
+    train_here("train_drorae", "smoke_drorae.yaml", phase3, "--phase", "3", "--tokenizer", str(phase2), *flags)
+    models = [AutoencoderDRoRAE.from_pretrained(folder) for folder in (rae, phase2, phase3)]
+    assert [model.config.fusion_type for model in models] == ["none", "experts", "experts"]
+    assert models[1].config.fusion_layers == 3 and models[1].config.expert_hidden_size == 24
+    first, second, third = (model.state_dict() for model in models)
+
+    def changed(before, after):
+        return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+    assert changed(first, second) == {"latents_mean", "latents_std"}  # the decoder did not move, the latents did
+    assert changed(second, third) == {"decoder"}
+    assert not torch.equal(second["fusion.router.weight"], torch.zeros_like(second["fusion.router.weight"]))
+    assert last(phase2, "adversarial/adaptive_weight") > 0 and last(phase3, "adversarial/adaptive_weight") > 0
+    assert last(phase3, "validation/psnr") > 0 and last(phase3, "validation/reconstruction") > 0
+    with Image.open(phase3 / "validation" / "reconstructions-0000004.png") as grid:
+        assert grid.size == (4 * 36, 2 * 36)
+    for name, text in ((rae, "2510.11690"), (phase3, "2605.10780")):
+        assert text in (name / "README.md").read_text()
+
+
+def test_latent_statistics_of_drorae_are_those_of_the_training_set(tmp_path, rae, image_folder, train_here):
+    flags = ["--phase", "2", "--tokenizer", str(rae), "--dataset_name", str(image_folder), "--no_random_flip"]
+    flags += ["--max_train_steps", "1", "--train_batch_size", "5", "--mixed_precision", "no"]
+    train_here("train_drorae", "smoke_drorae.yaml", tmp_path / "run", *flags)
+    model = AutoencoderDRoRAE.from_pretrained(tmp_path / "run")
+    data = ImageData(DataArguments(str(image_folder), resolution=32, max_validation_samples=1, random_flip=False))
+    batch = next(data.batches(32))
+    assert sorted(batch["row_ids"].tolist()) == list(range(32))
+    with torch.no_grad():
+        latents = model.denormalize_latents(model.encode(batch["pixel_values"]).latent_dist.mode())
+    variance, mean = torch.var_mean(latents.double(), dim=0, correction=0)
+    torch.testing.assert_close(model.latents_mean.double(), mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.latents_std.double(), (variance + 1e-5).sqrt(), atol=1e-4, rtol=1e-3)
+
+
+def test_phase_2_resumed(tmp_path, rae, image_folder, train_here):
+    flags = ["--phase", "2", "--tokenizer", str(rae), "--dataset_name", str(image_folder), *ADVERSARIAL]
+    flags += ["--checkpointing_steps", "2"]
+    train_here("train_drorae", "smoke_drorae.yaml", tmp_path / "whole", *flags)
+    parts = tmp_path / "parts"
+    train_here("train_drorae", "smoke_drorae.yaml", parts, *flags, "--max_train_steps", "2")
+    train_here("train_drorae", "smoke_drorae.yaml", parts, *flags, "--resume_from_checkpoint", "latest")
+    assert_equal_checkpoints(tmp_path / "whole" / "checkpoint-4", parts / "checkpoint-4")
+
+
+def test_phase_2_of_a_published_rae(tmp_path, image_folder, train_here):
+    """diffusers' own checkpoints, which have their encoder within, take the place of phase 1."""
+    rae = AutoencoderRAE(
+        encoder_hidden_size=64,
+        encoder_num_hidden_layers=2,
+        encoder_input_size=28,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+    )
+    rae.save_pretrained(tmp_path / "rae")
+    flags = ["--phase", "2", "--tokenizer", str(tmp_path / "rae"), "--dataset_name", str(image_folder)]
+    train_here("train_drorae", "smoke_drorae.yaml", tmp_path / "run", *flags, "--fusion_layers", "1")
+    model = AutoencoderDRoRAE.from_pretrained(tmp_path / "run")
+    assert len(model.fusion.experts) == 1 and model.image_encoder is not None
+    assert torch.equal(model.decoder.proj_in.weight, rae.decoder.decoder_embed.weight)
+
+
+def test_drorae_refuses_what_does_not_fit_before_it_writes(tmp_path, rae, fae, image_folder, train_here):
+    for flags, message in (
+        ([], "image_encoder must name the frozen encoder of a new tokenizer, got None"),
+        (["--phase", "2"], "tokenizer must name the result of phase 1, got None"),
+        (["--phase", "3", "--tokenizer", str(rae)], "tokenizer must have a fusion in phase 3, got fusion_type 'none'"),
+        (["--phase", "2", "--tokenizer", str(fae)], "tokenizer must be an AutoencoderDRoRAE .* got AutoencoderFAE"),
+        (["--phase", "2", "--tokenizer", str(rae), "--fusion_weight", "0"], "fusion_weight must be above 0 .* got 0"),
+        (["--tokenizer", str(rae), "--decoder_noise", "-1"], "decoder_noise must be finite and not negative, got -1"),
+        (["--tokenizer", str(rae), "--streaming"], "latent_statistics_images must be a number for streamed data"),
+        (["--tokenizer", str(rae), "--latent_statistics_images", "0"], "latent_statistics_images must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            flags = [*flags, "--dataset_name", str(image_folder)]
+            train_here("train_drorae", "smoke_drorae.yaml", tmp_path / "never", *flags)
+    assert not (tmp_path / "never").exists()
 
 
 def test_stages_on_cached_features(tmp_path, encoder, parquet_folder, train_here):

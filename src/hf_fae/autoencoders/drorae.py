@@ -275,7 +275,8 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
         if self.config.fusion_type == "none" or self.config.fusion_weight == 0:
             return last
         fused = self.fusion(features) if self.fusion is not None else backbone_norm(features.mean(1))
-        return backbone_norm(torch.lerp(last, fused, self.config.fusion_weight))
+        # Under autocast the experts answer in half precision.
+        return backbone_norm(torch.lerp(last, fused.to(last.dtype), self.config.fusion_weight))
 
     @apply_forward_hook
     def encode_features(

@@ -259,6 +259,7 @@ class AdversarialLoss(nn.Module):
         reconstruction_loss: torch.Tensor,
         last_layer_weight: torch.Tensor,
         random: ImageRandom,
+        shown: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """What to add to the loss, and its parts.
 
@@ -267,6 +268,8 @@ class AdversarialLoss(nn.Module):
             targets: real images of the same shape in [-1, 1].
             reconstruction_loss: all other terms of the generator's loss; used by `adaptive`.
             last_layer_weight: the generator's last layer, from which `images` are computed; used by `adaptive`.
+            shown: what the discriminator learns to tell from `targets`; by default `images`. RAE's decoder, which is
+                trained with noise, shows what it makes without.
 
         Returns:
             "loss": to be added to `reconstruction_loss`; 0 before `discriminator_start`. The rest has no graph:
@@ -283,7 +286,7 @@ class AdversarialLoss(nn.Module):
             losses["generator"] = generator.detach()
             losses["loss"] = losses["loss"] + weight * generator
         if self.discriminator_learns:
-            real, fake = self._judge_pairs(targets, images, random)
+            real, fake = self._judge_pairs(targets, images if shown is None else shown, random)
             discriminator = hinge_loss_discriminator(real, fake)
             losses["discriminator"] = discriminator.detach()
             losses["loss"] = losses["loss"] + discriminator

@@ -3,14 +3,24 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoModel
+from diffusers import AutoencoderKL, AutoencoderRAE, AutoModel
 
+from ..autoencoders.drorae import AutoencoderDRoRAE
 from ..autoencoders.fae import AutoencoderFAE
 from ..autoencoders.frozen_encoder import FrozenEncoderMixin
 from ..latents import LatentAutoencoderMixin, compression_ratio
 
 
-__all__ = ["complete_tokenizer", "copy_pixel_decoder", "load_tokenizer", "load_trained_fae", "store_latent_statistics"]
+__all__ = [
+    "add_fusion",
+    "complete_tokenizer",
+    "copy_pixel_decoder",
+    "load_rae",
+    "load_tokenizer",
+    "load_trained_fae",
+    "read_fusion_type",
+    "store_latent_statistics",
+]
 
 
 def load_tokenizer(path: str, **kwargs) -> LatentAutoencoderMixin | AutoencoderKL:
@@ -64,6 +74,56 @@ def copy_pixel_decoder(path: str, model: AutoencoderFAE) -> None:
         theirs, ours = ({name: fae.config[name] for name in names} for fae in (source, model))
         raise ValueError(f"pixel_decoder {path!r} must have the shape of that of fae, {ours}, got {theirs}")
     model.pixel_decoder.load_state_dict(source.pixel_decoder.state_dict())
+
+
+def read_fusion_type(path: str) -> str:
+    """The fusion of a saved `AutoencoderDRoRAE`, by its config alone; `"none"` of diffusers' `AutoencoderRAE`.
+
+    Args:
+        path: Hub id or folder.
+
+    Raises:
+        ValueError: another model.
+    """
+    config = AutoencoderDRoRAE.load_config(path)
+    name = config.get("_class_name")
+    if name not in ("AutoencoderDRoRAE", "AutoencoderRAE"):
+        raise ValueError(f"tokenizer must be an AutoencoderDRoRAE or AutoencoderRAE, got {name} in {path!r}")
+    return config.get("fusion_type", "none")
+
+
+def load_rae(path: str, image_encoder: str | None, resolution: int) -> AutoencoderDRoRAE:
+    """An `AutoencoderDRoRAE`, also of diffusers' `AutoencoderRAE`, in fp32 with its frozen encoder.
+
+    Arguments and errors as `load_trained_fae`.
+    """
+    model = AutoModel.from_pretrained(path)
+    if isinstance(model, AutoencoderRAE):
+        model = AutoencoderDRoRAE.from_rae(model)
+    complete_tokenizer(model, image_encoder, resolution)
+    return model.float()
+
+
+def add_fusion(rae: AutoencoderDRoRAE, fusion_layers: int | None = None, **config) -> AutoencoderDRoRAE:
+    """A tokenizer with the encoder and decoder of `rae` and fresh experts: where phase 2 of DRoRAE starts.
+
+    Args:
+        rae: with its frozen encoder attached.
+        fusion_layers: how many of the deepest layers take part; by default all.
+        config: `fusion_weight`, `expert_hidden_size`, `expert_activation` of `AutoencoderDRoRAE`.
+
+    Raises:
+        ValueError: more layers than the encoder has, or arguments that `AutoencoderDRoRAE` refuses.
+    """
+    available = rae.image_encoder.num_hidden_layers
+    fusion_layers = available if fusion_layers is None else fusion_layers
+    if fusion_layers > available:
+        raise ValueError(f"fusion_layers must be at most {available}, the layers of the encoder, got {fusion_layers}")
+    kept = {name: value for name, value in rae.config.items() if not name.startswith("_")}
+    model = AutoencoderDRoRAE(**{**kept, "fusion_type": "experts", "fusion_layers": fusion_layers, **config})
+    model.decoder.load_state_dict(rae.decoder.state_dict())
+    model.attach_encoder(rae.image_encoder)
+    return model
 
 
 def complete_tokenizer(

@@ -1,0 +1,163 @@
+"""RAE (arXiv 2510.11690) and the three phases of DRoRAE (arXiv 2605.10780, section 3.3) on a frozen encoder.
+
+    accelerate launch training_scripts/train_drorae.py --config .../drorae_dinov2_base_phase1.yaml
+    accelerate launch training_scripts/train_drorae.py --config .../drorae_dinov2_base_phase2.yaml
+    accelerate launch training_scripts/train_drorae.py --config .../drorae_dinov2_base_phase3.yaml
+
+Phase 1 trains a decoder of the last layer's tokens: the result is an RAE. Phase 2 puts a fusion of all layers before
+it and trains that alone; it starts from an RAE, also from diffusers' published `AutoencoderRAE`. Phase 3 trains the
+decoder behind the fusion. `output_dir` becomes an `AutoencoderDRoRAE` with its frozen encoder and the statistics of
+its latents.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from hf_fae import AutoencoderDRoRAE, VisionEncoder
+from hf_fae.evaluation.reconstruction import psnr
+from hf_fae.training.arguments import LoopArguments, parse_arguments
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.loop import TrainingLoop
+from hf_fae.training.objectives import DRoRAEObjective
+from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, validate_reconstructions
+from hf_fae.training.statistics import channel_statistics
+from hf_fae.training.tokenizer import add_fusion, load_rae, read_fusion_type
+
+
+VARIANCE_EPS = 1e-5  # RAE's: an element of the latents may be the same in all pictures
+
+
+@dataclass
+class DRoRAEArguments:
+    """The phase, and the shape of what is new in it."""
+
+    phase: Literal[1, 2, 3] = field(default=1, metadata={"help": "1 and 3: the decoder; 2: the fusion."})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to go on from, an AutoencoderDRoRAE or diffusers' AutoencoderRAE (Hub id or folder): the "
+            "phase before; in phase 1 none for a new decoder."
+        },
+    )
+    image_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Frozen encoder (Hub id or folder) of a new tokenizer, or where a trained one lacks it."},
+    )
+    decoder_noise: float = field(
+        default=0.8, metadata={"help": "tau: noise of up to this scale on what the decoder sees in training."}
+    )
+    patch_size: int = field(default=16, metadata={"help": "New decoder: image pixels per latent, along each axis."})
+    decoder_hidden_size: int = field(default=1152, metadata={"help": "New decoder: its width."})
+    decoder_num_layers: int = field(default=28, metadata={"help": "New decoder: its layers."})
+    decoder_num_attention_heads: int = field(default=16, metadata={"help": "New decoder: its heads."})
+    decoder_intermediate_size: int = field(default=4096, metadata={"help": "New decoder: width of its feed-forward."})
+    fusion_layers: int | None = field(
+        default=None, metadata={"help": "Phase 2: how many of the deepest layers are fused; none: all."}
+    )
+    fusion_weight: float = field(default=0.2, metadata={"help": "Phase 2: beta, the share of the fusion."})
+    expert_hidden_size: int = field(default=3072, metadata={"help": "Phase 2: width of an expert."})
+    expert_activation: str = field(default="gelu", metadata={"help": "Phase 2: gelu, silu or relu."})
+    latent_statistics_images: int | None = field(
+        default=None, metadata={"help": "Images for the latents' mean and std, at the end; none: the training set."}
+    )
+
+
+def check_arguments(args: DRoRAEArguments, data_args: DataArguments) -> None:
+    if args.phase == 1 and args.tokenizer is None and args.image_encoder is None:
+        raise ValueError("image_encoder must name the frozen encoder of a new tokenizer, got None")
+    if args.phase > 1 and args.tokenizer is None:
+        raise ValueError(f"tokenizer must name the result of phase {args.phase - 1}, got None")
+    fusion_type = "none" if args.tokenizer is None else read_fusion_type(args.tokenizer)
+    if (args.phase == 3) == (fusion_type == "none"):
+        wanted = "a fusion in phase 3" if args.phase == 3 else f"no fusion before phase {args.phase}"
+        raise ValueError(f"tokenizer must have {wanted}, got fusion_type {fusion_type!r} in {args.tokenizer!r}")
+    if args.phase == 2 and not 0 < args.fusion_weight <= 1:
+        raise ValueError(f"fusion_weight must be above 0 and at most 1 to train a fusion, got {args.fusion_weight}")
+    if not 0 <= args.decoder_noise < math.inf:
+        raise ValueError(f"decoder_noise must be finite and not negative, got {args.decoder_noise}")
+    count = args.latent_statistics_images
+    if count is None and data_args.streaming and args.phase < 3:
+        raise ValueError("latent_statistics_images must be a number for streamed data, got None")
+    if count is not None and count < 1:
+        raise ValueError(f"latent_statistics_images must be positive, got {count}")
+
+
+def make_tokenizer(args: DRoRAEArguments, resolution: int) -> AutoencoderDRoRAE:
+    """What is trained, with its frozen encoder."""
+    if args.tokenizer is not None:
+        model = load_rae(args.tokenizer, args.image_encoder, resolution)
+        if args.phase != 2:
+            return model
+        return add_fusion(
+            model,
+            args.fusion_layers,
+            fusion_weight=args.fusion_weight,
+            expert_hidden_size=args.expert_hidden_size,
+            expert_activation=args.expert_activation,
+        )
+    return AutoencoderDRoRAE.from_encoder(
+        VisionEncoder.from_pretrained(args.image_encoder, dtype=torch.float32),
+        sample_size=resolution,
+        patch_size=args.patch_size,
+        fusion_type="none",
+        decoder_hidden_size=args.decoder_hidden_size,
+        decoder_num_layers=args.decoder_num_layers,
+        decoder_num_attention_heads=args.decoder_num_attention_heads,
+        decoder_intermediate_size=args.decoder_intermediate_size,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, loss_args, data_args, loop_args, config = parse_arguments(
+        DRoRAEArguments, ReconstructionArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
+    check_arguments(args, data_args)
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = ImageData(data_args, loop_args.seed)
+        model = make_tokenizer(args, data_args.resolution)
+        losses = make_losses(loss_args)
+    trained = "fusion" if args.phase == 2 else "decoder"
+    objective = DRoRAEObjective(model, trained, args.decoder_noise, **losses).to(loop.device)
+    loop.print(data.describe())
+    validation_batches = list(data.validation_batches(loop_args.train_batch_size))
+
+    def compare(images, first):
+        """As in training, but without noise."""
+        decoded = model(images).sample
+        error = objective.pixel_distance(decoded.float() / 2, images / 2)
+        return decoded, {"psnr": psnr(decoded, images), "reconstruction": error}
+
+    def validate(step):
+        return validate_reconstructions(validation_batches, compare, loop.device, loss_args.grid_images)
+
+    def training_latents():
+        """Unnormalised latents (B, C * h * w) of each training picture once, or of as many as are wanted."""
+        left = args.latent_statistics_images or len(data)
+        left = left if data_args.streaming else min(left, len(data))
+        batches = data.batches(loop_args.train_batch_size, num_workers=loop_args.dataloader_num_workers)
+        while left > 0:
+            images = next(batches)["pixel_values"][:left].to(loop.device)
+            left -= len(images)
+            yield model.encode(images).latent_dist.mode().flatten(1)
+
+    @torch.no_grad()
+    def save():
+        model.eval()
+        if args.phase < 3:  # phase 3 leaves the latents as they are
+            shape = model.latents_mean.shape
+            model.set_latent_statistics(torch.zeros_like(model.latents_mean), torch.ones_like(model.latents_std))
+            with loop.accelerator.autocast():
+                mean, std = channel_statistics(training_latents())
+            std = (std.square() + VARIANCE_EPS).sqrt()
+            model.set_latent_statistics(mean.view(shape), std.view(shape))
+        model.save_pretrained(loop_args.output_dir)
+
+    loop.run(objective, data, validate, save)
+
+
+if __name__ == "__main__":
+    main()
