@@ -75,10 +75,11 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--panels", choices=PANELS, default="fae")
     args = parser.parse_args()
-    panels = PANELS[args.panels]
-    rows = len(panels) // 2
+    # A run need not have reached all stages.
+    panels = [panel for panel in PANELS[args.panels] if all((args.runs / curve[0]).is_dir() for curve in panel[1])]
+    rows = -(-len(panels) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 3.5 * rows), layout="constrained")
-    for axis, (title, curves) in zip(axes.flat, panels, strict=True):
+    for axis, (title, curves) in zip(axes.flat, panels):
         for folder, key, label in curves:
             images, values = curve(args.runs / folder, key)
             axis.plot(images, values, label=label, marker="." if "validation" in key else None)

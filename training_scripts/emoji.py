@@ -128,7 +128,7 @@ def export(output: Path, checkpoints: Path) -> None:
     A tokenizer and cards that are there already are kept.
     """
     tokenizer = checkpoints / "fae-emoji-256"
-    if not tokenizer.is_dir():
+    if not (tokenizer / "config.json").is_file():
         vae = AutoencoderFAE.from_pretrained(output / "3-fae", image_encoder=None, dtype=torch.float16)
         vae.register_to_config(image_encoder_id=ENCODER)  # wherever it was loaded from here
         vae.save_pretrained(tokenizer)
