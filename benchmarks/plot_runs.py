@@ -79,6 +79,8 @@ def main() -> None:
     panels = [panel for panel in PANELS[args.panels] if all((args.runs / curve[0]).is_dir() for curve in panel[1])]
     rows = -(-len(panels) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 3.5 * rows), layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
     for axis, (title, curves) in zip(axes.flat, panels):
         for folder, key, label in curves:
             images, values = curve(args.runs / folder, key)

@@ -34,7 +34,13 @@ __all__ = ["DATA", "JUDGE", "LATENTS", "STAND_IN", "build_world"]
 # Makers of what is saved -> the names under which the documentation and the configs that it uses have it.
 ENCODERS = ["../shared/assets/dinov2-small", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant"]
 ENCODERS += ["facebook/dinov2-with-registers-base"]
-TOKENIZERS = ["outputs/demo/3-pixels", "outputs/emoji/3-pixels", "outputs/pixel-decoder-dinov2-giant-ii", "user/fae"]
+TOKENIZERS = [
+    "checkpoints/fae-emoji-256",
+    "outputs/demo/3-pixels",
+    "outputs/emoji/3-pixels",
+    "outputs/pixel-decoder-dinov2-giant-ii",
+    "user/fae",
+]
 FUSED_TOKENIZERS = ["user/drorae"]
 DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-dit", "user/my-generator"]
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]

@@ -130,7 +130,8 @@ def export(output: Path, checkpoints: Path) -> None:
     tokenizer = checkpoints / "fae-emoji-256"
     if not (tokenizer / "config.json").is_file():
         vae = AutoencoderFAE.from_pretrained(output / "3-fae", image_encoder=None, dtype=torch.float16)
-        vae.register_to_config(image_encoder_id=ENCODER)  # wherever it was loaded from here
+        # Wherever they were loaded from here.
+        vae.register_to_config(image_encoder_id=ENCODER, _name_or_path=tokenizer.name)
         vae.save_pretrained(tokenizer)
     for name, pipeline in (("4-dit", "fae-dit-emoji-256"), ("5-starflow", "fae-starflow-emoji-256")):
         if not (output / name / "model_index.json").is_file():
