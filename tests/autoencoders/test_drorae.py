@@ -249,3 +249,12 @@ class TestBadInput:
     def test_no_encoder(self, images):
         with pytest.raises(ValueError, match="image_encoder is None"):
             tiny_drorae(with_encoder=False).encode(images)
+
+    def test_sizes_and_tiles(self):
+        """There is one size: a pipeline knows before it draws."""
+        vae = tiny_drorae(with_encoder=False)
+        pipe = tiny_fae_dit_pipeline(vae=vae, transformer=tiny_lightning_dit(in_channels=32))
+        with pytest.raises(ValueError, match="height and width must be 32 x 32, got 64 x 32"):
+            pipe(1, height=64)
+        with pytest.raises(NotImplementedError, match="AutoencoderDRoRAE"):
+            vae.enable_tiling()

@@ -204,7 +204,7 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
             grid,
         )
         self.image_encoder = None
-        self.init_latents(feature_dim, *grid, tile=grid)
+        self.init_latents(feature_dim, *grid, tile=None)
 
     @classmethod
     def from_encoder(cls, image_encoder: VisionEncoder, **config) -> "AutoencoderDRoRAE":
@@ -232,6 +232,13 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
     def feature_shape(self) -> tuple[int, ...]:
         rows, columns = self.decoder.grid
         return (self.config.fusion_layers, rows * columns, self.config.feature_dim)
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """As `LatentAutoencoderMixin.latent_size`; there are statistics for images of `sample_size` alone."""
+        wanted = grid_size(self.config.sample_size)
+        if (height, width) != wanted:
+            raise ValueError(f"height and width must be {wanted[0]} x {wanted[1]}, got {height} x {width}")
+        return self.decoder.grid
 
     def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
         config = self.config
