@@ -206,9 +206,7 @@ class TestDRoRAEObjective:
         assert sigma.min() < 0.02 and 0.76 < sigma.max() < 0.9  # one uniform number for each image
         assert noise.mean().abs() < 1e-3
 
-    @pytest.mark.parametrize(
-        "make, part", [(tiny_rae, "decoder"), (tiny_drorae, "fusion"), (tiny_drorae, "decoder")], ids=str
-    )
+    @pytest.mark.parametrize("make, part", [(tiny_rae, "decoder"), (tiny_drorae, "fusion"), (tiny_drorae, "decoder")])
     def test_trains_one_part(self, make, part):
         objective = DRoRAEObjective(make(), part)
         assert trained(objective) == {f"model.{part}"}
