@@ -68,7 +68,7 @@ def build_world(folder: Path) -> Path:
     flow = {"id2label": labels, "transformer": tiny_starflow(num_classes=97)}
     for names, model in (
         (ENCODERS, tiny_encoder()),
-        (TOKENIZERS, tiny_fae()),
+        (TOKENIZERS, tiny_fae(image_encoder_id="facebook/dinov2-small")),
         (FUSED_TOKENIZERS, tiny_drorae()),
         (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
         (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),

@@ -59,6 +59,7 @@ def test_pair(tokenizer, generator, tmp_path, caplog):
     assert all(parameter.grad is None for parameter in vae.parameters())
 
     pipe = make_pipeline(vae=vae, transformer=transformer.eval())
+    assert type(pipe).from_pipe(pipe).vae is vae
     pipe.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)

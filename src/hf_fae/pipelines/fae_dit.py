@@ -6,15 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from ..generators.dit_dh import DiTDHTransformer2DModel
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
-from ..latents import LatentAutoencoderMixin
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
-from .latent_pipeline import LatentPipeline
+from .latent_pipeline import LatentPipeline, Tokenizer
 
 
 __all__ = ["FAEDiTPipeline"]
@@ -43,7 +42,7 @@ class FAEDiTPipeline(LatentPipeline):
 
     def __init__(
         self,
-        vae: LatentAutoencoderMixin | AutoencoderKL,
+        vae: Tokenizer,
         transformer: Denoiser,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
         id2label: dict | None = None,

@@ -4,15 +4,14 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils import logging
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generators.starflow import STARFlowTransformer2DModel
 from ..guidance import FlowGuidance
-from ..latents import LatentAutoencoderMixin, check_finite
-from .latent_pipeline import LatentPipeline
+from ..latents import check_finite
+from .latent_pipeline import LatentPipeline, Tokenizer
 
 
 __all__ = ["FAEStarFlowPipeline"]
@@ -42,7 +41,7 @@ class FAEStarFlowPipeline(LatentPipeline):
 
     def __init__(
         self,
-        vae: LatentAutoencoderMixin | AutoencoderKL,
+        vae: Tokenizer,
         transformer: STARFlowTransformer2DModel,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,

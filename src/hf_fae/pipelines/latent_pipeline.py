@@ -2,10 +2,14 @@
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..autoencoders.detok import AutoencoderDeTok
+from ..autoencoders.drorae import AutoencoderDRoRAE
+from ..autoencoders.fae import AutoencoderFAE
+from ..autoencoders.maetok import AutoencoderMAETok
 from ..hub import ModelCardMixin
 from ..latents import check_finite, compression_ratio, decode_latents, image_size, latent_size
 from ..layers.positions import grid_size
@@ -13,7 +17,10 @@ from .class_labels import ClassLabelsMixin
 from .lora import TransformerLoraMixin
 
 
-__all__ = ["LatentPipeline"]
+__all__ = ["LatentPipeline", "Tokenizer"]
+
+# Each by its class: `from_pipe` keeps a component only if its very class is in the annotation.
+Tokenizer = AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderKL
 
 
 class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
