@@ -12,12 +12,12 @@ import argparse
 import json
 import random
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
 import torch
 from diffusers import AutoencoderRAE
+from throughput import timed
 from torch.profiler import ProfilerActivity, profile
 
 from hf_fae import AutoencoderDRoRAE
@@ -96,15 +96,6 @@ def time_ratio(ours, theirs, device: str, rounds: int) -> float:
             seconds[name] += timed({"a": ours, "b": theirs}[name], device)
         ratios.append(seconds["a"] / seconds["b"])
     return median(ratios)
-
-
-def timed(job, device: str) -> float:
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    job()
-    synchronize()
-    return time.perf_counter() - start
 
 
 def peak_allocation(job, device: str) -> int:

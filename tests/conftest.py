@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -17,6 +18,14 @@ def assets() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the offline assets: set HF_FAE_ASSETS to their folder ({path} does not exist)")
     return path
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a training script or a benchmark by its name."""
+    for folder in ("training_scripts", "benchmarks"):
+        monkeypatch.syspath_prepend(Path(__file__).parents[1] / folder)
+    return importlib.import_module
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The scripts behind docs/drorae.md: scaling, cost, diffusers' RAE beside ours, the experiment on emoji."""
 
-import importlib
 import json
 import os
 from pathlib import Path
@@ -15,14 +14,6 @@ ROOT = Path(__file__).parents[1]
 # What makes any run of train_drorae.py tiny.
 TINY = ["--config", str(ROOT / "training_scripts" / "configs" / "smoke_drorae.yaml"), "--mixed_precision", "no"]
 TINY += ["--max_train_steps", "1", "--report_to", "none"]
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script by its name."""
-    for folder in ("training_scripts", "benchmarks"):
-        monkeypatch.syspath_prepend(ROOT / folder)
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The scripts behind docs/training-emoji.md: its recipes, its export, its baseline, and the script that judges."""
 
-import importlib
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,14 +17,6 @@ from hf_fae.training.arguments import LoopArguments
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["heart", "cat-face"]
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script by its name."""
-    for folder in ("training_scripts", "benchmarks"):
-        monkeypatch.syspath_prepend(ROOT / folder)
-    return importlib.import_module
 
 
 @pytest.fixture

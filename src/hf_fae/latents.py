@@ -180,6 +180,14 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         ratio = self.spatial_compression_ratio
         return rows * ratio, columns * ratio
 
+    def _check_sides(self, requirement, got, wanted, in_tiles=False):
+        """Refuse other sides than those wanted; where tiling is enabled, larger ones will do if `in_tiles` says so."""
+        in_tiles = in_tiles and hasattr(self, "use_tiling")
+        if got == wanted or (in_tiles and self.use_tiling and got[0] >= wanted[0] and got[1] >= wanted[1]):
+            return
+        larger = ", or larger after enable_tiling()" if in_tiles else ""
+        raise ValueError(f"{requirement} {wanted[0]} x {wanted[1]}{larger}, got {got[0]} x {got[1]}")
+
     def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
         """Tensors and settings on which latents depend, beside a frozen encoder."""
         raise NotImplementedError

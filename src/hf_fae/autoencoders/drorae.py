@@ -235,9 +235,7 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """As `LatentAutoencoderMixin.latent_size`; there are statistics for images of `sample_size` alone."""
-        wanted = grid_size(self.config.sample_size)
-        if (height, width) != wanted:
-            raise ValueError(f"height and width must be {wanted[0]} x {wanted[1]}, got {height} x {width}")
+        self._check_sides("height and width must be", (height, width), grid_size(self.config.sample_size))
         return self.decoder.grid
 
     def encoding_parts(self) -> tuple[list[torch.Tensor], object]:

@@ -59,13 +59,6 @@ class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMix
         size = tuple(pixel_values.shape[2:])
         self._check_sides("pixel_values must have images of", size, grid_size(self.config.sample_size), in_tiles)
 
-    def _check_sides(self, requirement, got, wanted, in_tiles):
-        in_tiles = in_tiles and hasattr(self, "use_tiling")
-        if got == wanted or (in_tiles and self.use_tiling and got[0] >= wanted[0] and got[1] >= wanted[1]):
-            return
-        larger = ", or larger after enable_tiling()" if in_tiles else ""
-        raise ValueError(f"{requirement} {wanted[0]} x {wanted[1]}{larger}, got {got[0]} x {got[1]}")
-
     def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
         self.check_size(pixel_values, in_tiles=True)
         moments = self._in_parts(self.encode_moments, pixel_values, input_unit=self.config.patch_size, output_unit=1)
