@@ -121,22 +121,27 @@ def sweep(args, judges, data, labels) -> None:
 def nearest(args, judges, data, labels) -> None:
     """Each sample beside the training picture whose DINOv2 features are nearest, and how near that is.
 
-    The same of validation pictures says what is near without having been seen.
+    The same of validation pictures says what is near without having been seen, and how often the nearest picture has
+    the class of the picture itself.
     """
     training = F.normalize(judges.training[DINO], dim=1)
+    classes = torch.tensor([data.class_label(row) for row in data.train])
 
-    def find(images):
+    def find(images, labels):
         similarity, places = (F.normalize(judge(judges.dino, images)[DINO], dim=1) @ training.T).max(1)
-        return similarity, places.tolist()
+        return similarity, places.tolist(), (classes[places] == torch.as_tensor(labels)).float().mean()
 
-    validation = to_uint8(torch.cat([batch["pixel_values"] for batch in data.validation_batches(BATCH)]))
-    print(f"validation pictures: median cosine to the nearest training picture {find(validation)[0].median():.3f}")
+    batches = list(data.validation_batches(BATCH))
+    validation = to_uint8(torch.cat([batch["pixel_values"] for batch in batches]))
+    known, _, same = find(validation, torch.cat([batch["class_labels"] for batch in batches]))
+    print("| pictures | median cosine to the nearest | nearer than 95 % of validation pictures | its class is theirs |")
+    print(f"|---|---|---|---|\n| validation pictures | {known.median():.3f} | 5.0 % | {same:.1%} |", flush=True)
     for name, path in args.model:
         pipe = open_pipeline(path)
         pictures = draw(pipe, labels, args.mixed_precision)
-        similarity, places = find(pictures)
-        near = (similarity > find(validation)[0].quantile(0.95)).float().mean()
-        print(f"{name}: median {similarity.median():.3f}; {near:.1%} nearer than 95 % of the validation pictures are")
+        similarity, places, same = find(pictures, labels)
+        near = (similarity > known.quantile(0.95)).float().mean()
+        print(f"| {name} | {similarity.median():.3f} | {near:.1%} | {same:.1%} |", flush=True)
         shown = range(args.shown)
         pairs = [picture for i in shown for picture in (pictures[i], read(data, [places[i]])[0])]
         texts = [text for i in shown for text in (pipe.id2label[labels[i]], f"nearest: {similarity[i]:.2f}")]

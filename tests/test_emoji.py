@@ -113,6 +113,6 @@ def test_quality(tmp_path, script, pictures, assets, task, capsys):
     elif task == "sweep":
         assert printed.count("num_inference_steps") == 2 and (tmp_path / "out" / "sweep.png").is_file()
     else:
-        assert "tiny: median" in printed
+        assert "| tiny |" in printed and "| validation pictures |" in printed
         with Image.open(tmp_path / "out" / "nearest-tiny.png") as sheet:
             assert sheet.width == 8 * 36
