@@ -21,10 +21,10 @@ from hf_fae.evaluation.reconstruction import psnr
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import DRoRAEObjective
 from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, validate_reconstructions
 from hf_fae.training.statistics import channel_statistics
 from hf_fae.training.tokenizer import add_fusion, load_rae, read_fusion_type
+from hf_fae.training.tokenizer_objectives import DRoRAEObjective
 
 
 VARIANCE_EPS = 1e-5  # RAE's: an element of the latents may be the same in all pictures
