@@ -104,3 +104,16 @@ def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     tiny_encoder().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def train_here(monkeypatch):
+    """Runs a training script of the smoke configs in this process: (script, config, output folder, *flags)."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+    def train(script, config, folder, *flags):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        config = str(SCRIPTS / "configs" / config)
+        importlib.import_module(script).main(["--config", config, "--output_dir", str(folder), *flags])
+
+    return train

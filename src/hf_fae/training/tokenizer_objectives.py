@@ -1,8 +1,9 @@
-"""What tokenizers on a frozen encoder minimise: FAE's stages (arXiv 2512.07829, sections 4.1 and 4.2) and DRoRAE's
-phases (arXiv 2605.10780).
+"""What tokenizers minimise: the losses of images that all of them share, and those on a frozen encoder's features, of
+FAE's stages (arXiv 2512.07829, sections 4.1 and 4.2) and of DRoRAE's phases (arXiv 2605.10780).
 """
 
 import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "FeatureObjective",
     "NoisyLatentObjective",
     "PixelObjective",
+    "Reconstruction",
     "ReconstructionObjective",
     "add_decoder_noise",
     "frozen_features",
@@ -118,34 +120,50 @@ def _compare_features(model, latents, features):
     return {"feature_mse": mse, "feature_cosine": cosine}
 
 
-class ReconstructionObjective(Objective):
-    """What trainings of decoders share: the distance of pixels, of perception, and the game with a discriminator.
+@dataclass
+class Reconstruction:
+    """What `ReconstructionObjective.reconstruct` gives.
 
-    The distance of pixels is on their [0, 1] scale, as in the recipes of TiTok and RAE. A subclass says how images are
-    reconstructed, by `reconstruct`, and by which layer in the end, `last_layer_weight`.
+    Attributes:
+        images: (B, 3, H, W), about [-1, 1], with their graph.
+        shown: others of that shape that the discriminator learns from; None for `images`.
+        terms: further terms of the loss, name -> (weight, scalar).
+    """
+
+    images: torch.Tensor
+    shown: torch.Tensor | None = None
+    terms: dict[str, tuple[float, torch.Tensor]] = field(default_factory=dict)
+
+
+class ReconstructionObjective(Objective):
+    """What trainings on images share: the distance of pixels, of perception, and the game with a discriminator.
+
+    A subclass says how images are reconstructed, by `reconstruct`, and by which layer in the end, `last_layer_weight`.
 
     Args:
         model: the tokenizer.
-        trained: the name of its part to train.
+        trained: the names of its parts to train.
         reconstruction_loss: `"l2"` or `"l1"`.
         perceptual: a distance of images, with `perceptual_weight`; None for none.
         adversarial: the game with a discriminator, which is trained as well, at `discriminator_learning_rate` (by
             default the run's); None for none.
     """
 
+    pixel_scale = 0.5  # distances are on the [0, 1] scale of pixels, as in the recipes of TiTok, RAE and l-DeTok
+
     def __init__(
         self,
         model: nn.Module,
-        trained: str,
-        reconstruction_loss: Literal["l2", "l1"],
-        perceptual: nn.Module | None,
-        perceptual_weight: float,
-        adversarial: AdversarialLoss | None,
-        discriminator_learning_rate: float | None,
+        trained: list[str],
+        reconstruction_loss: Literal["l2", "l1"] = "l2",
+        perceptual: nn.Module | None = None,
+        perceptual_weight: float = 1.0,
+        adversarial: AdversarialLoss | None = None,
+        discriminator_learning_rate: float | None = None,
     ):
         if reconstruction_loss not in ("l2", "l1"):
             raise ValueError(f"reconstruction_loss must be 'l2' or 'l1', got {reconstruction_loss!r}")
-        super().__init__(model, [getattr(model, trained)])
+        super().__init__(model, [getattr(model, name) for name in trained])
         self.trained = trained
         self.pixel_distance = F.mse_loss if reconstruction_loss == "l2" else F.l1_loss
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
@@ -156,14 +174,16 @@ class ReconstructionObjective(Objective):
         """Of the layer that makes the images, for adaptive weights."""
         raise NotImplementedError
 
-    def reconstruct(
-        self, batch: dict[str, torch.Tensor], random: ImageRandom
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images (B, 3, H, W), about [-1, 1], with their graph; and others that the discriminator sees, if any."""
+    def reconstruct(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> Reconstruction:
         raise NotImplementedError
 
+    def compare_pixels(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The distance of images from targets, both (B, 3, H, W) in [-1, 1]: a scalar in fp32."""
+        return self.pixel_distance(images.float() * self.pixel_scale, targets.float() * self.pixel_scale)
+
     def parameter_groups(self) -> list[dict]:
-        groups = [{"params": list(getattr(self.model, self.trained).parameters())}]
+        parts = [getattr(self.model, name) for name in self.trained]
+        groups = [{"params": [p for part in parts for p in part.parameters() if p.requires_grad]}]
         if self.adversarial is not None:
             params = [p for p in self.adversarial.parameters() if p.requires_grad]
             groups.append(
@@ -177,17 +197,20 @@ class ReconstructionObjective(Objective):
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         images = batch["pixel_values"]
-        decoded, shown = self.reconstruct(batch, random)
-        decoded = decoded.float()
-        reconstruction = self.pixel_distance(decoded / 2, images.float() / 2)
+        made = self.reconstruct(batch, random)
+        decoded = made.images.float()
+        reconstruction = self.compare_pixels(decoded, images)
         losses = {"loss": reconstruction, "reconstruction": reconstruction}
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(decoded, images)
             losses["loss"] = reconstruction + self.perceptual_weight * losses["perceptual"]
         if self.adversarial is not None:
-            game = self.adversarial(decoded, images, losses["loss"], self.last_layer_weight, random, shown)
+            game = self.adversarial(decoded, images, losses["loss"], self.last_layer_weight, random, made.shown)
             losses["loss"] = losses["loss"] + game.pop("loss")
             losses |= {f"adversarial/{name}": value for name, value in game.items()}
+        for name, (weight, value) in made.terms.items():
+            losses[name] = value
+            losses["loss"] = losses["loss"] + weight * value
         return losses
 
 
@@ -223,7 +246,7 @@ class PixelObjective(ReconstructionObjective):
             raise ValueError(f"latent_noise must be 0 in stage Ib, which decodes no latents, got {latent_noise}")
         super().__init__(
             model,
-            "pixel_decoder",
+            ["pixel_decoder"],
             reconstruction_loss,
             perceptual,
             perceptual_weight,
@@ -246,9 +269,9 @@ class PixelObjective(ReconstructionObjective):
         latents = add_noise(sample_posterior(posterior, random), self.latent_noise, random)
         return self.model.decode_standardized(latents)
 
-    def reconstruct(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> tuple[torch.Tensor, None]:
+    def reconstruct(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> Reconstruction:
         features, grid = frozen_features(self.model, batch)
-        return self.model.pixel_decoder(self.decoder_input(features, grid, random), grid), None
+        return Reconstruction(self.model.pixel_decoder(self.decoder_input(features, grid, random), grid))
 
 
 class DRoRAEObjective(ReconstructionObjective):
@@ -288,14 +311,14 @@ class DRoRAEObjective(ReconstructionObjective):
             )
         super().__init__(
             model,
-            trained,
+            [trained],
             reconstruction_loss,
             perceptual,
             perceptual_weight,
             adversarial,
             discriminator_learning_rate,
         )
-        self.decoder_noise = decoder_noise
+        self.trains_fusion, self.decoder_noise = trained == "fusion", decoder_noise
         if adversarial is not None and adversarial.adaptive:
             # Adaptive weights are taken from its gradient. In phase 2 no optimiser has it, so that it stays as it is.
             self.last_layer_weight.requires_grad_(True)
@@ -306,20 +329,18 @@ class DRoRAEObjective(ReconstructionObjective):
 
     def before_step(self, step: int) -> None:
         super().before_step(step)
-        if self.trained == "fusion":
+        if self.trains_fusion:
             self.last_layer_weight.grad = None  # which no optimiser clears
 
-    def reconstruct(
-        self, batch: dict[str, torch.Tensor], random: ImageRandom
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def reconstruct(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> Reconstruction:
         features, _ = self.model.extract_features(batch["pixel_values"])
-        with torch.set_grad_enabled(self.trained == "fusion" and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.trains_fusion and torch.is_grad_enabled()):
             tokens = self.model.fuse(features)
         if not self.training or self.decoder_noise == 0:
-            return self.model.decode_tokens(tokens), None
+            return Reconstruction(self.model.decode_tokens(tokens))
         decoded = self.model.decode_tokens(add_decoder_noise(tokens, self.decoder_noise, random))
         shown = None
         if self.adversarial is not None and self.adversarial.discriminator_learns:
             with torch.no_grad():
                 shown = self.model.decode_tokens(tokens)
-        return decoded, shown
+        return Reconstruction(decoded, shown)
