@@ -1,14 +1,20 @@
 """Synthetic data for the training tests: 32 pictures that can be told apart, in 4 classes."""
 
+import importlib
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from damaged import CLASSES, damaged_rows
 from factories import tiny_encoder
 from PIL import Image
+
+
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
 
 def picture(number: int, size: int = 32) -> Image.Image:

@@ -10,6 +10,7 @@ from hf_fae.training.masking import (
     detok_mask_ratio,
     draw_patch_mask,
     draw_visible_patches,
+    falling_mask_ratio,
     truncated_normal_mask_ratio,
 )
 
@@ -81,3 +82,8 @@ def test_all_patches_are_equally_likely():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.rand(2, 4))
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.6), (12_500, 0.45), (25_000, 0.3), (50_000, 0.0), (70_000, 0.0)])
+def test_falling_share(step, share):  # maetok spec, section 1
+    assert falling_mask_ratio(step, 0.6, 50_000) == pytest.approx(share)

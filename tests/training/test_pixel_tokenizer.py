@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from factories import tiny_detok, tiny_encoder
+from factories import tiny_detok, tiny_encoder, tiny_maetok
 from safetensors.torch import load_file
 from text_models import tiny_text_encoder
 from training_runs import ADVERSARIAL, assert_equal_checkpoints, entries, last
@@ -13,6 +13,7 @@ from hf_fae.training.data import DataArguments, ImageData
 
 # script -> its smoke config, its class, and the losses of its paper: all of them, after a step of rest.
 KINDS = {"train_detok": AutoencoderDeTok, "train_maetok": AutoencoderMAETok}
+PAPERS = {"train_detok": "2507.15856", "train_maetok": "2502.03444"}
 GAMES = {
     "train_detok": ["--discriminator", "nlayer", "--discriminator_channels", "8", "--discriminator_start", "2"],
     "train_maetok": [*ADVERSARIAL, "--consistency_weight", "4.0", "--cutout", "0.2", "--adaptive_eps", "1e-4"],
@@ -174,10 +175,7 @@ BAD = {
 @pytest.mark.parametrize("script", KINDS)
 def test_refuses_what_does_not_fit_before_it_writes(script, tmp_path, image_folder, train_here):
     tiny_detok().save_pretrained(tmp_path / "detok")
-    (tmp_path / "maetok").mkdir()
-    AutoencoderMAETok.save_config(
-        AutoencoderMAETok(sample_size=32, encoder_num_layers=1, decoder_num_layers=1), tmp_path / "maetok"
-    )
+    tiny_maetok().save_pretrained(tmp_path / "maetok")
     names = {"DETOK": str(tmp_path / "detok"), "MAETOK": str(tmp_path / "maetok")}
     for flags, message in BAD[script]:
         flags = ["--dataset_name", str(image_folder), *(names.get(flag, flag) for flag in flags)]
