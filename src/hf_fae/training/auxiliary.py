@@ -1,4 +1,4 @@
-"""What MAETok's auxiliary decoders have to tell from the latents (arXiv 2502.03444, section 3.2): HOG, the tokens of
+"""What MAETok's auxiliary decoders have to tell from the latents (arXiv 2502.03444): HOG, the tokens of
 frozen encoders, and captions.
 """
 

@@ -26,7 +26,7 @@ __all__ = ["DeTokObjective", "MAETokObjective"]
 
 
 class DeTokObjective(ReconstructionObjective):
-    """l-DeTok: images from noisy latents of some of their patches (section 3.2), and KL; then the decoder alone.
+    """l-DeTok: images from noisy latents of some of their patches, and KL; then the decoder alone.
 
     In training the latents are samples of the posterior, in both stages. In eval mode they are its modes, and nothing
     is hidden or noisy.
