@@ -1,4 +1,4 @@
-"""What the experiments on emoji share: their arguments, runs and evaluations that go on where they were, and tables."""
+"""What the experiments on emoji share: arguments, runs and evaluations that go on where they were, and tables."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def parse(description: str, output: str, argv: list[str] | None) -> argparse.Nam
         "--flags",
         nargs=argparse.REMAINDER,
         default=[],
-        help="last: further flags of the training scripts, for all runs",
+        help="last: further flags of the trainings, for all runs",
     )
     args = parser.parse_args(argv)
     args.encoder, args.data = find_sources(args.encoder, args.data)
