@@ -93,11 +93,15 @@ class CaptionTarget(nn.Module):
         self, prediction: torch.Tensor, batch: dict, grid: tuple[int, int], mask: torch.Tensor | None
     ) -> torch.Tensor:
         """The loss, a scalar in fp32, of logits (B, length, width) for "captions"; 0 if all of them are empty."""
-        rows = self.tokenizer(batch["captions"], truncation=True, max_length=self.length)["input_ids"]
-        rows = [row + [IGNORED] * (self.length - len(row)) for row in rows]
-        ids = torch.tensor(rows, device=prediction.device)
+        ids = self.token_ids(batch["captions"]).to(prediction.device)
         total = F.cross_entropy(prediction.float().flatten(0, 1), ids.flatten(), ignore_index=IGNORED, reduction="sum")
         return total / (ids != IGNORED).sum().clamp_min(1)
+
+    @torch.compiler.disable
+    def token_ids(self, captions: list[str]) -> torch.Tensor:
+        """(B, length) long, `IGNORED` behind the end of a caption."""
+        rows = self.tokenizer(captions, truncation=True, max_length=self.length)["input_ids"]
+        return torch.tensor([row + [IGNORED] * (self.length - len(row)) for row in rows])
 
 
 def target_names(terms: list[str], patch_size: int) -> list[str]:
