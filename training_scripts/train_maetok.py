@@ -49,7 +49,7 @@ class MAETokArguments(PixelTokenizerArguments):
     )
     mask_std: float = field(
         default=0.25,
-        metadata={"help": "Stage 1: width of the normal law of the share, whose centre is the largest one."},
+        metadata={"help": "Stage 1: width of the share's normal law around the largest one; wide, it is uniform."},
     )
     mask_scope: Literal["batch", "image"] = field(
         default="batch", metadata={"help": "Stage 1: one share for a batch of a process, or for each image its own."}
@@ -81,7 +81,7 @@ def new_config(args: MAETokArguments, resolution: int, widths: dict[str, int]) -
     return {
         **pixel_tokenizer_sizes(args, resolution),
         **{name: getattr(args, name) for name in names},
-        "auxiliary_targets": {name: width for name, width in widths.items() if name != CAPTION},
+        "auxiliary_targets": {name: width for name, width in widths.items() if name != CAPTION} or None,
         "caption_vocab_size": widths.get(CAPTION),
         "caption_length": args.caption_length if CAPTION in widths else None,
     }

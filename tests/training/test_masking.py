@@ -37,6 +37,11 @@ def test_truncated_normal_law():
     torch.testing.assert_close(counts, edges.diff() / (edges[-1] - edges[0]), atol=2e-4, rtol=0)
 
 
+def test_a_wide_law_is_uniform():
+    ratios = truncated_normal_mask_ratio(GRID, std=1e4)
+    torch.testing.assert_close(ratios, 0.4 + 0.2 * GRID, atol=1e-5, rtol=0)
+
+
 def test_law_of_mar():
     ratios = truncated_normal_mask_ratio(GRID, 0.7, 1.0, center=1.0)
     assert ratios.mean().item() == pytest.approx(0.867, abs=1e-3)
