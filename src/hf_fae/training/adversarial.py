@@ -191,33 +191,40 @@ class _BlurDownsample(nn.Module):
 class TokenDiscriminator(nn.Module):
     """Heads on the tokens of a frozen vision transformer (StyleGAN-T, arXiv 2301.09515, section 3.2; RAE's settings).
 
-    Five heads: at the ends of the network's four quarters, and once more on the last. Only they are trained; gradients
-    reach the images through the frozen network. (Some zero that network's key biases: attention does not feel them.)
+    Five heads: at the ends of the network's four quarters, and once more on the last (RAE) or on what the first layer
+    reads (MAETok). Only they are trained; gradients reach the images through the frozen network. (Some zero that network's key biases: attention does not feel them.)
 
     Args:
         network: any encoder; its input size is the size at which images are judged (RAE: DINO ViT-S/8 at 224).
+        with_embeddings: whether the fifth head is on what the first layer reads.
     """
 
-    def __init__(self, network: VisionEncoder):
+    def __init__(self, network: VisionEncoder, with_embeddings: bool = False):
         super().__init__()
-        self.network = EncoderLayers(network.requires_grad_(False))
+        self.network = EncoderLayers(network.requires_grad_(False), with_embeddings)
         self.heads = nn.ModuleList(_TokenHead(network.hidden_size) for _ in range(EncoderLayers.count + 1))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str = "facebook/dino-vits8") -> "TokenDiscriminator":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str = "facebook/dino-vits8", with_embeddings: bool = False
+    ) -> "TokenDiscriminator":
         """With fresh heads on a pretrained network.
 
         Args:
             pretrained_model_name_or_path: Hub id or folder, as `VisionEncoder.from_pretrained` takes it.
+            with_embeddings: as above.
         """
-        return cls(VisionEncoder.from_pretrained(pretrained_model_name_or_path, dtype=torch.float32))
+        network = VisionEncoder.from_pretrained(pretrained_model_name_or_path, dtype=torch.float32)
+        return cls(network, with_embeddings)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, 5 N), fp32, of images (B, 3, H, W) in [-1, 1]: one of every head for each of N patches."""
         layers = self.network(images)
+        if not self.network.with_embeddings:
+            layers = [*layers, layers[-1]]
         # In fp32: the spectral norms are quotients of small differences.
         with torch.autocast(images.device.type, enabled=False):
-            pairs = zip(self.heads, [*layers, layers[-1]], strict=True)
+            pairs = zip(self.heads, layers, strict=True)
             return torch.cat([head(tokens.float()) for head, tokens in pairs], dim=1)
 
 

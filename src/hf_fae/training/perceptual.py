@@ -238,15 +238,21 @@ def _parse(term):
 
 
 class EncoderLayers(nn.Module):
-    """Patch tokens at the ends of the four quarters of a frozen encoder's layers, differentiable in the images."""
+    """Patch tokens at the ends of the four quarters of a frozen encoder's layers, differentiable in the images.
+
+    Args:
+        encoder: any encoder.
+        with_embeddings: what the first layer reads comes as well, in front.
+    """
 
     count = 4
 
-    def __init__(self, encoder: VisionEncoder):
+    def __init__(self, encoder: VisionEncoder, with_embeddings: bool = False):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.with_embeddings = encoder, with_embeddings
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Four tensors (B, N, C), the last layer's last, before the final norm, of images (B, 3, H, W) in [-1, 1]."""
-        states = self.encoder.compute_features(images, output_hidden_states=True).hidden_states[1:]
-        return [states[-(-len(states) * quarter // self.count) - 1] for quarter in range(1, self.count + 1)]
+        """Tensors (B, N, C), the last layer's last, before the final norm, of images (B, 3, H, W) in [-1, 1]."""
+        embeddings, *states = self.encoder.compute_features(images, output_hidden_states=True).hidden_states
+        quarters = [states[-(-len(states) * quarter // self.count) - 1] for quarter in range(1, self.count + 1)]
+        return [embeddings, *quarters] if self.with_embeddings else quarters

@@ -39,6 +39,10 @@ class ReconstructionArguments:
     discriminator_model: str = field(
         default="facebook/dino-vits8", metadata={"help": "Frozen network of the token discriminator."}
     )
+    discriminator_embeddings: bool = field(
+        default=False,
+        metadata={"help": "token: the fifth head is on the embeddings, not once more on the last layer."},
+    )
     discriminator_channels: int = field(default=128, metadata={"help": "Base width of patch and nlayer."})
     discriminator_learning_rate: float | None = field(default=None, metadata={"help": "By default learning_rate."})
     discriminator_start: int = field(default=0, metadata={"help": "First step at which the discriminator learns."})
@@ -82,7 +86,7 @@ def _make_adversarial_loss(args):
     elif args.discriminator == "nlayer":
         discriminator = NLayerDiscriminator(args.discriminator_channels)
     else:
-        discriminator = TokenDiscriminator.from_pretrained(args.discriminator_model)
+        discriminator = TokenDiscriminator.from_pretrained(args.discriminator_model, args.discriminator_embeddings)
     return AdversarialLoss(
         discriminator,
         args.adversarial_weight,
