@@ -405,16 +405,15 @@ class TestNLayerDiscriminator:
             NLayerDiscriminator(**kwargs)
 
 
-def test_the_fifth_head_reads_the_last_layer_again_or_the_embeddings():
-    encoder, pictures = tiny_encoder(), images()
+@pytest.mark.parametrize(("with_embeddings", "wanted"), [(False, [1, 2, 3, 3, 3]), (True, [0, 1, 2, 3, 3])])
+def test_the_fifth_head_reads_the_last_layer_again_or_the_embeddings(with_embeddings, wanted):
+    encoder, pictures, read = tiny_encoder(), images(), []
     states = encoder(pictures, output_hidden_states=True).hidden_states
-    for with_embeddings, wanted in ((False, [1, 2, 3, 3, 3]), (True, [0, 1, 2, 3, 3])):
-        discriminator = TokenDiscriminator(encoder, with_embeddings)
-        read = []
-        for head in discriminator.heads:
-            head.register_forward_pre_hook(lambda module, args: read.append(args[0]))
-        assert discriminator(pictures).shape == (4, 5 * 16)
-        assert all(torch.equal(tokens, states[layer]) for tokens, layer in zip(read, wanted, strict=True))
+    discriminator = TokenDiscriminator(encoder, with_embeddings)
+    for head in discriminator.heads:
+        head.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    assert discriminator(pictures).shape == (4, 5 * 16)
+    assert all(torch.equal(tokens, states[layer]) for tokens, layer in zip(read, wanted, strict=True))
 
 
 def test_consistency_is_the_difference_that_holes_make():

@@ -192,7 +192,8 @@ class TokenDiscriminator(nn.Module):
     """Heads on the tokens of a frozen vision transformer (StyleGAN-T, arXiv 2301.09515, section 3.2; RAE's settings).
 
     Five heads: at the ends of the network's four quarters, and once more on the last (RAE) or on what the first layer
-    reads (MAETok). Only they are trained; gradients reach the images through the frozen network. (Some zero that network's key biases: attention does not feel them.)
+    reads (MAETok). Only they are trained; gradients reach the images through the frozen network. (Some zero that
+    network's key biases: attention does not feel them.)
 
     Args:
         network: any encoder; its input size is the size at which images are judged (RAE: DINO ViT-S/8 at 224).

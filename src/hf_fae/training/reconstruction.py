@@ -41,7 +41,7 @@ class ReconstructionArguments:
     )
     discriminator_embeddings: bool = field(
         default=False,
-        metadata={"help": "token: the fifth head is on the embeddings, not once more on the last layer."},
+        metadata={"help": "token: the fifth head is on the embeddings, not again on the last layer."},
     )
     discriminator_channels: int = field(default=128, metadata={"help": "Base width of patch and nlayer."})
     discriminator_learning_rate: float | None = field(default=None, metadata={"help": "By default learning_rate."})
