@@ -3,10 +3,10 @@
     python training_scripts/emoji_detok.py --output outputs/emoji-detok
 
 For every seed and way to damage latents, by train_detok.py with the config `configs/emoji_detok.yaml`: a tokenizer of
-64 latents, then a small SiT on its latents, equally long for all. `results.md` has the mean squared error on the [0,
-1] scale of validation pictures that come back from latents as they are, from noisy ones, and from those of half of the
-patches; and `fid_effnet` of samples. Noise is (1 - tau) z + tau eps on normalised latents, where it is as much for one
-tokenizer as for another. A run that was stopped goes on where it was.
+64 latents, then a small SiT on its latents, equally long for all. `results.md` has the mean squared error (of pixels
+from 0 to 1) of validation pictures that come back from latents as they are, from noisy ones, and from those of half of
+the patches; and `fid_effnet` of samples. Noise is (1 - tau) z + tau eps on normalised latents, where it is as much for
+one tokenizer as for another. A run that was stopped goes on where it was.
 """
 
 from pathlib import Path
