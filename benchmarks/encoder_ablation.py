@@ -24,8 +24,8 @@ from hf_fae import AutoencoderFAE, VisionEncoder
 from hf_fae.evaluation.reconstruction import feature_cosine
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import LoopArguments, TrainingLoop
-from hf_fae.training.objectives import FeatureObjective, kl_divergence
 from hf_fae.training.statistics import channel_statistics
+from hf_fae.training.tokenizer_objectives import FeatureObjective, kl_divergence
 
 
 ASSETS = Path(os.environ.get("HF_FAE_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))

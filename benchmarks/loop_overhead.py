@@ -18,8 +18,8 @@ from throughput import SIZES as PUBLISHED
 
 from hf_fae import AutoencoderFAE, LightningDiTTransformer2DModel
 from hf_fae.training.arguments import LoopArguments
+from hf_fae.training.generator_objectives import FlowMatchingObjective
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import FlowMatchingObjective
 from hf_fae.training.randomness import ImageRandom
 
 

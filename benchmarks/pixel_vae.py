@@ -19,7 +19,8 @@ from hf_fae.evaluation.reconstruction import psnr
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import Objective, kl_divergence, sample_posterior
+from hf_fae.training.objectives import Objective, sample_posterior
+from hf_fae.training.tokenizer_objectives import kl_divergence
 
 
 @dataclass

@@ -12,8 +12,9 @@ from hf_fae import VisionEncoder
 from hf_fae.presets import PRESETS, build_preset
 from hf_fae.training.adversarial import AdversarialLoss, PatchDiscriminator
 from hf_fae.training.flops import FlopMeter
-from hf_fae.training.objectives import FeatureObjective, FlowMatchingObjective, PixelObjective, STARFlowObjective
+from hf_fae.training.generator_objectives import FlowMatchingObjective, STARFlowObjective
 from hf_fae.training.randomness import ImageRandom
+from hf_fae.training.tokenizer_objectives import FeatureObjective, PixelObjective
 
 
 class NoRandom(ImageRandom):

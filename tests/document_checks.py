@@ -31,10 +31,12 @@ __all__ = ["check", "parses"]
 # Training scripts -> their smoke config. It and these flags make any of their runs tiny.
 SMOKE = {
     "cache_latents": "smoke_cache_latents.yaml",
+    "train_detok": "smoke_detok.yaml",
     "train_drorae": "smoke_drorae.yaml",
     "train_fae": "smoke_fae.yaml",
     "train_generator": "smoke_generator.yaml",
     "train_lora": "smoke_lora.yaml",
+    "train_maetok": "smoke_maetok.yaml",
     "train_pixel_decoder": "smoke_pixel_decoder.yaml",
     "train_starflow": "smoke_starflow.yaml",
 }
@@ -53,6 +55,7 @@ PIXELS = {
     "discriminator": "patch",
     "discriminator_channels": 32,
 }
+TARGETS = {"auxiliary_targets": ["hog=1.0", "dinov2:facebook/dinov2-small=1.0"]}
 HEAD = {"head_num_layers": 1, "head_num_attention_heads": 2, "head_attention_head_dim": 20}
 EVALUATION = {
     "generation": {"num_samples": 20, "extractors": [f"effnet={JUDGE}"]},
@@ -160,6 +163,8 @@ def train(script: str, arguments: list[str]) -> None:
             tiny |= IDENTITY
         if config.get("perceptual") or config.get("discriminator"):
             tiny |= PIXELS
+        if config.get("auxiliary_targets"):
+            tiny |= TARGETS
         if config.get("denoiser") == "dit_dh":
             tiny |= HEAD
         if config.get("dimension_shift"):

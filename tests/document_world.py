@@ -13,12 +13,14 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from documents import ROOT
 from factories import (
+    tiny_detok,
     tiny_drorae,
     tiny_encoder,
     tiny_fae,
     tiny_fae_dit_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_lightning_dit,
+    tiny_maetok,
     tiny_starflow,
 )
 from PIL import Image
@@ -42,6 +44,7 @@ TOKENIZERS = [
     "user/fae",
 ]
 FUSED_TOKENIZERS = ["user/drorae"]
+PIXEL_TOKENIZERS = {"user/detok": tiny_detok, "user/maetok": tiny_maetok}
 DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-dit", "user/my-generator"]
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
 # Caches of latents.
@@ -70,6 +73,7 @@ def build_world(folder: Path) -> Path:
         (ENCODERS, tiny_encoder()),
         (TOKENIZERS, tiny_fae(image_encoder_id="facebook/dinov2-small")),
         (FUSED_TOKENIZERS, tiny_drorae()),
+        *(([name], make()) for name, make in PIXEL_TOKENIZERS.items()),
         (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
         (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),
     ):

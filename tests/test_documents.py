@@ -27,6 +27,7 @@ TEXT = {"", "bibtex", "json", "text", "yaml", "{eval-rst}", "{toctree}"}
 # Pages whose Python blocks go on from where the text is -> a function of the names that they take for granted.
 GIVEN = {
     "docs/drorae.md": lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
+    "docs/pixel-tokenizers.md": lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
     "docs/evaluation.md": lambda: {
         "features": np.random.default_rng(0).normal(size=(20, 8)),
         "reference_features": np.random.default_rng(1).normal(size=(20, 8)),

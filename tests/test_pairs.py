@@ -23,7 +23,7 @@ from factories import (
 )
 
 from hf_fae.latents import latent_size
-from hf_fae.training.objectives import FlowMatchingObjective, STARFlowObjective
+from hf_fae.training.generator_objectives import FlowMatchingObjective, STARFlowObjective
 from hf_fae.training.randomness import ImageRandom
 
 

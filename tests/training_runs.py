@@ -108,3 +108,11 @@ def assert_equal_checkpoints(*folders):
 
 def checkpoints(folder):
     return sorted(path.name for path in Path(folder).glob("checkpoint-*"))
+
+
+def entries(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def last(folder, name):
+    return [entry[name] for entry in entries(folder) if name in entry][-1]

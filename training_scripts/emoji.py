@@ -108,7 +108,7 @@ def main() -> None:
     if args.tokenizer is not None and args.baselines:
         parser.error("--baselines need a run that trains a tokenizer of its own")
 
-    encoder, data = find_sources(args.encoder, args.data, "training_scripts/emoji.py")
+    encoder, data = find_sources(args.encoder, args.data)
     precision = "bf16" if has_fast_bf16() else "no"
     for name, (script, config, arguments) in stages(args.output, encoder, data, args.tokenizer).items():
         if name in BASELINES and not args.baselines:

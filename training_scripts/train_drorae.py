@@ -21,13 +21,10 @@ from hf_fae.evaluation.reconstruction import psnr
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import DRoRAEObjective
 from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, validate_reconstructions
-from hf_fae.training.statistics import channel_statistics
+from hf_fae.training.statistics import measure_latent_statistics, training_images
 from hf_fae.training.tokenizer import add_fusion, load_rae, read_fusion_type
-
-
-VARIANCE_EPS = 1e-5  # RAE's: an element of the latents may be the same in all pictures
+from hf_fae.training.tokenizer_objectives import DRoRAEObjective
 
 
 @dataclass
@@ -128,32 +125,18 @@ def main(argv: list[str] | None = None) -> None:
     def compare(images, first):
         """As in training, but without noise."""
         decoded = model(images).sample
-        error = objective.pixel_distance(decoded.float() / 2, images / 2)
-        return decoded, {"psnr": psnr(decoded, images), "reconstruction": error}
+        return decoded, {"psnr": psnr(decoded, images), "reconstruction": objective.compare_pixels(decoded, images)}
 
     def validate(step):
         return validate_reconstructions(validation_batches, compare, loop.device, loss_args.grid_images)
 
-    def training_latents():
-        """Unnormalised latents (B, C * h * w) of each training picture once, or of as many as are wanted."""
-        left = args.latent_statistics_images or len(data)
-        left = left if data_args.streaming else min(left, len(data))
-        batches = data.batches(loop_args.train_batch_size, num_workers=loop_args.dataloader_num_workers)
-        while left > 0:
-            images = next(batches)["pixel_values"][:left].to(loop.device)
-            left -= len(images)
-            yield model.encode(images).latent_dist.mode().flatten(1)
-
-    @torch.no_grad()
     def save():
         model.eval()
         if args.phase < 3:  # phase 3 leaves the latents as they are
-            shape = model.latents_mean.shape
-            model.set_latent_statistics(torch.zeros_like(model.latents_mean), torch.ones_like(model.latents_std))
+            workers = loop_args.dataloader_num_workers
+            images = training_images(data, args.latent_statistics_images, loop_args.train_batch_size, workers)
             with loop.accelerator.autocast():
-                mean, std = channel_statistics(training_latents())
-            std = (std.square() + VARIANCE_EPS).sqrt()
-            model.set_latent_statistics(mean.view(shape), std.view(shape))
+                measure_latent_statistics(model, images)
         model.save_pretrained(loop_args.output_dir)
 
     loop.run(objective, data, validate, save)

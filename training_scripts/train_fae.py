@@ -22,10 +22,11 @@ from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.feature_cache import FeatureData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import FeatureObjective, NoisyLatentObjective, add_noise, frozen_features
+from hf_fae.training.objectives import add_noise
 from hf_fae.training.randomness import ImageRandom
 from hf_fae.training.statistics import channel_statistics
 from hf_fae.training.tokenizer import load_trained_fae
+from hf_fae.training.tokenizer_objectives import FeatureObjective, NoisyLatentObjective, frozen_features
 
 
 SEEN = {"pixel_values", "features"}  # what the features of a batch come from

@@ -30,8 +30,8 @@ from hf_fae.training.generation import (
     open_tokenizer,
     train_generator,
 )
+from hf_fae.training.generator_objectives import dimension_shift
 from hf_fae.training.latent_cache import CachedLatents
-from hf_fae.training.objectives import dimension_shift
 
 
 @dataclass

@@ -14,10 +14,11 @@ from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.feature_cache import FeatureData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import PixelObjective, add_noise
+from hf_fae.training.objectives import add_noise
 from hf_fae.training.randomness import ImageRandom
 from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, validate_reconstructions
 from hf_fae.training.tokenizer import copy_pixel_decoder, load_trained_fae
+from hf_fae.training.tokenizer_objectives import PixelObjective
 
 
 @dataclass

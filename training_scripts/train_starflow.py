@@ -16,8 +16,8 @@ from hf_fae import FAEStarFlowPipeline, STARFlowTransformer2DModel
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import GeneratorArguments, latent_size, open_tokenizer, train_generator
+from hf_fae.training.generator_objectives import STARFlowObjective
 from hf_fae.training.latent_cache import CachedLatents
-from hf_fae.training.objectives import STARFlowObjective
 
 
 @dataclass

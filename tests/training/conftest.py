@@ -1,14 +1,20 @@
 """Synthetic data for the training tests: 32 pictures that can be told apart, in 4 classes."""
 
+import importlib
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from damaged import CLASSES, damaged_rows
 from factories import tiny_encoder
 from PIL import Image
+
+
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
 
 def picture(number: int, size: int = 32) -> Image.Image:
@@ -104,3 +110,16 @@ def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     tiny_encoder().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def train_here(monkeypatch):
+    """Runs a training script of the smoke configs in this process: (script, config, output folder, *flags)."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+    def train(script, config, folder, *flags):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        config = str(SCRIPTS / "configs" / config)
+        importlib.import_module(script).main(["--config", config, "--output_dir", str(folder), *flags])
+
+    return train

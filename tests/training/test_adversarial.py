@@ -15,6 +15,7 @@ from torch import distributed, nn
 from hf_fae.training.adversarial import (
     AdversarialLoss,
     LeCam,
+    NLayerDiscriminator,
     PatchDiscriminator,
     TokenDiscriminator,
     _TokenHead,
@@ -374,3 +375,73 @@ def play_as_process(rank, folder):
 if __name__ == "__main__":
     # Forked, so that the libraries are imported once.
     torch.multiprocessing.start_processes(play_as_process, (sys.argv[1],), nprocs=2, start_method="fork")
+
+
+class TestNLayerDiscriminator:
+    def test_published_shape(self):
+        """pix2pix's 70 x 70 PatchGAN."""
+        with torch.device("meta"):
+            discriminator = NLayerDiscriminator()
+        assert sum(p.numel() for p in discriminator.parameters()) == 2_765_633
+        assert discriminator(torch.empty(2, 3, 256, 256, device="meta")).shape == (2, 1, 30, 30)
+        assert not list(discriminator.buffers())
+
+    def test_real_and_made_pictures_are_judged_apart(self):
+        """Or the statistics of a batch would tell of its other half."""
+        discriminator, calls = NLayerDiscriminator(8), []
+        game = AdversarialLoss(discriminator).train()
+        fakes, reals = images().requires_grad_(), images()
+        discriminator.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+        losses = game(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
+        assert calls == [4, 4, 4]
+        rounded = ((fakes.detach() + 1) * 127.5).round() / 127.5 - 1
+        expected = hinge_loss_discriminator(discriminator(reals), discriminator(rounded))
+        torch.testing.assert_close(losses["discriminator"], expected)
+
+    @pytest.mark.parametrize("kwargs", [{"base_channels": 0}, {"num_stages": 0}])
+    def test_bad_input(self, kwargs):
+        (name,) = kwargs
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            NLayerDiscriminator(**kwargs)
+
+
+@pytest.mark.parametrize(("with_embeddings", "wanted"), [(False, [1, 2, 3, 3, 3]), (True, [0, 1, 2, 3, 3])])
+def test_the_fifth_head_reads_the_last_layer_again_or_the_embeddings(with_embeddings, wanted):
+    encoder, pictures, read = tiny_encoder(), images(), []
+    states = encoder(pictures, output_hidden_states=True).hidden_states
+    discriminator = TokenDiscriminator(encoder, with_embeddings)
+    for head in discriminator.heads:
+        head.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    assert discriminator(pictures).shape == (4, 5 * 16)
+    assert all(torch.equal(tokens, states[layer]) for tokens, layer in zip(read, wanted, strict=True))
+
+
+def test_consistency_is_the_difference_that_holes_make():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(3.0))
+            self.seen = []
+
+        def forward(self, pictures):
+            self.seen.append(pictures.detach())
+            return self.factor * pictures.mean((1, 2, 3))
+
+    discriminator = Mean()
+    game = AdversarialLoss(discriminator, consistency_weight=4.0).train()
+    fakes, reals = images(), images()
+    without = AdversarialLoss(Mean())(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
+    losses = game(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
+    plain, holes = discriminator.seen[1:]
+    assert (holes == 0).float().mean() > 0.05 and not (plain == 0).all(1).any(1).any()
+    expected = (3 * (plain - holes).mean((1, 2, 3))).square().mean()
+    torch.testing.assert_close(losses["consistency"], expected)
+    torch.testing.assert_close(losses["loss"], without["loss"] + 4 * expected)
+    with pytest.raises(ValueError, match="consistency_weight must not be negative, got -1"):
+        AdversarialLoss(Mean(), consistency_weight=-1)
+
+
+def test_eps_of_the_adaptive_weight():
+    weight = torch.ones(2, requires_grad=True)
+    loss, game = 3e-4 * weight.sum(), 1e-4 * weight[0]
+    assert adaptive_weight(loss, game, weight, eps=1e-4).item() == pytest.approx(3e-4 * 2**0.5 / 2e-4, rel=1e-4)

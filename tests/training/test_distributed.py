@@ -15,7 +15,7 @@ from training_runs import ADVERSARIAL, ImageNoise, read_log, run
 
 from hf_fae import LightningDiTTransformer2DModel
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.objectives import FlowMatchingObjective
+from hf_fae.training.generator_objectives import FlowMatchingObjective
 
 
 HERE = Path(__file__).parent

@@ -13,7 +13,7 @@ from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.feature_cache import FeatureData
 from hf_fae.training.latent_cache import CachedLatents
 from hf_fae.training.latent_encoding import encode_dataset
-from hf_fae.training.objectives import frozen_features
+from hf_fae.training.tokenizer_objectives import frozen_features
 
 
 def make_data(folder, seed=0, **kwargs):

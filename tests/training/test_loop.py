@@ -18,7 +18,7 @@ from training_runs import (
 )
 
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.objectives import FeatureObjective
+from hf_fae.training.tokenizer_objectives import FeatureObjective
 
 
 class TestResume:

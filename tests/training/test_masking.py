@@ -10,6 +10,7 @@ from hf_fae.training.masking import (
     detok_mask_ratio,
     draw_patch_mask,
     draw_visible_patches,
+    falling_mask_ratio,
     truncated_normal_mask_ratio,
 )
 
@@ -34,6 +35,11 @@ def test_truncated_normal_law():
     counts = torch.histc(ratios, 10, 0.4, 0.6) / len(GRID)
     edges = Normal(0.6, 0.25).cdf(torch.linspace(0.4, 0.6, 11))
     torch.testing.assert_close(counts, edges.diff() / (edges[-1] - edges[0]), atol=2e-4, rtol=0)
+
+
+def test_a_wide_law_is_uniform():
+    ratios = truncated_normal_mask_ratio(GRID, std=1e4)
+    torch.testing.assert_close(ratios, 0.4 + 0.2 * GRID, atol=1e-5, rtol=0)
 
 
 def test_law_of_mar():
@@ -81,3 +87,8 @@ def test_all_patches_are_equally_likely():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.rand(2, 4))
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.6), (12_500, 0.45), (25_000, 0.3), (50_000, 0.0), (70_000, 0.0)])
+def test_falling_share(step, share):  # maetok spec, section 1
+    assert falling_mask_ratio(step, 0.6, 50_000) == pytest.approx(share)

@@ -25,3 +25,11 @@ def test_distributions():
     assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02
     assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.01
     assert abs(uniform.std() - 12**-0.5) < 0.01
+
+
+def test_shared_numbers_are_new_in_every_call_and_the_first_images():
+    random, again = ImageRandom(3, first_image=10), ImageRandom(3, first_image=10)
+    numbers = [random.shared_uniform() for _ in range(1000)]
+    assert numbers[:5] == [again.shared_uniform() for _ in range(5)] and len(set(numbers)) == 1000
+    assert numbers[0] == ImageRandom(3, first_image=10).uniform(4)[0].item()
+    assert 0 <= min(numbers) and max(numbers) < 1 and abs(sum(numbers) / 1000 - 0.5) < 0.05

@@ -1,6 +1,5 @@
 """The training scripts as users run them: each in a process of its own, on the smoke configs, one after the other."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -9,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from damaged import damaged_rows
 from diffusers import AutoencoderRAE
 from factories import tiny_kl
 from PIL import Image
 from safetensors.torch import load_file
-from training_runs import ADVERSARIAL, assert_equal_checkpoints
+from training_runs import ADVERSARIAL, assert_equal_checkpoints, entries, last
 
 from hf_fae import AutoencoderDRoRAE, AutoencoderFAE, DiTDHTransformer2DModel, FAEDiTPipeline, FAEStarFlowPipeline
 from hf_fae.training.data import DataArguments, ImageData
@@ -31,27 +29,6 @@ def train(script, config, folder, cache, *flags):
     result = subprocess.run([*command, "--output_dir", str(folder), *flags], env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
-
-
-@pytest.fixture
-def train_here(monkeypatch):
-    """The same without a new process."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-
-    def train(script, config, folder, *flags):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        config = str(SCRIPTS / "configs" / config)
-        importlib.import_module(script).main(["--config", config, "--output_dir", str(folder), *flags])
-
-    return train
-
-
-def entries(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def last(folder, name):
-    return [entry[name] for entry in entries(folder) if name in entry][-1]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
-from ..training.objectives import FlowMatchingObjective
+from ..training.generator_objectives import FlowMatchingObjective
 from ..training.randomness import ImageRandom, mix_seed
 from ..training.statistics import channel_statistics
 

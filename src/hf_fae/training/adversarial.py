@@ -15,6 +15,7 @@ from .randomness import ImageRandom
 __all__ = [
     "AdversarialLoss",
     "LeCam",
+    "NLayerDiscriminator",
     "PatchDiscriminator",
     "TokenDiscriminator",
     "adaptive_weight",
@@ -34,12 +35,15 @@ def hinge_loss_generator(fake: torch.Tensor) -> torch.Tensor:
 
 
 def adaptive_weight(
-    reconstruction_loss: torch.Tensor, generator_loss: torch.Tensor, last_layer_weight: torch.Tensor
+    reconstruction_loss: torch.Tensor,
+    generator_loss: torch.Tensor,
+    last_layer_weight: torch.Tensor,
+    eps: float = 1e-6,
 ) -> torch.Tensor:
-    """|grad of reconstruction_loss| / (|grad of generator_loss| + 1e-6), clamped to [0, 1e4]: a scalar without graph.
+    """|grad of reconstruction_loss| / (|grad of generator_loss| + eps), clamped to [0, 1e4]: a scalar without graph.
 
-    Both gradients are those of `last_layer_weight` (arXiv 2012.09841, eq. 7; eps as in RAE), averaged over the
-    processes before their norms are taken. The graphs are kept.
+    Both gradients are those of `last_layer_weight` (arXiv 2012.09841, eq. 7; eps by default as in RAE), averaged over
+    the processes before their norms are taken. The graphs are kept.
     """
     scale = 2.0**16  # in fp16 gradients of means would underflow
     gradients = [
@@ -48,7 +52,7 @@ def adaptive_weight(
     ]
     gradients = _mean_over_processes(torch.stack(gradients).float()) / scale
     reconstruction, generator = gradients.flatten(1).norm(dim=1)
-    return (reconstruction / (generator + 1e-6)).clamp(0, 1e4)
+    return (reconstruction / (generator + eps)).clamp(0, 1e4)
 
 
 def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:
@@ -126,6 +130,50 @@ class PatchDiscriminator(nn.Module):
         return self.layers(images).float()
 
 
+class NLayerDiscriminator(nn.Module):
+    """PatchGAN (pix2pix, arXiv 1611.07004, appendix 6.1.2; taming-transformers), the discriminator of l-DeTok.
+
+    Its batch norms take the statistics of each call, in every mode: real and made pictures are judged in calls of
+    their own, and the logits of a picture depend on the others of its process.
+
+    Args:
+        base_channels: of the first of `num_stages` + 2 layers; they double up to eightfold.
+        num_stages: layers that halve the sides, at least 1.
+
+    Raises:
+        ValueError: other values.
+    """
+
+    uses_batch_statistics = True
+
+    def __init__(self, base_channels: int = 64, num_stages: int = 3):
+        for name, value in (("base_channels", base_channels), ("num_stages", num_stages)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        super().__init__()
+        layers = [nn.Conv2d(3, base_channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        channels = base_channels
+        for stage in range(1, num_stages + 1):
+            width = base_channels * min(2**stage, 8)
+            layers += [
+                nn.Conv2d(channels, width, 4, stride=2 if stage < num_stages else 1, padding=1, bias=False),
+                nn.BatchNorm2d(width, track_running_stats=False),
+                nn.LeakyReLU(0.2),
+            ]
+            channels = width
+        layers.append(nn.Conv2d(channels, 1, 4, padding=1))
+        self.layers = nn.Sequential(*layers)
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, 0.02)
+            elif isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.weight, 1.0, 0.02)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 1, H / 2^num_stages - 2, W / 2^num_stages - 2), fp32, of images (B, 3, H, W) in [-1, 1]."""
+        return self.layers(images).float()
+
+
 class _BlurDownsample(nn.Module):
     """Halves height and width of (B, C, H, W) behind a binomial filter of 4 x 4 (arXiv 1904.11486)."""
 
@@ -143,33 +191,41 @@ class _BlurDownsample(nn.Module):
 class TokenDiscriminator(nn.Module):
     """Heads on the tokens of a frozen vision transformer (StyleGAN-T, arXiv 2301.09515, section 3.2; RAE's settings).
 
-    Five heads: at the ends of the network's four quarters, and once more on the last. Only they are trained; gradients
-    reach the images through the frozen network. (Some zero that network's key biases: attention does not feel them.)
+    Five heads: at the ends of the network's four quarters, and once more on the last (RAE) or on what the first layer
+    reads (MAETok). Only they are trained; gradients reach the images through the frozen network. (Some zero that
+    network's key biases: attention does not feel them.)
 
     Args:
         network: any encoder; its input size is the size at which images are judged (RAE: DINO ViT-S/8 at 224).
+        with_embeddings: whether the fifth head is on what the first layer reads.
     """
 
-    def __init__(self, network: VisionEncoder):
+    def __init__(self, network: VisionEncoder, with_embeddings: bool = False):
         super().__init__()
-        self.network = EncoderLayers(network.requires_grad_(False))
+        self.network = EncoderLayers(network.requires_grad_(False), with_embeddings)
         self.heads = nn.ModuleList(_TokenHead(network.hidden_size) for _ in range(EncoderLayers.count + 1))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str = "facebook/dino-vits8") -> "TokenDiscriminator":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str = "facebook/dino-vits8", with_embeddings: bool = False
+    ) -> "TokenDiscriminator":
         """With fresh heads on a pretrained network.
 
         Args:
             pretrained_model_name_or_path: Hub id or folder, as `VisionEncoder.from_pretrained` takes it.
+            with_embeddings: as above.
         """
-        return cls(VisionEncoder.from_pretrained(pretrained_model_name_or_path, dtype=torch.float32))
+        network = VisionEncoder.from_pretrained(pretrained_model_name_or_path, dtype=torch.float32)
+        return cls(network, with_embeddings)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, 5 N), fp32, of images (B, 3, H, W) in [-1, 1]: one of every head for each of N patches."""
         layers = self.network(images)
+        if not self.network.with_embeddings:
+            layers = [*layers, layers[-1]]
         # In fp32: the spectral norms are quotients of small differences.
         with torch.autocast(images.device.type, enabled=False):
-            pairs = zip(self.heads, [*layers, layers[-1]], strict=True)
+            pairs = zip(self.heads, layers, strict=True)
             return torch.cat([head(tokens.float()) for head, tokens in pairs], dim=1)
 
 
@@ -197,6 +253,14 @@ def _token_block(channels, kernel_size):
     )
 
 
+def _round_to_pixels(images):
+    """Images (B, 3, H, W) in fp32 without their graph, as 8 bits hold them."""
+    return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+STRONG_AUGMENT = DiffAugment(cutout=0.5)  # of the consistency, in SoftVQ's settings
+
+
 class AdversarialLoss(nn.Module):
     """Both sides of the game as one scalar, whose one backward gives either network its own gradients.
 
@@ -208,7 +272,8 @@ class AdversarialLoss(nn.Module):
     the same weights on every process.
 
     Args:
-        discriminator: images (B, 3, H, W) in [-1, 1] -> logits (B, ...), without statistics over the batch.
+        discriminator: images (B, 3, H, W) in [-1, 1] -> logits (B, ...); with an attribute `uses_batch_statistics`
+            that is true, it is called for real and for made images separately.
         weight: of the generator's term (TiTok's recipe 0.1; RAE 0.75 with `adaptive`).
         adaptive: multiply `weight` by `adaptive_weight`.
         lecam_weight: of the `LeCam` penalty on the discriminator (TiTok's recipe 0.001); 0 for none.
@@ -216,6 +281,9 @@ class AdversarialLoss(nn.Module):
         discriminator_start, adversarial_start: first steps at which the discriminator is trained and at which the
             generator feels it (RAE: epochs 6 and 8 of 16), the latter by default with the former. Before
             `discriminator_start` no parameter gets a gradient.
+        consistency_weight: of the mean squared difference of the discriminator's logits on what it learns from and on
+            the same with holes of half the side (arXiv 2002.04724; SoftVQ and MAETok: 4); 0 for none.
+        adaptive_eps: see `adaptive_weight`.
 
     Raises:
         ValueError: a weight below 0, or an adversarial_start before discriminator_start.
@@ -230,8 +298,11 @@ class AdversarialLoss(nn.Module):
         augment: DiffAugment | None = None,
         discriminator_start: int = 0,
         adversarial_start: int | None = None,
+        consistency_weight: float = 0.0,
+        adaptive_eps: float = 1e-6,
     ):
-        for name, value in (("weight", weight), ("lecam_weight", lecam_weight)):
+        weights = {"weight": weight, "lecam_weight": lecam_weight, "consistency_weight": consistency_weight}
+        for name, value in weights.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         if adversarial_start is None:
@@ -244,6 +315,7 @@ class AdversarialLoss(nn.Module):
         super().__init__()
         self.discriminator, self.weight, self.adaptive, self.augment = discriminator, weight, adaptive, augment
         self.lecam_weight, self.lecam = lecam_weight, LeCam() if lecam_weight else None
+        self.consistency_weight, self.adaptive_eps = consistency_weight, adaptive_eps
         self.discriminator_start, self.adversarial_start = discriminator_start, adversarial_start
         self.before_step(0)
 
@@ -273,20 +345,23 @@ class AdversarialLoss(nn.Module):
 
         Returns:
             "loss": to be added to `reconstruction_loss`; 0 before `discriminator_start`. The rest has no graph:
-            "generator" and "adaptive_weight" (from `adversarial_start`), "discriminator", "lecam", "logits_real",
-            "logits_fake" (from `discriminator_start`).
+            "generator" and "adaptive_weight" (from `adversarial_start`), "discriminator", "lecam", "consistency",
+            "logits_real", "logits_fake" (from `discriminator_start`).
         """
         losses = {"loss": images.new_zeros((), dtype=torch.float32)}
         if self.generator_feels:
             generator = hinge_loss_generator(self._judge_as_constant(images, random))
             weight = self.weight
             if self.adaptive:
-                losses["adaptive_weight"] = adaptive_weight(reconstruction_loss, generator, last_layer_weight)
+                losses["adaptive_weight"] = adaptive_weight(
+                    reconstruction_loss, generator, last_layer_weight, self.adaptive_eps
+                )
                 weight = weight * losses["adaptive_weight"]
             losses["generator"] = generator.detach()
             losses["loss"] = losses["loss"] + weight * generator
         if self.discriminator_learns:
-            real, fake = self._judge_pairs(targets, images if shown is None else shown, random)
+            pictures = [targets.float(), _round_to_pixels(images if shown is None else shown)]
+            real, fake = self._judge_pairs([self._augment(batch, random) for batch in pictures])
             discriminator = hinge_loss_discriminator(real, fake)
             losses["discriminator"] = discriminator.detach()
             losses["loss"] = losses["loss"] + discriminator
@@ -294,6 +369,11 @@ class AdversarialLoss(nn.Module):
                 lecam = self.lecam(real, fake)
                 losses["lecam"] = lecam.detach()
                 losses["loss"] = losses["loss"] + self.lecam_weight * lecam
+            if self.consistency_weight:
+                holes = [STRONG_AUGMENT(batch, random) for batch in pictures]
+                consistency = F.mse_loss(torch.cat(self._judge_pairs(holes)), torch.cat([real, fake]))
+                losses["consistency"] = consistency.detach()
+                losses["loss"] = losses["loss"] + self.consistency_weight * consistency
             losses["logits_real"], losses["logits_fake"] = real.detach().mean(), fake.detach().mean()
         return losses
 
@@ -302,10 +382,10 @@ class AdversarialLoss(nn.Module):
         constants = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         return functional_call(self.discriminator, constants, (self._augment(images, random),))
 
-    def _judge_pairs(self, targets, images, random):
-        """Logits of targets and of rounded images, in one call so that both see the same spectral norms."""
-        fakes = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-        pictures = [self._augment(batch, random) for batch in (targets.float(), fakes)]
+    def _judge_pairs(self, pictures):
+        """Logits of real and of made pictures, in one call so that both see the same spectral norms."""
+        if getattr(self.discriminator, "uses_batch_statistics", False):
+            return tuple(self.discriminator(batch) for batch in pictures)
         return self.discriminator(torch.cat(pictures)).chunk(2)
 
     def _augment(self, images, random):

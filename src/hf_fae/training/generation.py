@@ -13,9 +13,9 @@ from ..pipelines.fae_starflow import FAEStarFlowPipeline
 from ..pipelines.latent_pipeline import LatentPipeline
 from .arguments import LoopArguments
 from .data import DataArguments, ImageData
+from .generator_objectives import FlowMatchingObjective, GeneratorObjective, STARFlowObjective
 from .latent_cache import CachedLatents, is_latent_cache
 from .loop import TrainingLoop
-from .objectives import FlowMatchingObjective, GeneratorObjective, STARFlowObjective
 from .randomness import ImageRandom
 from .tokenizer import complete_tokenizer, load_tokenizer
 

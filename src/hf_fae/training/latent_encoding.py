@@ -16,7 +16,7 @@ from .feature_cache import FeatureData
 from .files import write_whole
 from .fingerprints import fingerprint_split
 from .latent_cache import COPIES, GROUP, INDEX, LABELS, is_latent_cache, tokenizer_fingerprint
-from .objectives import frozen_features
+from .tokenizer_objectives import frozen_features
 
 
 __all__ = ["encode_dataset"]

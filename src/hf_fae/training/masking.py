@@ -8,7 +8,13 @@ import math
 import torch
 
 
-__all__ = ["detok_mask_ratio", "draw_patch_mask", "draw_visible_patches", "truncated_normal_mask_ratio"]
+__all__ = [
+    "detok_mask_ratio",
+    "draw_patch_mask",
+    "draw_visible_patches",
+    "falling_mask_ratio",
+    "truncated_normal_mask_ratio",
+]
 
 
 def detok_mask_ratio(uniform: torch.Tensor, max_ratio: float = 0.7) -> torch.Tensor:
@@ -44,6 +50,11 @@ def truncated_normal_mask_ratio(
     low, high = (torch.special.ndtr(torch.tensor((bound - center) / std).double()) for bound in (min_ratio, max_ratio))
     values = torch.special.ndtri(low + (high - low) * uniform.double().cpu())
     return (center + std * values).clamp(min_ratio, max_ratio).to(uniform)
+
+
+def falling_mask_ratio(step: int, start: float, num_steps: int) -> float:
+    """The share at a step of MAETok's second stage: it falls linearly from `start` to 0 at step `num_steps`."""
+    return start * max(0.0, 1 - step / num_steps)
 
 
 def draw_visible_patches(scores: torch.Tensor, mask_ratio: float) -> torch.Tensor:

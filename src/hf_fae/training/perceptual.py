@@ -10,7 +10,15 @@ from ..encoders import VisionEncoder
 from ..networks import TimmNetwork, load_hub_weights, read_config
 
 
-__all__ = ["LPIPS", "EncoderLayers", "FeatureDistance", "LogitDistance", "WeightedDistance", "load_perceptual"]
+__all__ = [
+    "LPIPS",
+    "EncoderLayers",
+    "FeatureDistance",
+    "LogitDistance",
+    "WeightedDistance",
+    "load_perceptual",
+    "parse_term",
+]
 
 
 class _FrozenDistance(nn.Module):
@@ -204,15 +212,23 @@ def load_perceptual(terms: list[str]) -> WeightedDistance:
     return WeightedDistance(distances, [weight for *_, weight in parsed])
 
 
-def _parse(term):
-    """(kind, [source] or [], weight) of "KIND:SOURCE=WEIGHT"."""
+def parse_term(term: str) -> tuple[str, str | None, float] | None:
+    """(kind, source or None, weight) of "KIND=WEIGHT" or "KIND:SOURCE=WEIGHT"; None if it is no such thing."""
     name, _, weight = term.rpartition("=")
     kind, colon, source = name.partition(":")
     try:
         weight = float(weight)
     except ValueError:
-        weight = 0.0
-    if kind not in _KINDS or not 0 < weight < float("inf") or bool(colon) != bool(source):
+        return None
+    if not 0 < weight < float("inf") or not kind or bool(colon) != bool(source):
+        return None
+    return kind, source or None, weight
+
+
+def _parse(term):
+    """(kind, [source] or [], weight) of "KIND:SOURCE=WEIGHT"."""
+    kind, source, weight = parse_term(term) or (None, None, None)
+    if kind not in _KINDS:
         raise ValueError(
             f"terms must be KIND:SOURCE=WEIGHT with a kind of {', '.join(_KINDS)} and a positive weight, got {term!r}"
         )
@@ -222,15 +238,21 @@ def _parse(term):
 
 
 class EncoderLayers(nn.Module):
-    """Patch tokens at the ends of the four quarters of a frozen encoder's layers, differentiable in the images."""
+    """Patch tokens at the ends of the four quarters of a frozen encoder's layers, differentiable in the images.
+
+    Args:
+        encoder: any encoder.
+        with_embeddings: what the first layer reads comes as well, in front.
+    """
 
     count = 4
 
-    def __init__(self, encoder: VisionEncoder):
+    def __init__(self, encoder: VisionEncoder, with_embeddings: bool = False):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.with_embeddings = encoder, with_embeddings
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Four tensors (B, N, C), the last layer's last, before the final norm, of images (B, 3, H, W) in [-1, 1]."""
-        states = self.encoder.compute_features(images, output_hidden_states=True).hidden_states[1:]
-        return [states[-(-len(states) * quarter // self.count) - 1] for quarter in range(1, self.count + 1)]
+        """Tensors (B, N, C), the last layer's last, before the final norm, of images (B, 3, H, W) in [-1, 1]."""
+        embeddings, *states = self.encoder.compute_features(images, output_hidden_states=True).hidden_states
+        quarters = [states[-(-len(states) * quarter // self.count) - 1] for quarter in range(1, self.count + 1)]
+        return [embeddings, *quarters] if self.with_embeddings else quarters

@@ -35,6 +35,13 @@ class ImageRandom:
         return self._fill(torch.empty(shape, device=self.generator.device), torch.Tensor.uniform_)
 
     @torch.compiler.disable
+    def shared_uniform(self) -> float:
+        """One number in [0, 1) for the whole batch, that of its first image; nobody waits for the device."""
+        self._calls += 1
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.first_image, self._calls))
+        return torch.rand((), generator=generator).item()
+
+    @torch.compiler.disable
     def _fill(self, numbers, fill):
         self._calls += 1
         for offset, row in enumerate(numbers.unbind()):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..images import make_grid, to_pil
-from .adversarial import AdversarialLoss, PatchDiscriminator, TokenDiscriminator
+from .adversarial import AdversarialLoss, NLayerDiscriminator, PatchDiscriminator, TokenDiscriminator
 from .augmentation import DiffAugment
 from .perceptual import load_perceptual
 
@@ -29,13 +29,21 @@ class ReconstructionArguments:
         },
     )
     perceptual_weight: float = field(default=1.1, metadata={"help": "Weight of the perceptual average."})
-    discriminator: Literal["none", "patch", "token"] = field(
-        default="none", metadata={"help": "patch: convolutional; token: heads on a frozen vision transformer."}
+    discriminator: Literal["none", "patch", "nlayer", "token"] = field(
+        default="none",
+        metadata={
+            "help": "patch: convolutional (MaskBit); nlayer: the same with batch norms (pix2pix); token: heads on a "
+            "frozen vision transformer."
+        },
     )
     discriminator_model: str = field(
         default="facebook/dino-vits8", metadata={"help": "Frozen network of the token discriminator."}
     )
-    discriminator_channels: int = field(default=128, metadata={"help": "Base width of the patch discriminator."})
+    discriminator_embeddings: bool = field(
+        default=False,
+        metadata={"help": "token: the fifth head is on the embeddings, not again on the last layer."},
+    )
+    discriminator_channels: int = field(default=128, metadata={"help": "Base width of patch and nlayer."})
     discriminator_learning_rate: float | None = field(default=None, metadata={"help": "By default learning_rate."})
     discriminator_start: int = field(default=0, metadata={"help": "First step at which the discriminator learns."})
     adversarial_weight: float = field(default=0.1, metadata={"help": "Weight of the adversarial loss."})
@@ -45,8 +53,13 @@ class ReconstructionArguments:
     adaptive_weight: bool = field(
         default=False, metadata={"help": "Scale the adversarial gradient to that of the other losses."}
     )
+    adaptive_eps: float = field(default=1e-6, metadata={"help": "Added to the norm that adaptive_weight divides by."})
     lecam_weight: float = field(default=0.0, metadata={"help": "Weight of the LeCam penalty."})
     diff_augment: bool = field(default=False, metadata={"help": "Augment what the discriminator sees."})
+    cutout: float = field(default=0.0, metadata={"help": "With diff_augment: side of a hole in it, as a share."})
+    consistency_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the difference that holes make to the discriminator."}
+    )
     grid_images: int = field(default=8, metadata={"help": "Validation images in the picture of reconstructions."})
 
 
@@ -70,16 +83,20 @@ def _make_adversarial_loss(args):
         return None
     if args.discriminator == "patch":
         discriminator = PatchDiscriminator(args.discriminator_channels)
+    elif args.discriminator == "nlayer":
+        discriminator = NLayerDiscriminator(args.discriminator_channels)
     else:
-        discriminator = TokenDiscriminator.from_pretrained(args.discriminator_model)
+        discriminator = TokenDiscriminator.from_pretrained(args.discriminator_model, args.discriminator_embeddings)
     return AdversarialLoss(
         discriminator,
         args.adversarial_weight,
         args.adaptive_weight,
         args.lecam_weight,
-        DiffAugment() if args.diff_augment else None,
+        DiffAugment(cutout=args.cutout) if args.diff_augment else None,
         args.discriminator_start,
         args.adversarial_start,
+        args.consistency_weight,
+        args.adaptive_eps,
     )
 
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 from evaluations import read_report, run, run_in_two_processes
-from factories import tiny_fae, tiny_kl
+from factories import tiny_fae, tiny_kl, tiny_maetok
 from PIL import Image
 
 from hf_fae.evaluation.latent_space import channel_moments, power_spectrum
 from hf_fae.evaluation.tasks.latents import choose_rows, pixel_patches
+from hf_fae.latents import encode_images
 
 
 SPACES = ["latents", "pixels", "features_pca"]
@@ -126,8 +127,13 @@ def test_bad_arguments(options, changed, message):
     assert not options["output_dir"].exists()
 
 
-def test_a_tokenizer_without_features(options, tmp_path):
-    tiny_kl().save_pretrained(tmp_path / "kl")
-    with pytest.raises(ValueError, match="must give features back, which a AutoencoderKL does not"):
-        run("latents", **options | {"model": tmp_path / "kl"})
-    assert not options["output_dir"].exists()
+@pytest.mark.parametrize("make, shape, pixels", [(tiny_maetok, [4, 1, 6], [3, 4, 4]), (tiny_kl, [4, 4, 4], [3, 4, 4])])
+def test_a_tokenizer_without_features(options, tmp_path, data_folder, make, shape, pixels):
+    """Latents and pixels alone; in a row the latents have no places in the picture, but it has its patches."""
+    make().save_pretrained(tmp_path / "model")
+    result = run("latents", **options | {"model": tmp_path / "model", "denoising_steps": 1})
+    assert result.details["shapes"] == {"latents": shape, "pixels": pixels}
+    kinds = ("nll", "held_out_nll", "effective_rank", "denoising_loss")
+    assert set(result.metrics) == {f"{kind}_{name}" for kind in kinds for name in ("latents", "pixels")}
+    latents = encode_images(make(), read_pixels(data_folder, "train", range(90))).mode().detach()
+    assert result.details["channels"]["latents"]["mean"] == pytest.approx(channel_moments(latents)["mean"], abs=1e-4)

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from factories import TINY_VISION_CONFIGS, tiny_encoder, tiny_fae, tiny_kl
+from factories import TINY_VISION_CONFIGS, tiny_encoder, tiny_fae, tiny_kl, tiny_maetok
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from hf_fae.evaluation.pictures import NumberedPictures, PictureArguments
 from hf_fae.evaluation.probes import knn_accuracy, linear_probe, pool_tokens, standard_error
 from hf_fae.evaluation.spaces import token_spaces
 from hf_fae.evaluation.tasks.probe import ProbeArguments, evaluate_probe
+from hf_fae.latents import encode_images
 
 
 @pytest.fixture
@@ -81,6 +82,21 @@ def test_the_numbers_are_those_of_the_features(options, pictures, tmp_path):
     assert result.metrics["knn_features"] > 0.9  # the colours are seen by any network
 
 
+@pytest.mark.parametrize("make", [tiny_maetok, tiny_kl])
+def test_a_tokenizer_without_features(options, pictures, tmp_path, make):
+    make().save_pretrained(tmp_path / "model")
+    result = evaluate_probe(ProbeArguments(**options | {"model": str(tmp_path / "model")}), pictures)
+    assert set(result.metrics) == {"knn_latents", "linear_latents"}
+    pooled = []
+    for split in ("train", "validation"):
+        images, labels = read(pictures, split)
+        with torch.no_grad():
+            latents = encode_images(make(), images / 127.5 - 1).mode()
+        pooled += [{"flatten": latents.flatten(2).mT.flatten(1)}, labels]
+    probe = linear_probe(*pooled, steps=20, batch_size=32)
+    assert max(result.details["linear"]["latents"]["flatten"].values()) == pytest.approx(probe.accuracy, abs=1.1 / 69)
+
+
 def test_the_released_classifier(options, pictures, tmp_path):
     model = save_classifier(tmp_path / "classifier")
     result = evaluate_probe(ProbeArguments(**options, classifier=str(tmp_path / "classifier")), pictures)
@@ -127,7 +143,7 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
         ({"classifier": "of five"}, {}, "must have the 3 classes of label_column 'label', got 5"),
         ({"classifier": "narrow"}, {}, "a dinov2 of width 32, got a dinov2 of width 16"),
         ({"classifier": "headless"}, {}, "must have trained weights, but lacks classifier.bias"),
-        ({"model": "kl"}, {}, "must give features back, which a AutoencoderKL does not"),
+        ({"model": "kl", "classifier": "headless"}, {}, "classifier must be None for a AutoencoderKL, which gives no"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(options, pictures, tmp_path, changed, of_pictures, message):

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from ...autoencoders.pixel_tokenizer import PixelTokenizerMixin
 from ...images import from_uint8
+from ...latents import encode_images
 from ...training.files import write_whole
 from ..arguments import TokenizerArguments, check_positive
 from ..denoising import denoising_loss
@@ -19,12 +21,11 @@ from ..parts import Parts, check_settings, process_state
 from ..pictures import NumberedPictures, PictureArguments
 from ..plots import draw_channels, draw_denoising, draw_likelihoods, draw_spectra
 from ..report import Evaluation, describe_run
-from ..spaces import open_feature_tokenizer
+from ..spaces import gives_features, open_any_tokenizer
 
 
 __all__ = ["LatentsArguments", "choose_rows", "evaluate_latents", "pixel_patches"]
 
-COMPARED = ("latents", "pixels", "features_pca")
 PCA_PICTURES = 512  # whose tokens define the principal components
 
 
@@ -65,10 +66,11 @@ def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Eval
     """Compare a tokenizer's latents with as many numbers of a picture that nothing was trained for.
 
     "latents" are the modes of the posteriors; "pixels" the picture, scaled down by area so that a cell of the latents'
-    grid holds about as many numbers (`pixel_patches`); "features_pca" the encoder's tokens on as many principal
-    components as latents have channels. Mixtures are fitted to whole pictures, reduced by PCA to one dimension for all
-    spaces and standardised (MAETok's protocol); all else is measured on the spaces as they are. `nll` is that of the
-    most components, `held_out_nll` the least of all, in nats per dimension.
+    grid, or of that of its patches if the tokenizer has such, holds about as many numbers (`pixel_patches`);
+    "features_pca" the tokens of the encoder, if there is one, on as many principal components as latents have
+    channels. Mixtures are fitted to whole pictures, reduced by PCA to one dimension for all spaces and standardised
+    (MAETok's protocol); all else is measured on the spaces as they are. `nll` is that of the most components,
+    `held_out_nll` the least of all, in nats per dimension.
 
     Returns:
         On the main process the result, whose report lies in `output_dir`; None on others.
@@ -77,7 +79,7 @@ def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Eval
         ValueError: an argument that does not fit, before anything is written.
     """
     state = process_state()
-    vae = open_feature_tokenizer(args, state.device)
+    vae = open_any_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, train_split=args.train_split)
     held_out, train = NumberedPictures(data), NumberedPictures(data, "train")
     train = train.select(choose_rows(train.rows, pictures.label_column, args.max_train_samples, args.seed))
@@ -96,7 +98,7 @@ def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Eval
     check_settings(args.output_dir, settings)
 
     folder = Path(args.output_dir)
-    axes = _feature_axes(args, vae, train, folder / "parts")
+    axes = _feature_axes(args, vae, train, folder / "parts") if gives_features(vae) else None
     parts = {}
     for name, part in (("train", train), ("held_out", held_out)):
         parts[name] = Parts(folder / "parts" / name, len(part), args.batch_size)
@@ -105,7 +107,8 @@ def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Eval
         )
     if not state.is_main_process:
         return None
-    spaces = {part: {name: parts[part].stack(name) for name in COMPARED} for part in parts}
+    compared = ["latents", "pixels"] + (["features_pca"] if gives_features(vae) else [])
+    spaces = {part: {name: parts[part].stack(name) for name in compared} for part in parts}
     metrics, details = _analyse(args, spaces, folder, state.device)
     details["damaged"] = {
         "train": len(train) - len(spaces["train"]["latents"]),
@@ -171,25 +174,29 @@ def _feature_axes(args, vae, train, folder):
 
 @torch.no_grad()
 def _encode(args, vae, images):
-    """Features (B, N, C) and modes of the normalised latents (B, c, h, w), on the CPU."""
+    """Features (B, N, C), if there are any, and modes of the normalised latents (B, c, h, w), on the CPU."""
     features, latents = [], []
     for batch in images.split(args.batch_size):
-        tokens, grid = vae.extract_features(from_uint8(batch.to(vae.device)).to(vae.dtype))
-        features.append(vae.last_features(tokens).float().cpu())
-        latents.append(vae.encode_features(tokens, grid).latent_dist.mode().float().cpu())
-    return torch.cat(features), torch.cat(latents)
+        pixel_values = from_uint8(batch.to(vae.device)).to(vae.dtype)
+        if gives_features(vae):
+            tokens, grid = vae.extract_features(pixel_values)
+            features.append(vae.last_features(tokens).float().cpu())
+            latents.append(vae.encode_features(tokens, grid).latent_dist.mode().float().cpu())
+        else:
+            latents.append(encode_images(vae, pixel_values).mode().float().cpu())
+    return torch.cat(features) if features else None, torch.cat(latents)
 
 
 def _make_spaces(args, vae, axes, batch):
     """The spaces that are compared, (B, C, h, w) each."""
     features, latents = _encode(args, vae, batch["images"])
-    grid, channels = tuple(latents.shape[2:]), latents.shape[1]
-    projected = ((features.double() - axes["mean"]) @ axes["axes"]).float()
-    spaces = {
-        "latents": latents,
-        "pixels": pixel_patches(from_uint8(batch["images"]), grid, channels),
-        "features_pca": projected.mT.unflatten(2, grid),
-    }
+    # Latents in a row have no places in the picture: there its pixels have those of its patches.
+    grid = vae.grid if isinstance(vae, PixelTokenizerMixin) else tuple(latents.shape[2:])
+    channels = max(1, round(latents[0].numel() / (grid[0] * grid[1])))
+    spaces = {"latents": latents, "pixels": pixel_patches(from_uint8(batch["images"]), grid, channels)}
+    if features is not None:
+        projected = ((features.double() - axes["mean"]) @ axes["axes"]).float()
+        spaces["features_pca"] = projected.mT.unflatten(2, tuple(latents.shape[2:]))
     return {name: values[batch["is_good"]] for name, values in spaces.items()}
 
 
@@ -197,10 +204,10 @@ def _analyse(args, spaces, folder, device):
     """Metrics and details; plots are written."""
     train, held_out = spaces["train"], spaces["held_out"]
     reduced = reduce_spaces(train, held_out, max_dimension=args.max_dimension)
-    spectra = {name: power_spectrum(held_out[name]) for name in COMPARED}
-    moments = {name: channel_moments(train[name]) for name in COMPARED}
+    spectra = {name: power_spectrum(held_out[name]) for name in train}
+    moments = {name: channel_moments(train[name]) for name in train}
     curves, losses = {}, {}
-    for name in COMPARED:
+    for name in train:
         curves[name] = _kept(
             folder / "parts" / f"mixtures_{name}.json",
             lambda name=name: mode_count_curve(
@@ -221,7 +228,7 @@ def _analyse(args, spaces, folder, device):
         draw_denoising(losses).savefig(folder / "denoising.png")
 
     metrics = {}
-    for name in COMPARED:
+    for name in train:
         metrics[f"nll_{name}"] = curves[name][-1]["nll"] / reduced.dimension
         metrics[f"held_out_nll_{name}"] = min(point["held_out_nll"] for point in curves[name]) / reduced.dimension
         metrics[f"effective_rank_{name}"] = moments[name]["effective_rank"]
@@ -229,13 +236,13 @@ def _analyse(args, spaces, folder, device):
             metrics[f"denoising_loss_{name}"] = losses[name]["loss"]
     orders = {
         kind: {
-            str(count): sorted(COMPARED, key=lambda name: curves[name][place][kind])
+            str(count): sorted(train, key=lambda name: curves[name][place][kind])
             for place, count in enumerate(args.components)
         }
         for kind in ("nll", "held_out_nll")
     }
     if losses:
-        orders["denoising_loss"] = sorted(COMPARED, key=lambda name: losses[name]["loss"])
+        orders["denoising_loss"] = sorted(train, key=lambda name: losses[name]["loss"])
     return metrics, {
         "shapes": {name: list(values.shape[1:]) for name, values in train.items()},
         "dimension": reduced.dimension,

@@ -21,7 +21,7 @@ from ..probes import (
     standard_error,
 )
 from ..report import Evaluation, describe_run, identify_model
-from ..spaces import SPACES, open_feature_tokenizer, token_spaces
+from ..spaces import SPACES, gives_features, open_any_tokenizer, token_spaces
 
 
 __all__ = ["ProbeArguments", "evaluate_probe"]
@@ -56,7 +56,8 @@ class ProbeArguments(TokenizerArguments):
 
 
 def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluation | None:
-    """Classify pictures by the encoder's features, by these given back, and by the latents' mode.
+    """Classify pictures by the latents' mode, and if the tokenizer has them by its encoder's features and by these
+    given back.
 
     Top-1 accuracies, fractions in [0, 1]. Of k-NN on the mean of the tokens, the best k counts; of the linear probes
     of a space, the best pooling and learning rate, where latents have one pooling more, all tokens. These are chosen
@@ -71,7 +72,7 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
     if pictures.label_column is None:
         raise ValueError("label_column must name the classes to tell apart, got None")
     state = process_state()
-    vae = open_feature_tokenizer(args, state.device)
+    vae = open_any_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, args.train_split)
     splits = {"train": NumberedPictures(data, "train"), "validation": NumberedPictures(data)}
     if not len(splits["validation"]):
@@ -101,7 +102,8 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
         parts[split].compute(_pooler(args, vae, source, keep_class_tokens), f"features of {split}")
     if not state.is_main_process:
         return None
-    metrics, details = _measure(args, parts, classifier, state.device)
+    spaces = SPACES if gives_features(vae) else ("latents",)
+    metrics, details = _measure(args, parts, spaces, classifier, state.device)
     count = details["samples"]["validation"]
     details["damaged"] = {split: len(source) - details["samples"][split] for split, source in splits.items()}
     details["standard_errors"] = {name: standard_error(value, count) for name, value in metrics.items()}
@@ -114,6 +116,10 @@ def _open_classifier(args, vae, data):
     """The released classifier, on the encoder's device; None if there is none to use."""
     if args.classifier is None:
         return None
+    if not gives_features(vae):
+        raise ValueError(
+            f"classifier must be None for a {type(vae).__name__}, which gives no features, got {args.classifier!r}"
+        )
     from transformers import AutoModelForImageClassification
 
     with loading("classifier", args.classifier):
@@ -145,8 +151,8 @@ def _pooler(args, vae, source, keep_class_tokens):
         spaces, grid = token_spaces(vae, images)
         pooled = {
             f"{name}.{pooling}": pool_tokens(spaces[name], grid, pooling)
-            for name, poolings in SPACE_POOLINGS.items()
-            for pooling in poolings
+            for name in spaces
+            for pooling in SPACE_POOLINGS[name]
         }
         if keep_class_tokens:
             pixel_values = from_uint8(images.to(vae.device)).to(vae.dtype)
@@ -163,7 +169,7 @@ def _pooler(args, vae, source, keep_class_tokens):
     return make_part
 
 
-def _measure(args, parts, classifier, device):
+def _measure(args, parts, spaces, classifier, device):
     """Metrics and details, one space in memory at a time."""
     labels = {split: part.stack("class_labels") for split, part in parts.items()}
     if not all(map(len, labels.values())):
@@ -177,7 +183,8 @@ def _measure(args, parts, classifier, device):
         "linear": {},
         "chosen": {},
     }
-    for name, poolings in SPACE_POOLINGS.items():
+    for name in spaces:
+        poolings = SPACE_POOLINGS[name]
         train, validation = (
             {pooling: part.stack(f"{name}.{pooling}") for pooling in poolings} for part in parts.values()
         )

@@ -1,0 +1,146 @@
+"""What generators on a frozen tokenizer's latents minimise: flow matching, and the likelihood of a STARFlow."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..latents import LatentAutoencoderMixin, encode_images, latent_statistics, normalized_posterior
+from .objectives import Objective, add_noise, sample_posterior
+from .randomness import ImageRandom
+
+
+__all__ = [
+    "FlowMatchingObjective",
+    "GeneratorObjective",
+    "STARFlowObjective",
+    "dimension_shift",
+    "shift_time",
+]
+
+
+def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
+    """t' = t / (s + (1 - s) t) for noise times t and the papers' s <= 1: more noise the smaller s (section 5.3).
+
+    The same as diffusers' `shift` = 1 / s.
+    """
+    return t / (shift + (1 - shift) * t)
+
+
+def dimension_shift(*shape: int) -> float:
+    """The papers' s for latents of a shape (C, h, w): s = sqrt(4096 / (C h w)), 0.144 for RAE's 768 x 16 x 16.
+
+    The more numbers, the more noise it takes to hide them (RAE, arXiv 2510.11690, section 4; a = 1 / s there). Never
+    above 1, for fewer than 4096 numbers.
+    """
+    return min(1.0, math.sqrt(4096 / math.prod(shape)))
+
+
+class GeneratorObjective(Objective):
+    """What generators of latents share: a frozen tokenizer, and labels of which some are dropped.
+
+    A batch has images ("pixel_values"), or the posterior moments (B, 2C, h, w) of a latent cache ("moments"); then the
+    tokenizer needs no encoder. Labels are "class_labels".
+
+    Args:
+        model: a class-conditional generator with `config.num_classes`, the null class.
+        vae: the tokenizer, or diffusers' `AutoencoderKL`.
+        label_dropout: share of labels that become the null class while training; none do in eval mode.
+    """
+
+    def __init__(self, model: nn.Module, vae: nn.Module, label_dropout: float = 0.1):
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout must be from 0 to 1, got {label_dropout}")
+        super().__init__(model, [model])
+        self.vae = vae.requires_grad_(False)
+        self.label_dropout = label_dropout
+
+    @torch.no_grad()
+    def latents(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
+        """A sample (B, C, h, w) of the posterior of each image, normalised, in fp32."""
+        if "moments" in batch:
+            posterior = normalized_posterior(batch["moments"], *latent_statistics(self.vae))
+        elif isinstance(self.vae, LatentAutoencoderMixin):  # `encode` would wait for the device to look for NaN
+            posterior = self.vae.posterior(batch["pixel_values"])
+        else:
+            posterior = encode_images(self.vae, batch["pixel_values"])
+        return sample_posterior(posterior, random).float()
+
+    def labels(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
+        """Class labels (B,), some of them dropped while training."""
+        labels = batch["class_labels"]
+        if not self.training:
+            return labels
+        return labels.masked_fill(random.uniform(len(labels)) < self.label_dropout, self.model.config.num_classes)
+
+
+class FlowMatchingObjective(GeneratorObjective):
+    """Flow matching of a class-conditional denoiser on a frozen tokenizer's latents (FAE, section 5).
+
+    x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
+    the posterior, normalised. The loss is logged by noise time as well.
+
+    Args:
+        model: `model(x_t, 1000 t, class_labels) -> .sample`, with `config.num_classes`, the null class.
+        vae, label_dropout: as `GeneratorObjective`.
+        shift: s <= 1 of the time shift; 1 for none (paper: 0.4).
+    """
+
+    time_bins = 10
+
+    def __init__(self, model: nn.Module, vae: nn.Module, shift: float = 1.0, label_dropout: float = 0.1):
+        if not 0 < shift <= 1:
+            raise ValueError(f"shift must be in (0, 1], the papers' s and not diffusers' 1 / s, got {shift}")
+        super().__init__(model, vae, label_dropout)
+        self.shift = shift
+
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+        latents = self.latents(batch, random)
+        t = shift_time(random.uniform(len(latents)), self.shift)
+        noise = random.normal(*latents.shape)
+        noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
+        velocity = self.model(noisy, 1000 * t, self.labels(batch, random)).sample
+        losses = (velocity.float() - (noise - latents)).square().mean(dim=(1, 2, 3))
+        return {"loss": losses.mean(), **self._by_time(losses.detach(), t)}
+
+    def _by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sum and count of the losses in each interval of noise times."""
+        bins = F.one_hot((t * self.time_bins).long().clamp_max(self.time_bins - 1), self.time_bins).to(losses.dtype)
+        finite = torch.isfinite(losses)  # one image's NaN must not reach the other bins
+        bins = bins * finite[:, None]
+        table = torch.stack([torch.where(finite, losses, 0.0) @ bins, bins.sum(0)], dim=1)
+        return {f"loss_t/{i / self.time_bins:.1f}": pair for i, pair in enumerate(table.unbind())}
+
+
+class STARFlowObjective(GeneratorObjective):
+    """Maximum likelihood of a flow on noisy latents (STARFlow, arXiv 2506.06276, section 3).
+
+    The loss is the mean over elements of -log p(x + noise_sigma * eps), without the prior's constant, plus
+    `latent_norm_weight` times the mean square of what each block reads, summed over blocks. "bits_per_dim" is the
+    negative log-likelihood of the noisy, normalised latents with its constant, in bits for each of their elements.
+
+    Args:
+        model: `STARFlowTransformer2DModel` with classes; its `config.noise_sigma` is the noise.
+        vae, label_dropout: as `GeneratorObjective`.
+        latent_norm_weight: 1e-4 in the paper's code.
+    """
+
+    def __init__(self, model: nn.Module, vae: nn.Module, latent_norm_weight: float = 1e-4, label_dropout: float = 0.1):
+        if not 0 <= latent_norm_weight < math.inf:
+            raise ValueError(f"latent_norm_weight must be finite and not negative, got {latent_norm_weight}")
+        super().__init__(model, vae, label_dropout)
+        self.latent_norm_weight = latent_norm_weight
+
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+        latents = self.latents(batch, random)
+        noisy = add_noise(latents, self.model.config.noise_sigma, random)
+        output = self.model(noisy, self.labels(batch, random), output_block_inputs=True)
+        nats_per_dim = -output.log_prob().mean() / latents[0].numel()
+        latent_norm = torch.stack([tokens.square().mean() for tokens in output.block_inputs]).sum()
+        nll = nats_per_dim - 0.5 * math.log(2 * math.pi)
+        return {
+            "loss": nll + self.latent_norm_weight * latent_norm,
+            "bits_per_dim": nats_per_dim.detach() / math.log(2),
+            "latent_norm": latent_norm.detach(),
+        }

@@ -1,0 +1,124 @@
+"""What the trainings of l-DeTok and MAETok share: arguments, checks, and the run itself."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..autoencoders.pixel_tokenizer import PixelTokenizerMixin
+from ..evaluation.reconstruction import psnr
+from .arguments import LoopArguments
+from .data import DataArguments, ImageData
+from .loop import TrainingLoop
+from .reconstruction import ReconstructionArguments, validate_reconstructions
+from .statistics import measure_latent_statistics, training_images
+from .tokenizer import complete_tokenizer
+from .tokenizer_objectives import ReconstructionObjective
+
+
+__all__ = [
+    "PixelTokenizerArguments",
+    "check_pixel_tokenizer",
+    "load_pixel_tokenizer",
+    "pixel_tokenizer_sizes",
+    "train_pixel_tokenizer",
+]
+
+
+@dataclass
+class PixelTokenizerArguments:
+    """The stage, and the shape of what is new in the first one; the defaults are ViT-B in both halves."""
+
+    stage: Literal[1, 2] = field(default=1, metadata={"help": "1: a new tokenizer, all of it; 2: the decoder alone."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Stage 2: result of stage 1, Hub id or folder."})
+    patch_size: int = field(default=16, metadata={"help": "Stage 1: image pixels per patch, along each axis."})
+    encoder_hidden_size: int = field(default=768, metadata={"help": "Stage 1: width of the encoder."})
+    encoder_num_layers: int = field(default=12, metadata={"help": "Stage 1: layers of the encoder."})
+    encoder_num_attention_heads: int = field(default=12, metadata={"help": "Stage 1: heads of the encoder."})
+    decoder_hidden_size: int = field(default=768, metadata={"help": "Stage 1: width of the decoder."})
+    decoder_num_layers: int = field(default=12, metadata={"help": "Stage 1: layers of the decoder."})
+    decoder_num_attention_heads: int = field(default=12, metadata={"help": "Stage 1: heads of the decoder."})
+    latent_statistics_images: int | None = field(
+        default=None,
+        metadata={"help": "Stage 1: images for the latents' mean and std, at the end; none: the training set."},
+    )
+
+
+def pixel_tokenizer_sizes(args: PixelTokenizerArguments, resolution: int) -> dict[str, int]:
+    """The arguments of a tokenizer's constructor that both tokenizers have."""
+    halves = [f"{half}_{size}" for half in ("encoder", "decoder") for size in ("hidden_size", "num_layers")]
+    halves += ["encoder_num_attention_heads", "decoder_num_attention_heads"]
+    return {"sample_size": resolution, **{name: getattr(args, name) for name in ("patch_size", *halves)}}
+
+
+def check_pixel_tokenizer(
+    args: PixelTokenizerArguments, data_args: DataArguments, tokenizer_class: type[PixelTokenizerMixin]
+) -> None:
+    """Refuse what does not fit, before anything is written.
+
+    Raises:
+        ValueError: `tokenizer` in stage 1, none, another kind or one for other images in stage 2, or a
+            `latent_statistics_images` that is no number of images.
+    """
+    count = args.latent_statistics_images
+    if count is not None and count < 1:
+        raise ValueError(f"latent_statistics_images must be positive, got {count}")
+    if args.stage == 1:
+        if args.tokenizer is not None:
+            raise ValueError(f"tokenizer must be None in stage 1, which makes a new one, got {args.tokenizer!r}")
+        if count is None and data_args.streaming:
+            raise ValueError("latent_statistics_images must be a number for streamed data, got None")
+        return
+    if args.tokenizer is None:
+        raise ValueError("tokenizer must name the result of stage 1, got None")
+    saved = tokenizer_class.load_config(args.tokenizer)
+    name, size = saved.get("_class_name"), saved.get("sample_size")
+    if name != tokenizer_class.__name__:
+        raise ValueError(f"tokenizer must be an {tokenizer_class.__name__}, got {name} in {args.tokenizer!r}")
+    if size != data_args.resolution:
+        raise ValueError(f"resolution must be that of the tokenizer, {size}, got {data_args.resolution}")
+
+
+def load_pixel_tokenizer(
+    path: str, tokenizer_class: type[PixelTokenizerMixin], resolution: int
+) -> PixelTokenizerMixin:
+    """The result of stage 1 in fp32: the averaged weights of both halves, as they are all that is saved.
+
+    Raises:
+        ValueError: the tokenizer is for images of another size.
+    """
+    model = tokenizer_class.from_pretrained(path)
+    complete_tokenizer(model, None, resolution)
+    return model.float()
+
+
+def train_pixel_tokenizer(
+    loop: TrainingLoop,
+    objective: ReconstructionObjective,
+    data: ImageData,
+    args: PixelTokenizerArguments,
+    loss_args: ReconstructionArguments,
+    loop_args: LoopArguments,
+) -> None:
+    """Train, validate by reconstructions of whole images, and save; after stage 1 with the statistics of latents."""
+    model = objective.to(loop.device).model
+    loop.print(data.describe())
+    batch_size = loop_args.train_batch_size
+    validation_batches = list(data.validation_batches(batch_size))
+
+    def compare(images, first):
+        decoded = model(images).sample
+        return decoded, {"psnr": psnr(decoded, images), "reconstruction": objective.compare_pixels(decoded, images)}
+
+    def validate(step):
+        return validate_reconstructions(validation_batches, compare, loop.device, loss_args.grid_images)
+
+    def save():
+        model.eval()
+        if args.stage == 1:  # stage 2 leaves the latents as they are
+            workers = loop_args.dataloader_num_workers
+            with loop.accelerator.autocast():
+                measure_latent_statistics(
+                    model, training_images(data, args.latent_statistics_images, batch_size, workers)
+                )
+        model.save_pretrained(loop_args.output_dir)
+
+    loop.run(objective, data, validate, save)

@@ -1,0 +1,102 @@
+"""Do noise and masks make latents that forgive? l-DeTok on Fluent Emoji at 128 px, three seeds.
+
+    python training_scripts/emoji_detok.py --output outputs/emoji-detok
+
+For every seed and way to damage latents, by train_detok.py with the config `configs/emoji_detok.yaml`: a tokenizer of
+64 latents, then a small SiT on its latents, equally long for all. `results.md` has the mean squared error (of pixels
+from 0 to 1) of validation pictures that come back from latents as they are, from noisy ones, and from those of half of
+the patches; and `fid_effnet` of samples. Noise is (1 - tau) z + tau eps on normalised latents, where it is as much for
+one tokenizer as for another. A run that was stopped goes on where it was.
+"""
+
+from pathlib import Path
+
+import torch
+from experiment import evaluate, find_judge, parse, repeat, spread, train
+
+from hf_fae import AutoencoderDeTok
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.masking import draw_visible_patches
+from hf_fae.training.randomness import ImageRandom
+
+
+# Run -> what it is in the table, and its settings.
+RUNS = {
+    "plain": ("plain autoencoder", {"noise_gamma": 0.0, "max_mask_ratio": 0.0}),
+    "masks": ("masks", {"noise_gamma": 0.0}),
+    "noise": ("noise, gamma 3", {"max_mask_ratio": 0.0}),
+    "both": ("noise and masks", {}),
+    "additive": ("additive noise and masks", {"noise_type": "add"}),
+    "gamma-1": ("noise, gamma 1, and masks", {"noise_gamma": 1.0}),
+    "gamma-2": ("noise, gamma 2, and masks", {"noise_gamma": 2.0}),
+    "gamma-5": ("noise, gamma 5, and masks", {"noise_gamma": 5.0}),
+}
+NOISE_LEVELS = (0.0, 0.25, 0.5, 0.75)
+MASKED = 0.5
+METRICS = {f"error_{tau}": f"error at tau = {tau}" for tau in NOISE_LEVELS}
+METRICS |= {"error_masked": "half of the patches", "fid_effnet": "fid_effnet of samples"}
+SAMPLES = 1000
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(__doc__, "outputs/emoji-detok", argv)
+    judge = find_judge(args.judge)
+
+    def once(folder, seed):
+        return {name: measure(folder, name, seed, args, judge) for name in RUNS}
+
+    repeat(args, once, table)
+
+
+def measure(folder: Path, name: str, seed: int, args, judge: str) -> dict[str, float]:
+    """Train the tokenizer and the generator of a run; its metrics."""
+    tokenizer, latents, generator = (folder / f"{name}{part}" for part in ("", "-latents", "-sit"))
+    data, common = {"dataset_name": args.data}, {"seed": seed}
+    train("train_detok.py", "emoji_detok.yaml", tokenizer, {**data, **common, **RUNS[name][1]}, args.flags)
+    train("cache_latents.py", "demo_latents.yaml", latents, {**data, "vae": tokenizer}, [])
+    train("train_generator.py", "emoji_sit.yaml", generator, {"dataset_name": latents, **common}, args.flags)
+    settings = {"model": generator, **data, "split": "train", "label_column": "subgroup", "num_samples": SAMPLES}
+    settings |= {"extractors": [f"effnet={judge}"], "metrics": ["fid"]}
+    samples = evaluate("generation", folder / f"{name}-samples", settings)
+    return {**damaged_errors(tokenizer, args.data), "fid_effnet": samples["fid_effnet"]}
+
+
+@torch.no_grad()
+def damaged_errors(tokenizer: Path, data: str) -> dict[str, float]:
+    """Mean squared errors on the [0, 1] scale of the validation pictures, by what happens to their latents."""
+    vae = AutoencoderDeTok.from_pretrained(tokenizer).eval()
+    pictures = ImageData(DataArguments(data, resolution=vae.config.sample_size, max_validation_samples=10**6))
+    sums, count = dict.fromkeys([metric for metric in METRICS if metric.startswith("error")], 0.0), 0
+    for batch in pictures.validation_batches(32):
+        images, random = batch["pixel_values"], ImageRandom(0, count)
+        latents = vae.encode(images).latent_dist.mode()
+        noise = random.normal(*latents.shape)
+        made = {f"error_{tau}": vae.decode(torch.lerp(latents, noise, tau)).sample for tau in NOISE_LEVELS}
+        visible = draw_visible_patches(random.uniform(len(images), vae.grid[0] * vae.grid[1]), MASKED)
+        made["error_masked"] = vae(images, visible).sample
+        for name, decoded in made.items():
+            sums[name] += ((decoded - images) / 2).square().mean((1, 2, 3)).sum().item()
+        count += len(images)
+    return {name: total / count for name, total in sums.items()}
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: mean and standard deviation over the seeds, and in how many of them one was better than another."""
+    lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---" * (1 + len(METRICS)) + "|"]
+    for name, (title, _) in RUNS.items():
+        cells = [spread([result[name][metric] for result in results]) for metric in METRICS]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    lines += ["", "| smaller | of | than | seeds |", "|---|---|---|---|"]
+    for metric, name, other in (
+        ("error_0.5", "both", "plain"),
+        ("error_masked", "both", "plain"),
+        ("fid_effnet", "both", "plain"),
+        ("fid_effnet", "both", "additive"),
+    ):
+        count = sum(result[name][metric] < result[other][metric] for result in results)
+        lines.append(f"| {METRICS[metric]} | {RUNS[name][0]} | {RUNS[other][0]} | {count} of {len(results)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What the experiments on emoji share: arguments, runs and evaluations that go on where they were, and tables."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+
+from demo import ROOT, find, find_sources, run, run_cli
+
+
+__all__ = ["evaluate", "find_judge", "parse", "repeat", "spread", "to_flags", "train"]
+
+
+def parse(description: str, output: str, argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with `encoder` and `data` as they have been found."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(output), help="folder of all runs")
+    parser.add_argument("--encoder", help="DINOv2-small: a folder or a Hub id (default: the assets, else the Hub)")
+    parser.add_argument("--data", help="Fluent Emoji: a folder or a Hub id (default: the assets)")
+    parser.add_argument("--judge", help="EfficientNet-Lite0, where samples are judged (default: the assets)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many times, from seed 0")
+    parser.add_argument(
+        "--flags",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="last: further flags of the trainings, for all runs",
+    )
+    args = parser.parse_args(argv)
+    args.encoder, args.data = find_sources(args.encoder, args.data)
+    return args
+
+
+def find_judge(judge: str | None) -> str:
+    """EfficientNet-Lite0: what is named, else the assets.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    assets = Path(os.environ.get("HF_FAE_ASSETS", ROOT.parent / "shared" / "assets"))
+    if found := judge or find(assets / "efficientnet-lite0"):
+        return found
+    raise SystemExit(
+        "--judge must name EfficientNet-Lite0, or HF_FAE_ASSETS the folder that holds efficientnet-lite0/"
+    )
+
+
+def to_flags(settings: dict) -> list[str]:
+    """Settings as flags; a list gives several values."""
+    return [
+        text
+        for key, value in settings.items()
+        for text in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
+    ]
+
+
+def train(script: str, config: str, folder: Path, settings: dict, flags: list[str]) -> None:
+    """A training, in a process of its own; `flags` win."""
+    run(script, config, folder, *to_flags(settings), *flags)
+
+
+def evaluate(task: str, folder: Path, settings: dict) -> dict[str, float]:
+    """The metrics of `hf-fae evaluate`; a report that is there is read."""
+    if not (folder / "report.json").exists():
+        run_cli("evaluate", task, *to_flags({"output_dir": folder, **settings}))
+    return json.loads((folder / "report.json").read_text())["metrics"]
+
+
+def repeat(args: argparse.Namespace, once: Callable[[Path, int], dict], table: Callable[[list[dict]], str]) -> None:
+    """Everything once for each seed; after each, `results.json` and the table so far, `results.md`.
+
+    Args:
+        once: folder and seed -> run -> metric -> number.
+    """
+    results = []
+    for seed in range(args.seeds):
+        results.append(once(args.output / f"seed-{seed}", seed))
+        text = table(results)
+        (args.output / "results.json").write_text(json.dumps(results, indent=2))
+        (args.output / "results.md").write_text(text + "\n")
+    print(f"\n{text}")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")

@@ -1,0 +1,79 @@
+"""l-DeTok (arXiv 2507.15856): a tokenizer that learns to repair its latents, and then its decoder alone.
+
+    accelerate launch training_scripts/train_detok.py --config training_scripts/configs/detok_bb.yaml
+    accelerate launch training_scripts/train_detok.py --config training_scripts/configs/detok_bb_decoder.yaml
+
+`output_dir` becomes an `AutoencoderDeTok` with the statistics of its latents. Stage 2 starts from the averaged weights
+of both halves, which are what stage 1 saves.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from hf_fae import AutoencoderDeTok
+from hf_fae.training.arguments import LoopArguments, parse_arguments
+from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.loop import TrainingLoop
+from hf_fae.training.pixel_tokenizer import (
+    PixelTokenizerArguments,
+    check_pixel_tokenizer,
+    load_pixel_tokenizer,
+    pixel_tokenizer_sizes,
+    train_pixel_tokenizer,
+)
+from hf_fae.training.pixel_tokenizer_objectives import DeTokObjective
+from hf_fae.training.reconstruction import ReconstructionArguments, make_losses
+
+
+@dataclass
+class DeTokArguments(PixelTokenizerArguments):
+    """The tokenizer, and what is done to its latents in stage 1."""
+
+    latent_channels: int = field(default=16, metadata={"help": "Stage 1: channels of the latents."})
+    noise_type: Literal["interpolate", "add"] = field(
+        default="interpolate", metadata={"help": "Stage 1: (1 - tau) x + tau gamma eps, or x + tau gamma eps."}
+    )
+    noise_gamma: float = field(default=3.0, metadata={"help": "Stage 1: gamma, the scale of the noise; 0: none."})
+    max_mask_ratio: float = field(
+        default=0.7, metadata={"help": "Stage 1: M; the share of hidden patches is max(0, U(-0.1, M)); 0: none."}
+    )
+    kl_weight: float = field(
+        default=1e-6, metadata={"help": "Stage 1: weight of the KL divergence, a sum over an image's latents."}
+    )
+
+
+def new_config(args: DeTokArguments, resolution: int) -> dict[str, Any]:
+    """Of a tokenizer of the shape of the arguments."""
+    return {
+        **pixel_tokenizer_sizes(args, resolution),
+        "latent_channels": args.latent_channels,
+        "noise_type": args.noise_type,
+        "noise_gamma": args.noise_gamma,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, loss_args, data_args, loop_args, config = parse_arguments(
+        DeTokArguments, ReconstructionArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
+    shape = new_config(args, data_args.resolution)
+    training = {"stage": args.stage, "max_mask_ratio": args.max_mask_ratio, "kl_weight": args.kl_weight}
+    check_pixel_tokenizer(args, data_args, AutoencoderDeTok)
+    with torch.device("meta"):  # costs nothing, and refuses what is out of range before anything is written
+        DeTokObjective(AutoencoderDeTok(**shape), **training)
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = ImageData(data_args, loop_args.seed)
+        if args.stage == 1:
+            model = AutoencoderDeTok(**shape)
+        else:
+            model = load_pixel_tokenizer(args.tokenizer, AutoencoderDeTok, data_args.resolution)
+        losses = make_losses(loss_args)
+    objective = DeTokObjective(model, **training, **losses)
+    train_pixel_tokenizer(loop, objective, data, args, loss_args, loop_args)
+
+
+if __name__ == "__main__":
+    main()
