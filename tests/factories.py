@@ -1,17 +1,20 @@
 """Tiny models with random weights, one factory a class: what tests, documentation and smoke runs build."""
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from hf_fae import (
     AutoencoderDeTok,
     AutoencoderDRoRAE,
     AutoencoderFAE,
     AutoencoderMAETok,
+    AutoregressiveTransformer2DModel,
     DiTDHTransformer2DModel,
     FAEDiTPipeline,
+    FAEMARPipeline,
     FAEStarFlowPipeline,
     LightningDiTTransformer2DModel,
+    MARTransformer2DModel,
     STARFlowTransformer2DModel,
 )
 from hf_fae.encoders import VisionEncoder
@@ -220,6 +223,52 @@ def tiny_text_starflow(**config) -> STARFlowTransformer2DModel:
     return tiny_starflow(**{"num_classes": None, "caption_channels": 24, "max_caption_length": 6, **config})
 
 
+def tiny_mar(**config) -> MARTransformer2DModel:
+    """A masked autoregressive model of latents (4, 4, 4) with 10 classes, without dropout."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "encoder_num_layers": 1,
+        "decoder_num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_buffer_tokens": 3,
+        "head_num_layers": 2,
+        "head_hidden_size": 24,
+        "num_classes": 10,
+        "dropout": 0.0,
+        **config,
+    }
+    return _build(lambda: MARTransformer2DModel(**config), seed=12)
+
+
+def tiny_autoregressive(**config) -> AutoregressiveTransformer2DModel:
+    """A causal model of the same latents in raster order."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "head_num_layers": 2,
+        "head_hidden_size": 24,
+        "num_classes": 10,
+        **config,
+    }
+    return _build(lambda: AutoregressiveTransformer2DModel(**config), seed=13)
+
+
+def tiny_random_autoregressive(**config) -> AutoregressiveTransformer2DModel:
+    """The same in random order."""
+    return tiny_autoregressive(order="random", **config)
+
+
+def head_scheduler(**config) -> DDPMScheduler:
+    """That of diffusion heads."""
+    settings = {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range", "clip_sample": False}
+    return DDPMScheduler(**{**settings, "timestep_spacing": "linspace", **config})
+
+
 def tiny_text_encoder():
     """A text encoder of width 24 and a tokenizer for words of lower-case letters."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -295,5 +344,22 @@ def tiny_fae_dit_pipeline(with_encoder: bool = False, **kwargs) -> FAEDiTPipelin
         **kwargs,
     }
     pipe = FAEDiTPipeline(**kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_fae_mar_pipeline(with_encoder: bool = False, **kwargs) -> FAEMARPipeline:
+    """A pipeline of the tiny models that draws 32 px images of "class 0" to "class 9", a MAR in 4 steps."""
+    kwargs = {
+        "vae": tiny_fae(with_encoder),
+        "transformer": tiny_mar(),
+        "scheduler": head_scheduler(),
+        "id2label": {index: f"class {index}" for index in range(10)},
+        "num_diffusion_steps": 3,
+        **kwargs,
+    }
+    if isinstance(kwargs["transformer"], MARTransformer2DModel):
+        kwargs = {"num_inference_steps": 4, **kwargs}
+    pipe = FAEMARPipeline(**kwargs)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -251,7 +251,7 @@ def _frame(picture, patch, grid):
 
 def _has_steps(pipe) -> bool:
     """Whether it is a denoiser; a flow has no steps to choose."""
-    return hasattr(pipe, "scheduler")
+    return pipe.config.get("num_inference_steps") is not None
 
 
 def _own_guidance(pipe) -> Guidance | FlowGuidance:

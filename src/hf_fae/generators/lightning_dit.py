@@ -44,17 +44,26 @@ def patch_grid(hidden_states: torch.Tensor, in_channels: int, patch_size: int) -
 class LightningDiTBlock(nn.Module):
     """Attention and feed-forward, each modulated and gated by the condition (B, 1 or N, C) (adaLN-zero)."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, norm_type: str, ff_type: str, qk_norm: bool):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        norm_type: str,
+        ff_type: str,
+        qk_norm: bool = False,
+        is_causal: bool = False,
+    ):
         super().__init__()
         self.norm1 = normalization(norm_type, dim, elementwise_affine=False)
-        self.attn = SelfAttention(dim, heads, head_dim, qk_norm=qk_norm)
+        self.attn = SelfAttention(dim, heads, head_dim, qk_norm=qk_norm, is_causal=is_causal)
         self.norm2 = normalization(norm_type, dim, elementwise_affine=False)
         self.ff = feed_forward(ff_type, dim)
         self.modulation = nn.Linear(dim, 6 * dim)
 
-    def forward(self, hidden_states, condition, rotary_emb=None):
+    def forward(self, hidden_states, condition, rotary_emb=None, cache=None):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.modulation(condition).chunk(6, dim=-1)
-        attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), rotary_emb)
+        attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), rotary_emb, cache)
         hidden_states = torch.addcmul(hidden_states, gate_attn, attended)
         mixed = self.ff(self.norm2(hidden_states, shift_ff, scale_ff))
         return torch.addcmul(hidden_states, gate_ff, mixed)
