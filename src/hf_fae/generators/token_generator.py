@@ -46,6 +46,12 @@ class TokenGenerator(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdap
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
     _skip_layerwise_casting_patterns = ["position", "norm"]
+    _skip_keys = ["cache"]
+
+    @property
+    def _group_offload_block_modules(self) -> list[str]:
+        """All parts: `generate` does not come through `forward`, so each has to bring its own weights."""
+        return [name for name, part in self.named_children() if not isinstance(part, nn.ModuleList)]
 
     def init_tokens(self, dim: int, head_hidden_size: int, head_num_layers: int) -> None:
         """Make the head for conditions (B, n, dim)."""
