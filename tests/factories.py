@@ -1,7 +1,7 @@
 """Tiny models with random weights, one factory a class: what tests, documentation and smoke runs build."""
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from hf_fae import (
     AutoencoderDeTok,
@@ -18,6 +18,7 @@ from hf_fae import (
     STARFlowTransformer2DModel,
 )
 from hf_fae.encoders import VisionEncoder
+from hf_fae.generators.diffusion_head import head_scheduler
 
 
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
@@ -261,12 +262,6 @@ def tiny_autoregressive(**config) -> AutoregressiveTransformer2DModel:
 def tiny_random_autoregressive(**config) -> AutoregressiveTransformer2DModel:
     """The same in random order."""
     return tiny_autoregressive(order="random", **config)
-
-
-def head_scheduler(**config) -> DDPMScheduler:
-    """That of diffusion heads."""
-    settings = {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range", "clip_sample": False}
-    return DDPMScheduler(**{**settings, "timestep_spacing": "linspace", **config})
 
 
 def tiny_text_encoder():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import AutoModel
 from factories import (
-    head_scheduler,
     tiny_autoregressive,
     tiny_detok,
     tiny_dit_dh,
@@ -28,6 +27,7 @@ from factories import (
 from torch import nn
 
 from hf_fae import TokenGuidance
+from hf_fae.generators.diffusion_head import head_scheduler
 from hf_fae.layers.positions import SinCosPositions
 
 

@@ -16,7 +16,17 @@ from ..layers.norms import normalization
 from ..schedulers.learned_variance import previous_gaussian, reverse_steps
 
 
-__all__ = ["DiffusionHead"]
+__all__ = ["DiffusionHead", "head_scheduler"]
+
+
+def head_scheduler() -> DDPMScheduler:
+    """The diffusion of heads in MAR and l-DeTok: 1000 times, cosine betas, a learned variance, evenly re-spaced."""
+    return DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing="linspace",
+    )
 
 
 class DiffusionHeadBlock(nn.Module):

@@ -86,6 +86,8 @@ class MARTransformer2DModel(TokenGenerator):
 
         Each step draws a token at least, so there are no more steps than tokens.
         """
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {num_steps}")
         num_steps = count if num_steps is None else min(num_steps, count)
         unknown, counts = count, []
         for step in range(1, num_steps + 1):

@@ -59,6 +59,8 @@ class FAEMARPipeline(LatentPipeline):
         self.init_latents()
         if scheduler is not None:
             check_scheduler(scheduler)
+        if transformer is not None:
+            transformer.tokens_per_step(1, num_inference_steps)  # refuses what the transformer cannot take
         self.register_labels(id2label)
         self._guidance = TokenGuidance.of(guidance_scale)
         self.register_to_config(
@@ -186,7 +188,7 @@ class FAEMARPipeline(LatentPipeline):
                 negative_labels,
                 generator,
                 on_step,
-                attention_kwargs,
+                attention_kwargs=attention_kwargs,
             )
 
         images = self.decode(drawn, output_type)
