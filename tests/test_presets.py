@@ -177,6 +177,45 @@ def test_lightning_dit_of_detok(size, exact):
     assert count_parameters(build_preset(f"lightningdit-{size}-1-detok", device="meta")) == exact
 
 
+@pytest.mark.parametrize(
+    ("name", "exact", "head"),
+    [
+        ("mar-b", 207_924_768, 35_749_920),
+        ("mar-l", 478_326_304, 72_230_432),
+        ("raster-ar-b", 150_093_600, 19_999_776),
+        ("random-ar-b", 150_093_600, 19_999_776),
+    ],
+)
+def test_autoregressive_generators(name, exact, head):
+    """Section 1 of the l-DeTok specification, which gives 150.1 M for the causal ones."""
+    report = inspect(name)
+    assert report["parameters"]["total"] == exact and report["parameters"]["diffusion_head"] == head
+    width = 1024 if name == "mar-l" else 768
+    assert report["shapes"] == {
+        "hidden_states": [16, 16, 16],
+        "tokens": [256, 16],
+        "conditions": [256, width],
+        "prediction": [256, 32],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers", "width", "heads"),
+    [("mar-b", 12, 768, 12), ("mar-l", 16, 1024, 16), ("mar-h", 20, 1280, 16)]
+    + [("random-ar-b", 12, 768, 12), ("random-ar-l", 24, 1024, 16)]
+    + [("raster-ar-xl", 28, 1152, 16), ("raster-ar-h", 32, 1280, 16)],
+)
+def test_sizes_of_autoregressive_generators(name, num_layers, width, heads):
+    """Section 7 of the l-DeTok specification."""
+    model = build_preset(name, device="meta")
+    stacks = [model.encoder_blocks, model.decoder_blocks] if name.startswith("mar") else [model.blocks]
+    for blocks in stacks:
+        assert len(blocks) == num_layers and blocks[0].attn.heads == heads
+        assert blocks[0].attn.to_q.weight.shape == (width, width)
+    if not name.startswith("mar"):
+        assert model.config.order == name.split("-")[0]
+
+
 def test_swiglu_widths(fae):
     width = {block.ff.net[2].in_features for block in fae.feature_decoder.blocks}
     assert width == {4096}  # for 1536

@@ -88,7 +88,7 @@ class AutoregressiveTransformer2DModel(TokenGenerator):
         """
         if num_steps is not None:
             raise ValueError(
-                f"num_inference_steps must be None for a {type(self).__name__}, which draws one token a step, "
+                f"num_inference_steps must be None for {type(self).__name__}, which draws one token a step, "
                 f"got {num_steps}"
             )
         return [1] * count
