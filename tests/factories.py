@@ -19,6 +19,7 @@ from hf_fae import (
 )
 from hf_fae.encoders import VisionEncoder
 from hf_fae.generators.diffusion_head import head_scheduler
+from hf_fae.schedulers.learned_variance import learned_variance_scheduler
 
 
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
@@ -205,6 +206,11 @@ def tiny_sit(**config) -> LightningDiTTransformer2DModel:
     return tiny_lightning_dit(norm_type="layer_norm", ff_type="gelu", use_rope=False, **config)
 
 
+def tiny_dit(**config) -> LightningDiTTransformer2DModel:
+    """The same with DiT's prediction of the noise and its variance."""
+    return tiny_sit(prediction_type="epsilon", **config)
+
+
 def tiny_starflow(**config) -> STARFlowTransformer2DModel:
     """A flow of latents (4, 4, 4) with 10 classes: four blocks, the last of them two layers deep."""
     config = {
@@ -341,6 +347,12 @@ def tiny_fae_dit_pipeline(with_encoder: bool = False, **kwargs) -> FAEDiTPipelin
     pipe = FAEDiTPipeline(**kwargs)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_dit_pipeline(**kwargs) -> FAEDiTPipeline:
+    """The same with a DiT."""
+    scheduler = learned_variance_scheduler("linear")
+    return tiny_fae_dit_pipeline(**{"transformer": tiny_dit(), "scheduler": scheduler, **kwargs})
 
 
 def tiny_fae_mar_pipeline(with_encoder: bool = False, **kwargs) -> FAEMARPipeline:

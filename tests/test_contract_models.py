@@ -10,6 +10,7 @@ from diffusers import AutoModel
 from factories import (
     tiny_autoregressive,
     tiny_detok,
+    tiny_dit,
     tiny_dit_dh,
     tiny_drorae,
     tiny_fae,
@@ -135,6 +136,7 @@ CASES = {
     "released MAETok": ModelCase(tiny_released_maetok, masked_images, lora=False),
     "LightningDiT": ModelCase(tiny_lightning_dit, noisy_latents),
     "DiTDH": ModelCase(tiny_dit_dh, noisy_latents),
+    "DiT": ModelCase(tiny_dit, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),
     "MAR": ModelCase(tiny_mar, masked_tokens),
     "RasterAR": ModelCase(tiny_autoregressive, noisy_tokens),

@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from drawing import SETTINGS, assert_same, draw, seeded
 from factories import (
     tiny_autoregressive,
+    tiny_dit_pipeline,
     tiny_fae_dit_pipeline,
     tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
@@ -23,6 +24,7 @@ CASES = {
     "FAEDiT": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.5)),
     "FAEDiT-SDE": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerMaruyamaScheduler(shift=2.5)),
     "FAEDiT-KL": lambda: tiny_fae_dit_pipeline(**SETTINGS, vae=tiny_kl()),
+    "DiT": lambda: tiny_dit_pipeline(**SETTINGS),
     "FAEMAR": lambda: tiny_fae_mar_pipeline(**SETTINGS),
     "FAEMAR-raster-KL": lambda: tiny_fae_mar_pipeline(
         **SETTINGS, vae=tiny_kl(), transformer=tiny_autoregressive(patch_size=2)

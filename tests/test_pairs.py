@@ -9,7 +9,9 @@ from diffusers import DiffusionPipeline
 from factories import (
     tiny_autoregressive,
     tiny_detok,
+    tiny_dit,
     tiny_dit_dh,
+    tiny_dit_pipeline,
     tiny_drorae,
     tiny_fae,
     tiny_fae_dit_pipeline,
@@ -28,6 +30,7 @@ from factories import (
 
 from hf_fae.latents import latent_size
 from hf_fae.training.autoregression import AutoregressiveObjective, MARObjective
+from hf_fae.training.diffusion import DiffusionObjective
 from hf_fae.training.objectives import FlowMatchingObjective, STARFlowObjective
 from hf_fae.training.randomness import ImageRandom
 
@@ -43,6 +46,7 @@ TOKENIZERS = {
 }
 GENERATORS = {
     "LightningDiT": (tiny_lightning_dit, tiny_fae_dit_pipeline, FlowMatchingObjective),
+    "DiT": (tiny_dit, tiny_dit_pipeline, DiffusionObjective),
     "SiT": (tiny_sit, tiny_fae_dit_pipeline, FlowMatchingObjective),
     "DiT^DH": (tiny_dit_dh, tiny_fae_dit_pipeline, FlowMatchingObjective),
     "MAR": (tiny_mar, tiny_fae_mar_pipeline, MARObjective),

@@ -157,6 +157,7 @@ def test_maetok(size):
     ("name", "exact"),
     [
         ("sit-b-1-detok", 130_303_504),
+        ("dit-b-1-detok", 130_315_808),  # SiT and 16 more channels of the output, 769 parameters each
         ("sit-l-1-detok", 457_824_272),
         ("sit-xl-1-detok", 674_816_272),
         ("sit-l-1-maetok", 457_857_056),
@@ -168,7 +169,8 @@ def test_denoisers_of_detok_and_maetok(name, exact):
     """Section 1 of their specifications, without the fixed table of positions."""
     model = build_preset(name, device="meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == exact
-    assert inspect(name)["shapes"]["sample"] == ([32, 1, 128] if name.endswith("maetok") else [16, 16, 16])
+    expected = [32, 1, 128] if name.endswith("maetok") else [32 if name.startswith("dit") else 16, 16, 16]
+    assert inspect(name)["shapes"]["sample"] == expected
 
 
 @pytest.mark.parametrize(("size", "exact"), [("b", 130_531_600), ("l", 458_120_176), ("xl", 675_219_856)])

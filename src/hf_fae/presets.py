@@ -103,10 +103,16 @@ def _maetok(sample_size: int) -> tuple[str, dict]:
 
 # DiT's sizes (arXiv 2212.09748, Table 1), which SiT and LightningDiT keep: layers, heads, head width.
 DIT_SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "l": (24, 16, 64), "xl": (28, 16, 72)}
-# The two ends of FAE's Table 6.
+# The two ends of FAE's Table 6, and DiT, which is SiT but for what it predicts.
 DIT_KINDS = {
     "lightningdit": {"norm_type": "rms_norm", "ff_type": "swiglu", "use_rope": True},  # arXiv 2501.01423
     "sit": {"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": False},  # arXiv 2401.08740
+    "dit": {  # arXiv 2212.09748
+        "norm_type": "layer_norm",
+        "ff_type": "gelu",
+        "use_rope": False,
+        "prediction_type": "epsilon",
+    },
 }
 
 

@@ -2,11 +2,10 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 
 from hf_fae import TokenGuidance
 from hf_fae.generators.diffusion_head import DiffusionHead, head_scheduler
-from hf_fae.schedulers.learned_variance import add_noise, hybrid_loss
+from hf_fae.schedulers.learned_variance import add_noise, hybrid_loss, learned_variance_scheduler
 
 
 @pytest.mark.parametrize(
@@ -94,8 +93,7 @@ def test_head_learns_a_mixture():
     training than a test can have.
     """
     torch.manual_seed(0)
-    settings = {"beta_schedule": "linear", "variance_type": "learned_range", "clip_sample": False}
-    scheduler = DDPMScheduler(**settings, timestep_spacing="linspace")
+    scheduler = learned_variance_scheduler("linear")
     head, table, std = make_head(), scheduler.alphas_cumprod, 0.1
     angles = torch.arange(3) * 2 * math.pi / 3
     centers = torch.stack([angles.cos(), angles.sin()], dim=1)

@@ -9,16 +9,13 @@ from hf_fae.schedulers.learned_variance import (
     add_noise,
     check_scheduler,
     hybrid_loss,
+    learned_variance_scheduler,
     previous_gaussian,
     reverse_steps,
 )
 
 
-LINEAR = {"beta_schedule": "linear", "variance_type": "learned_range", "clip_sample": False}
-SCHEDULERS = {
-    "cosine": head_scheduler,
-    "linear": lambda: DDPMScheduler(**LINEAR, timestep_spacing="linspace"),
-}
+SCHEDULERS = {"cosine": head_scheduler, "linear": lambda: learned_variance_scheduler("linear")}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULERS)
@@ -111,7 +108,7 @@ class TestHybridLoss:
 )
 def test_settings_that_would_be_ignored_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        check_scheduler(DDPMScheduler(**{**LINEAR, **setting}))
+        check_scheduler(DDPMScheduler(**{**learned_variance_scheduler("linear").config, **setting}))
 
 
 @pytest.mark.parametrize("num_steps", [1, 1001, 2.0])

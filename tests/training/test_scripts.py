@@ -283,6 +283,20 @@ def test_train_dit_dh_with_the_shift_of_its_latents(tmp_path, decoded, image_fol
     assert pipeline.scheduler.config.shift == 1  # of 64 numbers
 
 
+def test_train_dit(tmp_path, decoded, image_folder, train_here):
+    flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
+    flags += ["--prediction_type", "epsilon", "--max_train_steps", "2"]
+    with pytest.raises(ValueError, match="shift must be 1.0 for prediction_type epsilon, got 0.4"):
+        train_here("train_generator", "smoke_generator.yaml", tmp_path / "no", *flags)
+    assert not (tmp_path / "no").exists()
+    train_here("train_generator", "smoke_generator.yaml", tmp_path / "dit", *flags, "--shift", "1")
+    pipeline = FAEDiTPipeline.from_pretrained(tmp_path / "dit")
+    assert type(pipeline.scheduler).__name__ == "DDPMScheduler"
+    assert pipeline.scheduler.config.beta_schedule == "linear"
+    assert last(tmp_path / "dit", "validation/noise_error") == pytest.approx(1, abs=0.3)
+    assert pipeline("ring").images[0].size == (32, 32)
+
+
 def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path, decoded, image_folder, train_here):
     latents, first, second = (tmp_path / name for name in ("latents", "first", "second"))
     flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]

@@ -13,20 +13,15 @@ from torch.nn import functional as F
 
 from ..guidance import TokenGuidance
 from ..layers.norms import normalization
-from ..schedulers.learned_variance import previous_gaussian, reverse_steps
+from ..schedulers.learned_variance import learned_variance_scheduler, previous_gaussian, reverse_steps
 
 
 __all__ = ["DiffusionHead", "head_scheduler"]
 
 
 def head_scheduler() -> DDPMScheduler:
-    """The diffusion of heads in MAR and l-DeTok: 1000 times, cosine betas, a learned variance, evenly re-spaced."""
-    return DDPMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        variance_type="learned_range",
-        clip_sample=False,
-        timestep_spacing="linspace",
-    )
+    """The diffusion of heads in MAR and l-DeTok: cosine betas, see `learned_variance_scheduler`."""
+    return learned_variance_scheduler("squaredcos_cap_v2")
 
 
 class DiffusionHeadBlock(nn.Module):

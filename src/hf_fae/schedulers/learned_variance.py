@@ -11,7 +11,30 @@ import torch
 from diffusers import DDPMScheduler
 
 
-__all__ = ["add_noise", "check_scheduler", "hybrid_loss", "previous_gaussian", "reverse_steps"]
+__all__ = [
+    "add_noise",
+    "learned_variance_scheduler",
+    "check_scheduler",
+    "hybrid_loss",
+    "previous_gaussian",
+    "reverse_steps",
+]
+
+
+def learned_variance_scheduler(beta_schedule: str) -> DDPMScheduler:
+    """1000 times, a learned variance, evenly re-spaced, nothing clipped.
+
+    DiT has it with linear betas, diffusion heads with cosine ones.
+
+    Args:
+        beta_schedule: as in `DDPMScheduler`, `"linear"` or `"squaredcos_cap_v2"`.
+    """
+    return DDPMScheduler(
+        beta_schedule=beta_schedule,
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing="linspace",
+    )
 
 
 def check_scheduler(scheduler: DDPMScheduler) -> None:
