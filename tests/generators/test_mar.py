@@ -83,7 +83,7 @@ def test_dropout_is_of_attention_and_only_in_training():
     assert attention == {0.5} and not any(isinstance(part, torch.nn.Dropout) and part.p for part in model.modules())
 
 
-def recorded(model, scales=None, **options):
+def recorded(model, **options):
     """What `generate` has asked for: the known and the wanted tokens, rows of the batch, in each step."""
     calls, predict = [], model.predict_conditions
 
@@ -101,7 +101,6 @@ def recorded(model, scales=None, **options):
             torch.tensor([1, 2]),
             head_scheduler(),
             num_diffusion_steps=2,
-            negative_class_labels=torch.tensor([10, 10]),
             generator=torch.Generator().manual_seed(0),
             **options,
         )
@@ -127,6 +126,15 @@ def test_the_first_step_is_not_guided(model):
         assert torch.equal(one, other) == same
     _, calls = recorded(model, num_inference_steps=2, guidance=TokenGuidance(3.0, "constant"))
     assert [rows for _, _, rows in calls] == [4, 4]
+
+
+def test_the_null_class_is_guided_away_from(model):
+    guidance = TokenGuidance(3.0)
+    plain, _ = recorded(model, num_inference_steps=4, guidance=guidance)
+    for labels, same in (([10, 10], True), ([3, 3], False)):
+        negative = torch.tensor(labels)
+        drawn, _ = recorded(model, num_inference_steps=4, guidance=guidance, negative_class_labels=negative)
+        assert torch.equal(drawn, plain) == same
 
 
 def test_on_step_sees_the_tokens_come(model):

@@ -1,7 +1,6 @@
 """What models that draw an image token by token share: tokens and their order, the head, and the loop that draws."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -115,7 +114,6 @@ class TokenGenerator(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdap
         """
         raise NotImplementedError
 
-    @abstractmethod
     def predict_conditions(
         self,
         tokens: torch.Tensor,
@@ -133,6 +131,7 @@ class TokenGenerator(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdap
             class_labels: (B,) long, `num_classes` for none.
             cache: of `make_cache`; it takes in what is read.
         """
+        raise NotImplementedError
 
     def make_cache(self, batch_size: int, device: torch.device) -> KVCache | None:
         """An empty cache for `predict_conditions`, of a model that can use one."""
@@ -202,7 +201,7 @@ class TokenGenerator(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdap
             num_inference_steps: as in `tokens_per_step`.
             num_diffusion_steps, temperature: of the head, for each token.
             guidance: see `TokenGuidance`; at scale 1 nothing unconditional is computed, but for what a cache holds.
-            negative_class_labels: (B,), what to guide away from; only used where `guidance` is active.
+            negative_class_labels: (B,), what to guide away from, by default the null class.
             generator: of the noise that the head adds; with a list, one for each image, an image is the same in any
                 batch.
             on_step: called with the number of a step and the latents after it, zero where no token is yet; it returns
@@ -220,10 +219,12 @@ class TokenGenerator(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdap
         tokens = scatter_tokens(tokens, places, torch.zeros_like(gather_tokens(tokens, places)))
         cache = self.make_cache((1 + guidance.is_active) * len(tokens), tokens.device)
         known = num_known
+        if negative_class_labels is None:
+            negative_class_labels = torch.full_like(class_labels, self.config.num_classes)
         for step, count in enumerate(self.tokens_per_step(places.shape[1], num_inference_steps)):
             scale = guidance.scale_at(known / self.num_tokens)
             # A cache has to see all tokens of both halves, whether these are guided or not.
-            halves = 1 + (guidance.is_active if cache else scale != 1)
+            halves = 1 + (guidance.is_active if cache is not None else scale != 1)
             labels = class_labels if halves == 1 else torch.cat([class_labels, negative_class_labels])
             inputs = [value.repeat(halves, *[1] * (value.ndim - 1)) for value in (tokens, order)]
             conditions = self.predict_conditions(*inputs, known, count, labels, cache)
