@@ -88,10 +88,19 @@ def new_pipeline(args: AutoregressiveArguments, data: ImageData | CachedLatents)
     )
 
 
+def check_arguments(args: AutoregressiveArguments) -> None:
+    for name in ("num_inference_steps", "validation_inference_steps"):
+        if args.pipeline is None and args.model != "mar" and getattr(args, name) is not None:
+            raise ValueError(
+                f"{name} must be None for model {args.model!r}, which draws one token a step, got {getattr(args, name)}"
+            )
+
+
 def main(argv: list[str] | None = None) -> None:
     args, *others = parse_arguments(
         AutoregressiveArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
     )
+    check_arguments(args)
     train_generator(
         args,
         *others,

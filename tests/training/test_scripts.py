@@ -386,8 +386,9 @@ def test_train_autoregressive_goes_on_from_a_pipeline(tmp_path, decoded, image_f
     pictures = ["--dataset_name", str(image_folder), "--label_column", "label"]
     script = ["train_autoregressive", "smoke_autoregressive.yaml"]
     flags = ["--vae", str(decoded), *pictures, "--model", "random"]
-    with pytest.raises(ValueError, match="num_inference_steps must be None for Autoregressive.*, got 4"):
-        train_here(*script, tmp_path / "never", *flags, "--num_inference_steps", "4")
+    for name in ("num_inference_steps", "validation_inference_steps"):
+        with pytest.raises(ValueError, match=f"{name} must be None for model 'random', .* got 4"):
+            train_here(*script, tmp_path / "never", *flags, f"--{name}", "4")
     assert not (tmp_path / "never").exists()
     train_here(*script, first, *flags, "--max_train_steps", "2")
     encoder = ["--image_encoder", str(decoded / "image_encoder.d")]
