@@ -89,10 +89,12 @@ def new_pipeline(args: AutoregressiveArguments, data: ImageData | CachedLatents)
 
 
 def check_arguments(args: AutoregressiveArguments) -> None:
+    if args.pipeline is not None or args.model == "mar":
+        return
     for name in ("num_inference_steps", "validation_inference_steps"):
-        if args.pipeline is None and args.model != "mar" and getattr(args, name) is not None:
+        if (value := getattr(args, name)) is not None:
             raise ValueError(
-                f"{name} must be None for model {args.model!r}, which draws one token a step, got {getattr(args, name)}"
+                f"{name} must be None for model {args.model!r}, which draws one token a step, got {value}"
             )
 
 
