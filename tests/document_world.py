@@ -48,7 +48,7 @@ DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-di
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
 AUTOREGRESSIVE = ["user/mar"]
 # Caches of latents.
-LATENTS = ["outputs/latents-...", "outputs/emoji/latents", "outputs/latents-imagenet-detok"]
+LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
 # A file in folders that stand for results which some page makes: there they make way.
 STAND_IN = ".stand-in"
 JUDGE = "../shared/assets/efficientnet-lite0"
