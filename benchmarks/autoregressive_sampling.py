@@ -78,7 +78,7 @@ def head(model, args, count):
     dim = model.config.num_attention_heads * model.config.attention_head_dim
     condition = torch.randn(args.batch_size, count, dim, device=args.device, dtype=model.dtype)
     noise = torch.randn(args.batch_size, count, model.token_dim, device=args.device)
-    model.diffusion_head.sample(condition, noise, head_scheduler(), args.diffusion_steps)
+    model.diffusion_head.sample_tokens(condition, noise, head_scheduler(), args.diffusion_steps)
 
 
 def images(model, args, steps=None, guidance=GUIDANCE):

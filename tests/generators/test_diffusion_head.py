@@ -42,33 +42,35 @@ def test_tokens_are_drawn_each_by_itself():
     head, scheduler = moved(make_head()), head_scheduler()
     condition, noise = torch.randn(2, 3, 8), torch.randn(2, 3, 2)
     options = {"scheduler": scheduler, "num_steps": 4, "temperature": 0.0}
-    whole = head.sample(condition, noise, **options)
+    whole = head.sample_tokens(condition, noise, **options)
     assert whole.dtype == torch.float32 and whole.shape == noise.shape
     for row in range(2):
         for place in range(3):
             one = (slice(row, row + 1), slice(place, place + 1))
-            alone = head.sample(condition[one], noise[one], **options)
+            alone = head.sample_tokens(condition[one], noise[one], **options)
             torch.testing.assert_close(alone, whole[one], rtol=1e-4, atol=1e-4 * whole.abs().max().item())
 
 
 def test_guidance_is_of_the_noise_and_the_variance_is_the_conditional_one():
     head, scheduler = moved(make_head()), head_scheduler()
     condition, negative, noise = torch.randn(1, 3, 8), torch.randn(1, 3, 8), torch.randn(1, 3, 2)
-    plain = head.sample(condition, noise, scheduler, 4, generator=torch.Generator().manual_seed(0))
+    plain = head.sample_tokens(condition, noise, scheduler, 4, generator=torch.Generator().manual_seed(0))
 
     def guided(scale):
         generator = torch.Generator().manual_seed(0)
-        return head.sample(condition, noise, scheduler, 4, 1.0, negative, TokenGuidance(scale), scale, generator)
+        return head.sample_tokens(
+            condition, noise, scheduler, 4, 1.0, negative, TokenGuidance(scale), scale, generator
+        )
 
     torch.testing.assert_close(guided(1.0), plain, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(guided(3.0), plain, rtol=1e-2)
 
     # At scale 0 the noise is the negative one alone: with its own variance, too, it would be the negative sample.
-    unconditional = head.sample(negative, noise, scheduler, 4, generator=torch.Generator().manual_seed(0))
+    unconditional = head.sample_tokens(negative, noise, scheduler, 4, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(guided(0.0), unconditional, rtol=1e-4)
     generator = torch.Generator().manual_seed(0)
-    cold = head.sample(condition, noise, scheduler, 4, 0.0, negative, TokenGuidance(0.0), 0.0, generator)
-    expected = head.sample(negative, noise, scheduler, 4, temperature=0.0)
+    cold = head.sample_tokens(condition, noise, scheduler, 4, 0.0, negative, TokenGuidance(0.0), 0.0, generator)
+    expected = head.sample_tokens(negative, noise, scheduler, 4, temperature=0.0)
     torch.testing.assert_close(cold, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -79,7 +81,7 @@ def test_temperature_is_a_factor_of_the_noise_that_is_added():
 
     def sample(temperature):
         generator = torch.Generator().manual_seed(0)
-        return head.sample(condition, noise, head_scheduler(), 2, temperature, generator=generator).double()
+        return head.sample_tokens(condition, noise, head_scheduler(), 2, temperature, generator=generator).double()
 
     cold, warm, hot = (sample(temperature) for temperature in (0.0, 1.0, 2.0))
     torch.testing.assert_close(hot - cold, 2 * (warm - cold), rtol=1e-3, atol=1e-3 * cold.abs().max().item())
@@ -118,7 +120,7 @@ def test_head_learns_a_mixture():
 
     count = 1000
     condition = conditions[:, None].expand(-1, count, -1)
-    drawn = head.sample(condition, torch.randn(2, count, 2), scheduler, 100)
+    drawn = head.sample_tokens(condition, torch.randn(2, count, 2), scheduler, 100)
     for tokens, places in zip(drawn, centers):
         distances = torch.cdist(tokens, places)
         nearest = distances.argmin(dim=1)

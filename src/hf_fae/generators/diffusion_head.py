@@ -89,7 +89,7 @@ class DiffusionHead(nn.Module):
         return self.proj_out(self.norm_out(hidden_states, shift, scale))
 
     @torch.no_grad()
-    def sample(
+    def sample_tokens(
         self,
         condition: torch.Tensor,
         noise: torch.Tensor,

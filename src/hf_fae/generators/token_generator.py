@@ -229,7 +229,7 @@ class TokenGenerator(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdap
             inputs = [value.repeat(halves, *[1] * (value.ndim - 1)) for value in (tokens, order)]
             conditions = self.predict_conditions(*inputs, known, count, labels, cache)
             places = order[:, known : known + count]
-            drawn = self.diffusion_head.sample(
+            drawn = self.diffusion_head.sample_tokens(
                 conditions[: len(tokens)],
                 gather_tokens(noise, places),
                 scheduler,
