@@ -47,6 +47,12 @@ class AutoregressiveArguments(GeneratorArguments):
         default=None, metadata={"help": "MAR: default steps of the pipeline; none: a token a step."}
     )
     num_diffusion_steps: int = field(default=100, metadata={"help": "Default steps of the head in the pipeline."})
+    timestep_spacing: Literal["linspace", "leading"] = field(
+        default="linspace",
+        metadata={
+            "help": "Where the head's steps lie: as in the papers, or without the last time, for short trainings."
+        },
+    )
     temperature: float = field(default=1.0, metadata={"help": "Default temperature of the pipeline."})
     validation_inference_steps: int | None = field(
         default=None, metadata={"help": "MAR: steps for the pictures of a validation; none: the pipeline's own."}
@@ -79,7 +85,7 @@ def new_pipeline(args: AutoregressiveArguments, data: ImageData | CachedLatents)
     return FAEMARPipeline(
         vae,
         transformer,
-        head_scheduler(),
+        head_scheduler(args.timestep_spacing),
         data.id2label,
         guidance_scale=args.guidance_scale,
         num_inference_steps=args.num_inference_steps,

@@ -41,6 +41,18 @@ def test_hundred_steps_are_spaced_as_in_the_papers_code():
     assert times[::-1] == [round(index * 999 / 99) for index in range(100)]
 
 
+@pytest.mark.parametrize(("spacing", "low", "high"), [("linspace", 250, 350), ("leading", 1.3, 2.5)])
+def test_what_the_first_step_makes_of_an_error(spacing, low, high):
+    """As the docstring of `learned_variance_scheduler` has it."""
+    scheduler = learned_variance_scheduler("squaredcos_cap_v2", spacing)
+    time, alphas_cumprod, previous = reverse_steps(scheduler, 100, "cpu")[0]
+    right, wrong = (
+        previous_gaussian(torch.tensor(error), torch.tensor(0.0), torch.tensor(1.0), alphas_cumprod, previous)[0]
+        for error in (0.0, 1.0)
+    )
+    assert low < (right - wrong).item() < high
+
+
 @pytest.mark.parametrize("schedule", SCHEDULERS)
 def test_noise_is_added_as_by_diffusers(schedule):
     scheduler, (clean, noise) = SCHEDULERS[schedule](), torch.randn(2, 4, 3)

@@ -19,9 +19,9 @@ from ..schedulers.learned_variance import learned_variance_scheduler, previous_g
 __all__ = ["DiffusionHead", "head_scheduler"]
 
 
-def head_scheduler() -> DDPMScheduler:
+def head_scheduler(timestep_spacing: str = "linspace") -> DDPMScheduler:
     """The diffusion of heads in MAR and l-DeTok: cosine betas, see `learned_variance_scheduler`."""
-    return learned_variance_scheduler("squaredcos_cap_v2")
+    return learned_variance_scheduler("squaredcos_cap_v2", timestep_spacing)
 
 
 class DiffusionHeadBlock(nn.Module):
