@@ -134,7 +134,9 @@ def nearest(args, judges, data, labels) -> None:
     batches = list(data.validation_batches(BATCH))
     validation = to_uint8(torch.cat([batch["pixel_values"] for batch in batches]))
     known, _, same = find(validation, torch.cat([batch["class_labels"] for batch in batches]))
-    print("| pictures | median cosine to the nearest | nearer than 95 % of validation pictures | its class is theirs |")
+    print(
+        "| pictures | cosine to the nearest (median) | nearer than 95 % of validation pictures | its class is theirs |"
+    )
     print(f"|---|---|---|---|\n| validation pictures | {known.median():.3f} | 5.0 % | {same:.1%} |", flush=True)
     for name, path in args.model:
         pipe = open_pipeline(path)

@@ -31,6 +31,7 @@ __all__ = ["check", "parses"]
 # Training scripts -> their smoke config. It and these flags make any of their runs tiny.
 SMOKE = {
     "cache_latents": "smoke_cache_latents.yaml",
+    "train_autoregressive": "smoke_autoregressive.yaml",
     "train_detok": "smoke_detok.yaml",
     "train_drorae": "smoke_drorae.yaml",
     "train_fae": "smoke_fae.yaml",

@@ -18,9 +18,11 @@ from factories import (
     tiny_encoder,
     tiny_fae,
     tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_lightning_dit,
     tiny_maetok,
+    tiny_mar,
     tiny_starflow,
 )
 from PIL import Image
@@ -47,6 +49,7 @@ FUSED_TOKENIZERS = ["user/drorae"]
 PIXEL_TOKENIZERS = {"user/detok": tiny_detok, "user/maetok": tiny_maetok}
 DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-dit", "user/my-generator"]
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
+AUTOREGRESSIVE = ["user/mar"]
 # Caches of latents.
 LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
 # A file in folders that stand for results which some page makes: there they make way.
@@ -68,6 +71,7 @@ def build_world(folder: Path) -> Path:
 
     labels = {index: f"class {index}" for index in range(97)} | dict(enumerate(CLASSES))
     dit = {"id2label": labels, "transformer": tiny_lightning_dit(num_classes=97), "num_inference_steps": 2}
+    mar = {"id2label": labels, "transformer": tiny_mar(num_classes=97), "num_inference_steps": 2}
     flow = {"id2label": labels, "transformer": tiny_starflow(num_classes=97)}
     for names, model in (
         (ENCODERS, tiny_encoder()),
@@ -76,6 +80,7 @@ def build_world(folder: Path) -> Path:
         *(([name], make()) for name, make in PIXEL_TOKENIZERS.items()),
         (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
         (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),
+        (AUTOREGRESSIVE, tiny_fae_mar_pipeline(with_encoder=True, **mar)),
     ):
         model.save_pretrained(here / names[0])
         for name in names[1:]:
@@ -93,7 +98,7 @@ def build_world(folder: Path) -> Path:
     picture(0).resize((50, 40)).save(here / "picture.jpg")
     np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(picture(index)) for index in range(20)]))
     _save_latents(here)
-    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *LATENTS):
+    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *LATENTS):
         (here / name / STAND_IN).touch()
     return here
 

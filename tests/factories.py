@@ -8,13 +8,18 @@ from hf_fae import (
     AutoencoderDRoRAE,
     AutoencoderFAE,
     AutoencoderMAETok,
+    AutoregressiveTransformer2DModel,
     DiTDHTransformer2DModel,
     FAEDiTPipeline,
+    FAEMARPipeline,
     FAEStarFlowPipeline,
     LightningDiTTransformer2DModel,
+    MARTransformer2DModel,
     STARFlowTransformer2DModel,
 )
 from hf_fae.encoders import VisionEncoder
+from hf_fae.generators.diffusion_head import head_scheduler
+from hf_fae.schedulers.learned_variance import learned_variance_scheduler
 
 
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
@@ -201,6 +206,11 @@ def tiny_sit(**config) -> LightningDiTTransformer2DModel:
     return tiny_lightning_dit(norm_type="layer_norm", ff_type="gelu", use_rope=False, **config)
 
 
+def tiny_dit(**config) -> LightningDiTTransformer2DModel:
+    """The same with DiT's prediction of the noise and its variance."""
+    return tiny_sit(prediction_type="epsilon", **config)
+
+
 def tiny_starflow(**config) -> STARFlowTransformer2DModel:
     """A flow of latents (4, 4, 4) with 10 classes: four blocks, the last of them two layers deep."""
     config = {
@@ -218,6 +228,46 @@ def tiny_starflow(**config) -> STARFlowTransformer2DModel:
 def tiny_text_starflow(**config) -> STARFlowTransformer2DModel:
     """The same flow on captions of up to 6 tokens of width 24."""
     return tiny_starflow(**{"num_classes": None, "caption_channels": 24, "max_caption_length": 6, **config})
+
+
+def tiny_mar(**config) -> MARTransformer2DModel:
+    """A masked autoregressive model of latents (4, 4, 4) with 10 classes, without dropout."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "encoder_num_layers": 1,
+        "decoder_num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_buffer_tokens": 3,
+        "head_num_layers": 2,
+        "head_hidden_size": 24,
+        "num_classes": 10,
+        "dropout": 0.0,
+        **config,
+    }
+    return _build(lambda: MARTransformer2DModel(**config), seed=12)
+
+
+def tiny_autoregressive(**config) -> AutoregressiveTransformer2DModel:
+    """A causal model of the same latents in raster order."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "head_num_layers": 2,
+        "head_hidden_size": 24,
+        "num_classes": 10,
+        **config,
+    }
+    return _build(lambda: AutoregressiveTransformer2DModel(**config), seed=13)
+
+
+def tiny_random_autoregressive(**config) -> AutoregressiveTransformer2DModel:
+    """The same in random order."""
+    return tiny_autoregressive(order="random", **config)
 
 
 def tiny_text_encoder():
@@ -295,5 +345,28 @@ def tiny_fae_dit_pipeline(with_encoder: bool = False, **kwargs) -> FAEDiTPipelin
         **kwargs,
     }
     pipe = FAEDiTPipeline(**kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_dit_pipeline(**kwargs) -> FAEDiTPipeline:
+    """The same with a DiT."""
+    scheduler = learned_variance_scheduler("linear")
+    return tiny_fae_dit_pipeline(**{"transformer": tiny_dit(), "scheduler": scheduler, **kwargs})
+
+
+def tiny_fae_mar_pipeline(with_encoder: bool = False, **kwargs) -> FAEMARPipeline:
+    """A pipeline of the tiny models that draws 32 px images of "class 0" to "class 9", a MAR in 4 steps."""
+    kwargs = {
+        "vae": tiny_fae(with_encoder),
+        "transformer": tiny_mar(),
+        "scheduler": head_scheduler(),
+        "id2label": {index: f"class {index}" for index in range(10)},
+        "num_diffusion_steps": 3,
+        **kwargs,
+    }
+    if isinstance(kwargs["transformer"], MARTransformer2DModel):
+        kwargs = {"num_inference_steps": 4, **kwargs}
+    pipe = FAEMARPipeline(**kwargs)
     pipe.set_progress_bar_config(disable=True)
     return pipe

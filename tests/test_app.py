@@ -13,6 +13,7 @@ from factories import (
     tiny_encoder,
     tiny_fae,
     tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_kl,
     tiny_text_starflow_pipeline,
@@ -22,7 +23,7 @@ from PIL import Image
 import hf_fae
 from hf_fae.cli import main
 from hf_fae.evaluation.matching import similarity_map
-from hf_fae.guidance import FlowGuidance, Guidance
+from hf_fae.guidance import FlowGuidance, Guidance, TokenGuidance
 from hf_fae.training.pictures import center_crop, decode_image
 
 
@@ -39,6 +40,7 @@ def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     tiny_fae_dit_pipeline(guidance_scale=SCHEDULE).save_pretrained(folder / "dit")
     tiny_fae_starflow_pipeline(guidance_scale=3.0, id2label=None).save_pretrained(folder / "flow")
+    tiny_fae_mar_pipeline(guidance_scale=3.9).save_pretrained(folder / "mar")
     tiny_fae_dit_pipeline(vae=tiny_kl()).save_pretrained(folder / "kl")
     tiny_text_starflow_pipeline().save_pretrained(folder / "texts")
     tiny_encoder().save_pretrained(folder / "encoder")
@@ -113,7 +115,7 @@ def test_same_seed_same_picture(saved, demo):
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize(("name", "own", "steps"), [("dit", 2.5, 4), ("flow", 3.0, None)])
+@pytest.mark.parametrize(("name", "own", "steps"), [("dit", 2.5, 4), ("flow", 3.0, None), ("mar", 3.9, 4)])
 def test_defaults_are_those_of_the_pipeline(saved, demo, name, own, steps):
     pipe = demo.models.pipeline(str(saved / name))
     for scale, options in ((own, {}), (1.5, {"guidance_scale": 1.5})):
@@ -128,6 +130,7 @@ def test_another_scale_keeps_the_rest_of_a_guidance():
     assert app._with_scale(own, 4.0) == Guidance(((0.0, 1.0, 4.0),), channels=3)
     assert app._with_scale(own, 1.0) == Guidance((), channels=3)
     assert app._with_scale(FlowGuidance(2.0, rule="tarflow"), 1.5) == FlowGuidance(0.5, rule="tarflow")
+    assert app._with_scale(TokenGuidance(3.9, "constant"), 2.0) == TokenGuidance(2.0, "constant")
 
 
 @pytest.mark.parametrize(("name", "count"), [("dit", 3), ("flow", 4)])

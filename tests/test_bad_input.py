@@ -9,6 +9,7 @@ from factories import (
     tiny_detok,
     tiny_fae,
     tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_lightning_dit,
     tiny_maetok,
@@ -69,12 +70,17 @@ def flow_pipe():
 
 
 @pytest.fixture(scope="module")
+def mar_pipe():
+    return tiny_fae_mar_pipeline(id2label=LABELS)
+
+
+@pytest.fixture(scope="module")
 def text_pipe():
     return tiny_text_starflow_pipeline()
 
 
 @pytest.mark.parametrize("arguments, message", PIPELINE.values(), ids=PIPELINE)
-@pytest.mark.parametrize("kind", ["pipe", "flow_pipe"])
+@pytest.mark.parametrize("kind", ["pipe", "flow_pipe", "mar_pipe"])
 def test_pipeline_call(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)(**{"class_labels": 1} | arguments)

@@ -1,6 +1,7 @@
 """The command line, called as a function; once as a program."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from factories import (
+    tiny_autoregressive,
     tiny_detok,
     tiny_encoder,
     tiny_fae,
     tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_kl,
     tiny_maetok,
+    tiny_mar,
     tiny_starflow,
     tiny_text_starflow_pipeline,
 )
@@ -273,6 +277,19 @@ def test_flow_on_diffusers_own_autoencoder(tmp_path, capsys):
     assert parts["vae"]["class"] == "AutoencoderKL" and parts["vae"]["shapes"] == {}
     for name in ("vae", "transformer"):
         assert report["parameters"][name] == sum(p.numel() for p in getattr(pipe, name).parameters())
+
+
+def test_autoregressive_models(tmp_path, capsys):
+    for name, transformer in (("mar", tiny_mar()), ("raster", tiny_autoregressive(patch_size=2))):
+        tiny_fae_mar_pipeline(transformer=transformer).save_pretrained(tmp_path / name)
+    generate = ["generate", "--output", tmp_path / "a.png", "--class", "class 3", "--model"]
+    main([str(word) for word in [*generate, tmp_path / "mar", "--num-inference-steps", 2, "--guidance-scale", 3]])
+    main([str(word) for word in [*generate, tmp_path / "raster"]])
+    assert "wrote 1 pictures" in capsys.readouterr().out
+    message = "num_inference_steps must be None for AutoregressiveTransformer2DModel, .* got 3"
+    assert re.search(message, fail(capsys, *generate, tmp_path / "raster", "--num-inference-steps", 3))
+    main(["inspect", str(tmp_path / "mar")])
+    assert "conditions: 16 x 32" in capsys.readouterr().out
 
 
 def test_flow_of_texts_draws_no_classes(tmp_path, capsys):

@@ -8,14 +8,18 @@ import pytest
 import torch
 from diffusers import AutoModel
 from factories import (
+    tiny_autoregressive,
     tiny_detok,
+    tiny_dit,
     tiny_dit_dh,
     tiny_drorae,
     tiny_fae,
     tiny_identity_fae,
     tiny_lightning_dit,
     tiny_maetok,
+    tiny_mar,
     tiny_rae,
+    tiny_random_autoregressive,
     tiny_released_maetok,
     tiny_sit,
     tiny_starflow,
@@ -23,6 +27,8 @@ from factories import (
 )
 from torch import nn
 
+from hf_fae import TokenGuidance
+from hf_fae.generators.diffusion_head import head_scheduler
 from hf_fae.layers.positions import SinCosPositions
 
 
@@ -35,11 +41,13 @@ class ModelCase:
     lora: bool = True
 
     def uses(self, model) -> list[Callable[[], torch.Tensor]]:
-        """All that is called of a model: `forward`, and the other ways through a flow."""
+        """All that is called of a model: `forward`, and the other ways through a flow or an autoregressive one."""
         inputs = self.inputs(2)
         uses = [lambda: run(model, inputs)]
         if hasattr(model, "inverse"):
             uses += [lambda: model.inverse(**inputs), lambda: model.denoise(**inputs)]
+        if hasattr(model, "generate"):
+            uses.append(lambda: generate(model, **inputs))
         return uses
 
 
@@ -74,6 +82,37 @@ def noisy_latents(batch_size: int) -> dict:
     }
 
 
+def noisy_tokens(batch_size: int, count: int = 16) -> dict:
+    """The last tokens of an order in two draws, the first of which is nearly clean."""
+    generator = torch.Generator().manual_seed(4)
+    return {
+        **latents(batch_size),
+        "noisy_tokens": torch.randn(batch_size, 2, count, 4, generator=generator),
+        "timestep": torch.tensor([0, 999])[None, :, None].expand(batch_size, 2, count),
+        "order": torch.rand(batch_size, 16, generator=generator).argsort(1),
+    }
+
+
+def masked_tokens(batch_size: int) -> dict:
+    return noisy_tokens(batch_size, 13)
+
+
+def generate(model, hidden_states, class_labels, order, **others) -> torch.Tensor:
+    """Guided latents, of which 14 of 16 tokens are kept."""
+    return model.generate(
+        hidden_states,
+        torch.ones_like(hidden_states),
+        order,
+        class_labels,
+        head_scheduler(),
+        num_known=14,
+        num_diffusion_steps=2,
+        temperature=0.0,
+        guidance=TokenGuidance(2.0),
+        negative_class_labels=class_labels + 1,
+    )
+
+
 def latents(batch_size: int) -> dict:
     generator = torch.Generator().manual_seed(1)
     return {
@@ -97,7 +136,11 @@ CASES = {
     "released MAETok": ModelCase(tiny_released_maetok, masked_images, lora=False),
     "LightningDiT": ModelCase(tiny_lightning_dit, noisy_latents),
     "DiTDH": ModelCase(tiny_dit_dh, noisy_latents),
+    "DiT": ModelCase(tiny_dit, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),
+    "MAR": ModelCase(tiny_mar, masked_tokens),
+    "RasterAR": ModelCase(tiny_autoregressive, noisy_tokens),
+    "RandomAR": ModelCase(tiny_random_autoregressive, noisy_tokens),
     "STARFlow": ModelCase(tiny_starflow, latents),
     "STARFlow-text": ModelCase(tiny_text_starflow, captioned_latents),
 }

@@ -5,9 +5,18 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from drawing import SETTINGS, assert_same, draw, seeded
-from factories import tiny_fae_dit_pipeline, tiny_fae_starflow_pipeline, tiny_kl, tiny_starflow
+from factories import (
+    tiny_autoregressive,
+    tiny_dit_pipeline,
+    tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
+    tiny_fae_starflow_pipeline,
+    tiny_kl,
+    tiny_random_autoregressive,
+    tiny_starflow,
+)
 
-from hf_fae import FlowMatchEulerMaruyamaScheduler
+from hf_fae import FAEMARPipeline, FlowMatchEulerMaruyamaScheduler
 from hf_fae.latents import decode_latents
 
 
@@ -15,6 +24,12 @@ CASES = {
     "FAEDiT": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.5)),
     "FAEDiT-SDE": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerMaruyamaScheduler(shift=2.5)),
     "FAEDiT-KL": lambda: tiny_fae_dit_pipeline(**SETTINGS, vae=tiny_kl()),
+    "DiT": lambda: tiny_dit_pipeline(**SETTINGS),
+    "FAEMAR": lambda: tiny_fae_mar_pipeline(**SETTINGS),
+    "FAEMAR-raster-KL": lambda: tiny_fae_mar_pipeline(
+        **SETTINGS, vae=tiny_kl(), transformer=tiny_autoregressive(patch_size=2)
+    ),
+    "FAEMAR-random": lambda: tiny_fae_mar_pipeline(**SETTINGS, transformer=tiny_random_autoregressive(patch_size=2)),
     "FAEStarFlow": lambda: tiny_fae_starflow_pipeline(**SETTINGS),
     "FAEStarFlow-KL": lambda: tiny_fae_starflow_pipeline(
         **SETTINGS, vae=tiny_kl(), transformer=tiny_starflow(patch_size=2)
@@ -110,6 +125,12 @@ def test_latents_replace_the_noise(pipe):
 
 
 def test_other_sizes(pipe):
+    if isinstance(pipe, FAEMARPipeline):
+        with pytest.raises(
+            ValueError, match="height must be 32, as the transformer has learned its positions, got 48"
+        ):
+            draw(pipe, height=48, width=16)
+        return
     assert draw(pipe, height=48, width=16).shape == (1, 3, 48, 16)
 
 

@@ -16,7 +16,8 @@ from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixture
 from document_checks import check, parses
 from document_world import build_world
 from documents import ROOT, Shell, blocks, inline_commands, pages
-from factories import tiny_fae_starflow_pipeline
+from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline
+from PIL import Image
 
 import hf_fae
 from hf_fae.evaluation.commands import TASKS, evaluate
@@ -26,6 +27,11 @@ from hf_fae.evaluation.commands import TASKS, evaluate
 TEXT = {"", "bibtex", "json", "text", "yaml", "{eval-rst}", "{toctree}"}
 # Pages whose Python blocks go on from where the text is -> a function of the names that they take for granted.
 GIVEN = {
+    "docs/autoregressive.md": lambda: {
+        "pipe": tiny_fae_mar_pipeline(with_encoder=True),
+        "picture": Image.new("RGB", (32, 32), "orange"),
+        "mask": Image.new("L", (32, 32), "white"),
+    },
     "docs/drorae.md": lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
     "docs/pixel-tokenizers.md": lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
     "docs/evaluation.md": lambda: {

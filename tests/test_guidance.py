@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_fae import FlowGuidance, Guidance
+from hf_fae import FlowGuidance, Guidance, TokenGuidance
 
 
 THREE_PART = Guidance(((0.9, 1.0, 0.9), (0.0, 0.7, 2.5)))
@@ -138,3 +138,33 @@ def test_a_scale_is_one_more_than_the_weight():
 def test_bad_flow_guidance(value, message):
     with pytest.raises(ValueError, match=message):
         FlowGuidance.of(value)
+
+
+class TestTokenGuidance:
+    """Section 1 of the l-DeTok specification."""
+
+    def test_linear(self):
+        guidance = TokenGuidance(3.9)
+        assert guidance.scale_at(0.0) == 1
+        assert guidance.scale_at(0.5) == pytest.approx(2.45)
+        assert 1 < guidance.scale_at(255 / 256) < 3.9
+        assert TokenGuidance(0.0).scale_at(0.25) == pytest.approx(0.75)
+
+    def test_constant(self):
+        assert {TokenGuidance(3.0, "constant").scale_at(known) for known in (0.0, 0.3, 0.9)} == {3.0}
+
+    def test_activity(self):
+        assert not TokenGuidance().is_active and TokenGuidance(0.5).is_active and TokenGuidance(0).is_active
+
+    def test_combination(self):
+        one, other = torch.randn(2, 3, 4)
+        torch.testing.assert_close(TokenGuidance(3.0).combine(one, other, 2.5), other + 2.5 * (one - other))
+
+    def test_forms(self):
+        given = TokenGuidance(3.0)
+        assert TokenGuidance.of(3.0) == given == TokenGuidance.of({"scale": 3.0}) and TokenGuidance.of(given) is given
+
+    @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True, "strong", None, [3.0], {"weight": 2}])
+    def test_bad_scale(self, value):
+        with pytest.raises(ValueError, match="guidance_scale must be a finite number from 0, or a TokenGuidance, got"):
+            TokenGuidance.of(value)

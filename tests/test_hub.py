@@ -215,7 +215,7 @@ def pushed(hub):
         + """
 from huggingface_hub import create_repo, upload_folder
 from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_kl, tiny_starflow
-from factories import tiny_fae_starflow_pipeline, tiny_text_starflow_pipeline
+from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_text_starflow_pipeline
 
 encoder = tiny_encoder()
 create_repo("tester/encoder")
@@ -236,7 +236,9 @@ pipe.save_pretrained("pipeline", max_shard_size="20KB", push_to_hub=True, repo_i
 
 flow = tiny_fae_starflow_pipeline(vae=tiny_kl(), transformer=tiny_starflow(patch_size=2), guidance_scale=3.0)
 text = tiny_text_starflow_pipeline(guidance_scale=3.0)
-seen |= {"flow": drawn(flow, "class 3"), "text": drawn(text)}
+mar = tiny_fae_mar_pipeline(vae=tiny_kl(), guidance_scale=3.0)
+seen |= {"flow": drawn(flow, "class 3"), "text": drawn(text), "mar": drawn(mar, "class 3")}
+mar.push_to_hub("tester/mar")
 flow.push_to_hub("tester/flow")
 text.push_to_hub("tester/text-flow")
 
@@ -294,6 +296,7 @@ keep("sharded-pipeline", picture, DiffusionPipeline, "tester/sharded-pipeline")
 keep("fp16-pipeline", picture, DiffusionPipeline, "tester/fp16-pipeline", **half)
 keep("fp16-encoder", lambda pipe: reconstruction(pipe.vae), DiffusionPipeline, "tester/fp16-pipeline", **half)
 keep("flow", lambda pipe: drawn(pipe, "class 3"), DiffusionPipeline, "tester/flow")
+keep("mar", lambda pipe: drawn(pipe, "class 3"), DiffusionPipeline, "tester/mar")
 keep("text", drawn, DiffusionPipeline, "tester/text-flow")
 keep("fae", reconstruction, hf_fae.AutoencoderFAE, "tester/fae")
 keep("fae-left-out", decoded, hf_fae.AutoencoderFAE, "tester/fae", image_encoder=None)
@@ -315,8 +318,8 @@ def test_pipeline_draws_what_the_pusher_drew(pushed, loaded, step):
     assert loaded[step] == pushed["picture"]
 
 
-@pytest.mark.parametrize("step", ["flow", "text"])
-def test_flow_draws_what_the_pusher_drew(pushed, loaded, step):
+@pytest.mark.parametrize("step", ["flow", "text", "mar"])
+def test_generator_draws_what_the_pusher_drew(pushed, loaded, step):
     """Of classes on diffusers' own autoencoder, and of texts; with the guidance of the checkpoint."""
     assert loaded[step] == pushed[step]
 

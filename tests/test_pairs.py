@@ -7,22 +7,30 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from factories import (
+    tiny_autoregressive,
     tiny_detok,
+    tiny_dit,
     tiny_dit_dh,
+    tiny_dit_pipeline,
     tiny_drorae,
     tiny_fae,
     tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_identity_fae,
     tiny_kl,
     tiny_lightning_dit,
     tiny_maetok,
+    tiny_mar,
     tiny_rae,
+    tiny_random_autoregressive,
     tiny_sit,
     tiny_starflow,
 )
 
 from hf_fae.latents import latent_size
+from hf_fae.training.autoregression import AutoregressiveObjective, MARObjective
+from hf_fae.training.diffusion import DiffusionObjective
 from hf_fae.training.generator_objectives import FlowMatchingObjective, STARFlowObjective
 from hf_fae.training.randomness import ImageRandom
 
@@ -38,8 +46,12 @@ TOKENIZERS = {
 }
 GENERATORS = {
     "LightningDiT": (tiny_lightning_dit, tiny_fae_dit_pipeline, FlowMatchingObjective),
+    "DiT": (tiny_dit, tiny_dit_pipeline, DiffusionObjective),
     "SiT": (tiny_sit, tiny_fae_dit_pipeline, FlowMatchingObjective),
     "DiT^DH": (tiny_dit_dh, tiny_fae_dit_pipeline, FlowMatchingObjective),
+    "MAR": (tiny_mar, tiny_fae_mar_pipeline, MARObjective),
+    "RasterAR": (tiny_autoregressive, tiny_fae_mar_pipeline, AutoregressiveObjective),
+    "RandomAR": (tiny_random_autoregressive, tiny_fae_mar_pipeline, AutoregressiveObjective),
     "STARFlow": (tiny_starflow, tiny_fae_starflow_pipeline, STARFlowObjective),
 }
 

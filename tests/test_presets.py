@@ -157,6 +157,7 @@ def test_maetok(size):
     ("name", "exact"),
     [
         ("sit-b-1-detok", 130_303_504),
+        ("dit-b-1-detok", 130_315_808),  # SiT and 16 more channels of the output, 769 parameters each
         ("sit-l-1-detok", 457_824_272),
         ("sit-xl-1-detok", 674_816_272),
         ("sit-l-1-maetok", 457_857_056),
@@ -168,13 +169,53 @@ def test_denoisers_of_detok_and_maetok(name, exact):
     """Section 1 of their specifications, without the fixed table of positions."""
     model = build_preset(name, device="meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == exact
-    assert inspect(name)["shapes"]["sample"] == ([32, 1, 128] if name.endswith("maetok") else [16, 16, 16])
+    expected = [32, 1, 128] if name.endswith("maetok") else [32 if name.startswith("dit") else 16, 16, 16]
+    assert inspect(name)["shapes"]["sample"] == expected
 
 
 @pytest.mark.parametrize(("size", "exact"), [("b", 130_531_600), ("l", 458_120_176), ("xl", 675_219_856)])
 def test_lightning_dit_of_detok(size, exact):
     """The reference trains its table of positions, so these counts have it."""
     assert count_parameters(build_preset(f"lightningdit-{size}-1-detok", device="meta")) == exact
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "head"),
+    [
+        ("mar-b", 207_924_768, 35_749_920),
+        ("mar-l", 478_326_304, 72_230_432),
+        ("raster-ar-b", 150_093_600, 19_999_776),
+        ("random-ar-b", 150_093_600, 19_999_776),
+    ],
+)
+def test_autoregressive_generators(name, exact, head):
+    """Section 1 of the l-DeTok specification, which gives 150.1 M for the causal ones."""
+    report = inspect(name)
+    assert report["parameters"]["total"] == exact and report["parameters"]["diffusion_head"] == head
+    width = 1024 if name == "mar-l" else 768
+    assert report["shapes"] == {
+        "hidden_states": [16, 16, 16],
+        "tokens": [256, 16],
+        "conditions": [256, width],
+        "prediction": [256, 32],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers", "width", "heads"),
+    [("mar-b", 12, 768, 12), ("mar-l", 16, 1024, 16), ("mar-h", 20, 1280, 16)]
+    + [("random-ar-b", 12, 768, 12), ("random-ar-l", 24, 1024, 16)]
+    + [("raster-ar-xl", 28, 1152, 16), ("raster-ar-h", 32, 1280, 16)],
+)
+def test_sizes_of_autoregressive_generators(name, num_layers, width, heads):
+    """Section 7 of the l-DeTok specification."""
+    model = build_preset(name, device="meta")
+    stacks = [model.encoder_blocks, model.decoder_blocks] if name.startswith("mar") else [model.blocks]
+    for blocks in stacks:
+        assert len(blocks) == num_layers and blocks[0].attn.heads == heads
+        assert blocks[0].attn.to_q.weight.shape == (width, width)
+    if not name.startswith("mar"):
+        assert model.config.order == name.split("-")[0]
 
 
 def test_swiglu_widths(fae):

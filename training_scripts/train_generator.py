@@ -1,4 +1,4 @@
-"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a denoiser on latents.
+"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a denoiser on latents, or DDPM.
 
     accelerate launch training_scripts/train_generator.py --config training_scripts/configs/lightningdit_xl.yaml
 
@@ -21,6 +21,7 @@ from hf_fae import (
     LightningDiTTransformer2DModel,
 )
 from hf_fae.layers.positions import grid_size
+from hf_fae.schedulers.learned_variance import learned_variance_scheduler
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import (
@@ -39,7 +40,7 @@ class DenoiserArguments(GeneratorArguments):
     """The tokenizer, the denoiser, its loss, and how the pipeline draws."""
 
     denoiser: Literal["lightningdit", "dit_dh"] = field(
-        default="lightningdit", metadata={"help": "LightningDiT (or SiT), or DiT^DH, whose head is wide."}
+        default="lightningdit", metadata={"help": "LightningDiT (or SiT, DiT), or DiT^DH, whose head is wide."}
     )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
     num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser, of DiT^DH its backbone's."})
@@ -48,10 +49,15 @@ class DenoiserArguments(GeneratorArguments):
     head_num_layers: int = field(default=2, metadata={"help": "DiT^DH: layers of the head."})
     head_num_attention_heads: int = field(default=16, metadata={"help": "DiT^DH: heads of the head."})
     head_attention_head_dim: int = field(default=128, metadata={"help": "DiT^DH: width of such a head."})
-    norm_type: Literal["rms_norm", "layer_norm"] = field(default="rms_norm", metadata={"help": "SiT: layer_norm."})
-    ff_type: Literal["swiglu", "gelu"] = field(default="swiglu", metadata={"help": "SiT: gelu."})
-    use_rope: bool = field(default=True, metadata={"help": "Rotary positions; SiT: false."})
+    norm_type: Literal["rms_norm", "layer_norm"] = field(
+        default="rms_norm", metadata={"help": "SiT, DiT: layer_norm."}
+    )
+    ff_type: Literal["swiglu", "gelu"] = field(default="swiglu", metadata={"help": "SiT, DiT: gelu."})
+    use_rope: bool = field(default=True, metadata={"help": "Rotary positions; SiT, DiT: false."})
     qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys."})
+    prediction_type: Literal["velocity", "epsilon"] = field(
+        default="velocity", metadata={"help": "DiT: epsilon, the noise and a variance, with DDPM's linear betas."}
+    )
     shift: float = field(default=1.0, metadata={"help": "Time shift s in training and sampling (FAE: 0.4)."})
     dimension_shift: bool = field(
         default=False, metadata={"help": "Take s from the size of the latents instead, as RAE does."}
@@ -84,16 +90,24 @@ def new_pipeline(args: DenoiserArguments, data: ImageData | CachedLatents) -> FA
         )
     else:
         transformer = LightningDiTTransformer2DModel(
-            norm_type=args.norm_type, ff_type=args.ff_type, use_rope=args.use_rope, **common
+            norm_type=args.norm_type,
+            ff_type=args.ff_type,
+            use_rope=args.use_rope,
+            prediction_type=args.prediction_type,
+            **common,
         )
     shift = args.shift
     if args.dimension_shift:
         shift = dimension_shift(common["in_channels"], *grid_size(common["sample_size"]))
-    scheduler_class = {"ode": FlowMatchEulerDiscreteScheduler, "sde": FlowMatchEulerMaruyamaScheduler}[args.sampler]
+    if args.prediction_type == "epsilon":
+        scheduler = learned_variance_scheduler("linear")
+    else:
+        samplers = {"ode": FlowMatchEulerDiscreteScheduler, "sde": FlowMatchEulerMaruyamaScheduler}
+        scheduler = samplers[args.sampler](shift=1 / shift)
     return FAEDiTPipeline(
         vae,
         transformer,
-        scheduler_class(shift=1 / shift),
+        scheduler,
         data.id2label,
         guidance_scale=args.guidance_scale,
         num_inference_steps=args.num_inference_steps,
@@ -103,6 +117,11 @@ def new_pipeline(args: DenoiserArguments, data: ImageData | CachedLatents) -> FA
 def check_arguments(args: DenoiserArguments) -> None:
     if args.dimension_shift and args.shift != 1:
         raise ValueError(f"shift must be 1 with dimension_shift, which takes its place, got {args.shift}")
+    if args.prediction_type == "epsilon":
+        others = {"denoiser": "lightningdit", "shift": 1.0, "dimension_shift": False, "sampler": "ode"}
+        for name, default in others.items():
+            if getattr(args, name) != default:
+                raise ValueError(f"{name} must be {default} for prediction_type epsilon, got {getattr(args, name)}")
 
 
 def main(argv: list[str] | None = None) -> None:

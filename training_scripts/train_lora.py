@@ -79,7 +79,11 @@ def main(argv: list[str] | None = None) -> None:
         names,
         args.grid_images,
         loop_args.seed,
-        **({"num_inference_steps": args.validation_inference_steps} if hasattr(pipeline, "scheduler") else {}),
+        **(
+            {"num_inference_steps": args.validation_inference_steps}
+            if pipeline.config.get("num_inference_steps")
+            else {}
+        ),
     )
 
     def save():

@@ -17,6 +17,7 @@ _PUBLIC = {
     "FlowGuidance": "hf_fae.guidance",
     "Guidance": "hf_fae.guidance",
     "PRESETS": "hf_fae.presets",
+    "TokenGuidance": "hf_fae.guidance",
     "VisionEncoder": "hf_fae.encoders",
     "build_preset": "hf_fae.presets",
 }

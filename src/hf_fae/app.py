@@ -21,7 +21,7 @@ from hf_fae.evaluation.matching import similarity_map
 from hf_fae.evaluation.reconstruction import feature_cosine, psnr
 from hf_fae.evaluation.sheets import TITLES
 from hf_fae.evaluation.spaces import SPACES, token_spaces
-from hf_fae.guidance import FlowGuidance, Guidance
+from hf_fae.guidance import FlowGuidance, Guidance, TokenGuidance
 from hf_fae.images import from_uint8, to_pil
 from hf_fae.inspection import count_parameters
 from hf_fae.layers.positions import grid_size
@@ -250,28 +250,34 @@ def _frame(picture, patch, grid):
 
 
 def _has_steps(pipe) -> bool:
-    """Whether it is a denoiser; a flow has no steps to choose."""
-    return hasattr(pipe, "scheduler")
+    """Whether it has steps to choose; a flow, or a model that draws one token a step, has none."""
+    return pipe.config.get("num_inference_steps") is not None
 
 
-def _own_guidance(pipe) -> Guidance | FlowGuidance:
+def _own_guidance(pipe) -> Guidance | FlowGuidance | TokenGuidance:
     """What a pipeline uses by default."""
     return type(pipe.guidance).of(pipe.config.guidance_scale)
 
 
-def _scale_of(guidance: Guidance | FlowGuidance) -> float:
+def _scale_of(guidance: Guidance | FlowGuidance | TokenGuidance) -> float:
     """The scale that stands for a guidance; of a schedule the largest."""
     if isinstance(guidance, FlowGuidance):
         return 1 + guidance.weight
+    if isinstance(guidance, TokenGuidance):
+        return guidance.scale
     return max((scale for _, _, scale in guidance.intervals), default=1.0)
 
 
-def _with_scale(guidance: Guidance | FlowGuidance, scale: float) -> Guidance | FlowGuidance:
+def _with_scale(
+    guidance: Guidance | FlowGuidance | TokenGuidance, scale: float
+) -> Guidance | FlowGuidance | TokenGuidance:
     """The same guidance with another scale, at all times; with its own scale as it is."""
     if scale == _scale_of(guidance):
         return guidance
     if isinstance(guidance, FlowGuidance):
         return dataclasses.replace(guidance, weight=scale - 1)
+    if isinstance(guidance, TokenGuidance):
+        return dataclasses.replace(guidance, scale=scale)
     return dataclasses.replace(guidance, intervals=Guidance.of(scale).intervals)
 
 

@@ -47,6 +47,7 @@ FOOTER = "<!-- Written by hf_fae, which replaces this card with every push until
 
 # Papers by arXiv id, and which of them describe a class.
 PAPERS = {
+    "2406.11838": "Autoregressive Image Generation without Vector Quantization",
     "2501.01423": "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
     "2502.03444": "Masked Autoencoders Are Effective Tokenizers for Diffusion Models",
     "2506.06276": "STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis",
@@ -60,8 +61,10 @@ PAPERS_OF = {
     "AutoencoderDRoRAE": ["2510.11690", "2605.10780"],
     "AutoencoderFAE": ["2512.07829"],
     "AutoencoderMAETok": ["2502.03444"],
+    "AutoregressiveTransformer2DModel": ["2507.15856"],
     "DiTDHTransformer2DModel": ["2510.11690"],
     "LightningDiTTransformer2DModel": ["2501.01423"],
+    "MARTransformer2DModel": ["2406.11838"],
     "STARFlowTransformer2DModel": ["2506.06276"],
 }
 PIPELINE_TAGS = {"tokenizer": "image-feature-extraction"}

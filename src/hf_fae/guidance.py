@@ -10,7 +10,7 @@ from numbers import Real
 import torch
 
 
-__all__ = ["FlowGuidance", "Guidance"]
+__all__ = ["FlowGuidance", "Guidance", "TokenGuidance"]
 
 
 @dataclass(frozen=True)
@@ -147,3 +147,51 @@ class FlowGuidance:
         ratio = (scale / negative_scale).square().clamp_max(1)
         spread = 1 + self.weight * (1 - ratio)  # D, so written never below 1 by rounding
         return mean + self.weight * ratio / spread * (mean - negative_mean), scale * spread.rsqrt()
+
+
+@dataclass(frozen=True)
+class TokenGuidance:
+    """Guidance of a model that draws an image token by token (MAR, arXiv 2406.11838; l-DeTok, arXiv 2507.15856).
+
+    Args:
+        scale: 1 is none. The papers draw with 3.9 (MAR-B) and 3.4 (MAR-L).
+        schedule: `"linear"`, from 1 where no token is known towards `scale` where all are, or `"constant"`.
+
+    Raises:
+        ValueError: a scale that is negative or not finite, or another schedule.
+    """
+
+    scale: float = 1.0
+    schedule: str = "linear"
+
+    def __post_init__(self):
+        if not isinstance(self.scale, Real) or isinstance(self.scale, bool) or not 0 <= self.scale < math.inf:
+            raise ValueError(f"guidance_scale must be a finite number from 0, or a TokenGuidance, got {self.scale!r}")
+        if self.schedule not in ("linear", "constant"):
+            raise ValueError(f"guidance schedule must be 'linear' or 'constant', got {self.schedule!r}")
+
+    @classmethod
+    def of(cls, value: "float | dict | TokenGuidance") -> "TokenGuidance":
+        """From what a user writes: a scale, the fields as a dict, or a `TokenGuidance`.
+
+        Raises:
+            ValueError: neither of these.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, dict) and value.keys() <= {"scale", "schedule"}:
+            return cls(**value)
+        return cls(value)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any token is guided at all."""
+        return self.scale != 1
+
+    def scale_at(self, known: float) -> float:
+        """The scale for the next tokens, where a share `known` in [0, 1) of all tokens is there."""
+        return self.scale if self.schedule == "constant" else 1 + (self.scale - 1) * known
+
+    def combine(self, conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+        """unconditional + scale * (conditional - unconditional), of two predictions of the noise."""
+        return torch.lerp(unconditional, conditional, scale)

@@ -22,6 +22,7 @@ from .autoencoders.frozen_encoder import SUBFOLDER as ENCODER_FOLDER
 from .autoencoders.frozen_encoder import FrozenEncoderMixin
 from .encoders import VisionEncoder
 from .generators.class_table import ClassTableMixin
+from .generators.token_generator import TokenGenerator
 from .latents import LatentAutoencoderMixin
 from .layers.positions import SinCosPositions, grid_size, token_grid
 from .presets import PRESETS, build_preset
@@ -65,7 +66,17 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
             "latents": posterior.mean,
             "image": model.decode(posterior.mean).sample,
         }
-    elif isinstance(model, ClassTableMixin):  # a generator
+    elif isinstance(model, TokenGenerator):
+        tensors = {
+            "hidden_states": torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta"),
+            "tokens": torch.empty(1, model.num_tokens, model.token_dim, device="meta"),
+        }
+        order = torch.empty(1, model.num_tokens, dtype=torch.long, device="meta")
+        labels = torch.empty(1, dtype=torch.long, device="meta")
+        conditions = model.predict_conditions(tensors["tokens"], order, 0, model.num_tokens, labels)
+        tensors["conditions"] = conditions
+        tensors["prediction"] = model.diffusion_head(tensors["tokens"], order, conditions)
+    elif isinstance(model, ClassTableMixin):  # another generator
         tensors = {"hidden_states": torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")}
         if config.get("caption_channels") is not None:
             shape = (1, config.max_caption_length, config.caption_channels)

@@ -103,10 +103,16 @@ def _maetok(sample_size: int) -> tuple[str, dict]:
 
 # DiT's sizes (arXiv 2212.09748, Table 1), which SiT and LightningDiT keep: layers, heads, head width.
 DIT_SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "l": (24, 16, 64), "xl": (28, 16, 72)}
-# The two ends of FAE's Table 6.
+# The two ends of FAE's Table 6, and DiT, which is SiT but for what it predicts.
 DIT_KINDS = {
     "lightningdit": {"norm_type": "rms_norm", "ff_type": "swiglu", "use_rope": True},  # arXiv 2501.01423
     "sit": {"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": False},  # arXiv 2401.08740
+    "dit": {  # arXiv 2212.09748
+        "norm_type": "layer_norm",
+        "ff_type": "gelu",
+        "use_rope": False,
+        "prediction_type": "epsilon",
+    },
 }
 
 
@@ -154,6 +160,41 @@ def _starflow(num_layers: list[int], width: int, **config) -> tuple[str, dict]:
     return "STARFlowTransformer2DModel", config
 
 
+# MAR's sizes (arXiv 2406.11838, Table 1 and its code): layers of encoder and of decoder, width, heads; of the head the
+# layers and the width: those of l-DeTok's 800-epoch runs for B and L, for H those of MAR.
+MAR_SIZES = {"b": (12, 768, 12, 6, 1024), "l": (16, 1024, 16, 8, 1280), "h": (20, 1280, 16, 12, 1536)}
+# l-DeTok (arXiv 2507.15856): layers, width, heads of its causal models, all with the head of its 100-epoch runs.
+AR_SIZES = {"b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16), "h": (32, 1280, 16)}
+
+
+def _mar(size: str) -> tuple[str, dict]:
+    """A MAR for l-DeTok's latents of 16 x 16 x 16 and the 1000 classes of ImageNet."""
+    num_layers, width, heads, head_num_layers, head_hidden_size = MAR_SIZES[size]
+    config = {
+        "encoder_num_layers": num_layers,
+        "decoder_num_layers": num_layers,
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "head_num_layers": head_num_layers,
+        "head_hidden_size": head_hidden_size,
+    }
+    return "MARTransformer2DModel", config
+
+
+def _autoregressive(order: str, size: str) -> tuple[str, dict]:
+    """RasterAR or RandomAR for the same latents and classes."""
+    num_layers, width, heads = AR_SIZES[size]
+    config = {
+        "num_layers": num_layers,
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "head_num_layers": 3,
+        "head_hidden_size": 1024,
+        "order": order,
+    }
+    return "AutoregressiveTransformer2DModel", config
+
+
 # Name -> (class name, arguments of its constructor).
 PRESETS: dict[str, tuple[str, dict]] = {
     # FAE appendix D: the main tokenizer, 38.17 + 170.43 + 305.36 M.
@@ -187,6 +228,9 @@ PRESETS: dict[str, tuple[str, dict]] = {
     },
     # RAE (arXiv 2510.11690): dit-dh-xl is its 839 M.
     **{f"dit-dh-{size}": _dit_dh(size) for size in DIT_SIZES},
+    # The autoregressive generators of l-DeTok's latents; mar-b and mar-l are its 208 M and 479 M.
+    **{f"mar-{size}": _mar(size) for size in MAR_SIZES},
+    **{f"{order}-ar-{size}": _autoregressive(order, size) for order in ("raster", "random") for size in AR_SIZES},
     # FAE section 5.3: STARFlow's ImageNet model 18(6)-2048 on FAE's latents, 1.4 B, and its baseline: SD-VAE's latents
     # of 32 x 32 x 4 with patch size 2, so that there are 256 tokens as well.
     "starflow-imagenet-256": _starflow([2, 2, 2, 2, 2, 18], 2048, num_classes=1000),

@@ -25,11 +25,14 @@ PUBLISHED = {
     "AutoencoderDeTok": "hf_fae.autoencoders.detok",
     "AutoencoderFAE": "hf_fae.autoencoders.fae",
     "AutoencoderMAETok": "hf_fae.autoencoders.maetok",
+    "AutoregressiveTransformer2DModel": "hf_fae.generators.autoregressive",
     "DiTDHTransformer2DModel": "hf_fae.generators.dit_dh",
     "FAEDiTPipeline": "hf_fae.pipelines.fae_dit",
+    "FAEMARPipeline": "hf_fae.pipelines.fae_mar",
     "FAEStarFlowPipeline": "hf_fae.pipelines.fae_starflow",
     "FlowMatchEulerMaruyamaScheduler": "hf_fae.schedulers.euler_maruyama",
     "LightningDiTTransformer2DModel": "hf_fae.generators.lightning_dit",
+    "MARTransformer2DModel": "hf_fae.generators.mar",
     "STARFlowTransformer2DModel": "hf_fae.generators.starflow",
 }
 

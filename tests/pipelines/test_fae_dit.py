@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from drawing import SETTINGS, count_batches, draw
-from factories import tiny_dit_dh, tiny_fae_dit_pipeline
+from factories import tiny_dit, tiny_dit_dh, tiny_dit_pipeline, tiny_fae_dit_pipeline, tiny_lightning_dit
 
 from hf_fae import DiTDHTransformer2DModel, FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler
 
@@ -121,3 +121,53 @@ class TestAutoGuidance:
             with pytest.raises(ValueError, match="guidance_transformer must be None for classes to be added or rem"):
                 change()
         assert guided.transformer.config.num_classes == 10
+
+
+class TestDiT:
+    def test_steps_are_those_of_ddpm(self):
+        """250 of 1000 times, both ends included; the last step adds no noise."""
+        pipe = tiny_dit_pipeline(**SETTINGS)
+        times = []
+        draw(
+            pipe,
+            num_inference_steps=250,
+            callback_on_step_end=lambda pipe, step, time, tensors: times.append(int(time)),
+            guidance_scale=1.0,
+        )
+        assert times[::-1] == [round(index * 999 / 249) for index in range(250)]
+
+    def test_guidance_is_of_the_noise_alone(self):
+        pipe = tiny_dit_pipeline(**SETTINGS)
+        outputs, step = [], pipe.scheduler.step
+
+        def record(output, timestep, latents, **kwargs):
+            outputs.append((output, timestep, latents))
+            return step(output, timestep, latents, **kwargs)
+
+        pipe.scheduler.step = record
+        draw(pipe, guidance_scale=3.0)
+        output, timestep, latents = outputs[0]
+        with torch.no_grad():
+            conditional, negative = (
+                pipe.transformer(latents, timestep[None], torch.tensor([label])).sample for label in (1, 10)
+            )
+        guided = negative[:, :4] + 3 * (conditional[:, :4] - negative[:, :4])
+        torch.testing.assert_close(output[:, :4], guided, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(output[:, 4:], conditional[:, 4:], atol=1e-5, rtol=1e-4)
+
+    def test_bad_input(self):
+        pipe = tiny_dit_pipeline()
+        with pytest.raises(ValueError, match="sigmas must be None for a DDPMScheduler, .* got"):
+            pipe(1, sigmas=[1.0, 0.5])
+        with pytest.raises(ValueError, match="num_inference_steps must be at least 2 for a DDPMScheduler, got 1"):
+            pipe(1, num_inference_steps=1)
+        message = "transformer must have prediction_type 'epsilon' for a DDPMScheduler, got 'velocity'"
+        for transformer in (tiny_lightning_dit(), tiny_dit_dh()):
+            with pytest.raises(ValueError, match=message):
+                tiny_dit_pipeline(transformer=transformer)
+        with pytest.raises(ValueError, match="transformer must have prediction_type 'velocity' for a FlowMatchEuler"):
+            tiny_fae_dit_pipeline(transformer=tiny_dit())
+        with pytest.raises(ValueError, match="guidance_transformer must have prediction_type 'epsilon' for a DDPM"):
+            tiny_dit_pipeline(guidance_transformer=tiny_lightning_dit())
+        with pytest.raises(ValueError, match="prediction_type must be 'velocity' or 'epsilon', got 'sample'"):
+            tiny_lightning_dit(prediction_type="sample")

@@ -83,7 +83,9 @@ def test_shipped_configs_parse(path, monkeypatch):
     assert {name: config[name] for name in values} == values
 
 
-@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "drorae", "lora", "generator", "starflow", "latents"])
+@pytest.mark.parametrize(
+    "script", ["fae", "pixel_decoder", "drorae", "lora", "generator", "starflow", "autoregressive", "latents"]
+)
 def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(CONFIGS[0].parents[1])
     groups = [*script_arguments(script), DataArguments]
@@ -100,6 +102,8 @@ def script_arguments(config):
         return [import_module("cache_latents").CacheArguments]
     if "starflow" in config:
         return [import_module("train_starflow").STARFlowArguments, LoopArguments]
+    if "autoregressive" in config or config.startswith("mar_") or "_ar_" in config:
+        return [import_module("train_autoregressive").AutoregressiveArguments, LoopArguments]
     if "pixel_decoder" in config:
         return [import_module("train_pixel_decoder").PixelDecoderArguments, ReconstructionArguments, LoopArguments]
     if "drorae" in config:

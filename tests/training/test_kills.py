@@ -99,6 +99,12 @@ RUNS = {
         ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true"],
     ),
     "starflow-latents": ("train_starflow.py", "smoke_starflow.yaml", ["--dataset_name", "{published}/latents"]),
+    "mar-latents": ("train_autoregressive.py", "smoke_autoregressive.yaml", ["--dataset_name", "{published}/latents"]),
+    "random-ar-latents": (
+        "train_autoregressive.py",
+        "smoke_autoregressive.yaml",
+        ["--dataset_name", "{published}/latents", "--model", "random"],
+    ),
     "fae-noisy": ("train_fae.py", "smoke_fae.yaml", ["--fae", "{published}/fae", "--latent_noise", "0.3"]),
     "lora": (
         "train_lora.py",

@@ -15,7 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_runs import ADVERSARIAL, assert_equal_checkpoints, entries, last
 
-from hf_fae import AutoencoderDRoRAE, AutoencoderFAE, DiTDHTransformer2DModel, FAEDiTPipeline, FAEStarFlowPipeline
+from hf_fae import (
+    AutoencoderDRoRAE,
+    AutoencoderFAE,
+    DiTDHTransformer2DModel,
+    FAEDiTPipeline,
+    FAEMARPipeline,
+    FAEStarFlowPipeline,
+    MARTransformer2DModel,
+)
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.latent_cache import CachedLatents
 
@@ -252,6 +260,20 @@ def test_train_dit_dh_with_the_shift_of_its_latents(tmp_path, decoded, image_fol
     assert pipeline.scheduler.config.shift == 1  # of 64 numbers
 
 
+def test_train_dit(tmp_path, decoded, image_folder, train_here):
+    flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
+    flags += ["--prediction_type", "epsilon", "--max_train_steps", "2"]
+    with pytest.raises(ValueError, match="shift must be 1.0 for prediction_type epsilon, got 0.4"):
+        train_here("train_generator", "smoke_generator.yaml", tmp_path / "no", *flags)
+    assert not (tmp_path / "no").exists()
+    train_here("train_generator", "smoke_generator.yaml", tmp_path / "dit", *flags, "--shift", "1")
+    pipeline = FAEDiTPipeline.from_pretrained(tmp_path / "dit")
+    assert type(pipeline.scheduler).__name__ == "DDPMScheduler"
+    assert pipeline.scheduler.config.beta_schedule == "linear"
+    assert last(tmp_path / "dit", "validation/noise_error") == pytest.approx(1, abs=0.3)
+    assert pipeline("ring").images[0].size == (32, 32)
+
+
 def test_train_generator_on_cached_latents_and_go_on_from_its_pipeline(tmp_path, decoded, image_folder, train_here):
     latents, first, second = (tmp_path / name for name in ("latents", "first", "second"))
     flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
@@ -305,6 +327,52 @@ def test_train_starflow_on_cached_latents_and_go_on_from_its_pipeline(tmp_path, 
     with pytest.raises(ValueError, match="must be a FAEDiTPipeline, got a FAEStarFlowPipeline"):
         flags = ["--pipeline", str(first), *pictures]
         train_here("train_generator", "smoke_generator.yaml", tmp_path / "third", *flags)
+
+
+@pytest.mark.parametrize("model", ["mar", "raster", "random"])
+def test_train_autoregressive_resumed_on_cached_latents(tmp_path, decoded, image_folder, train_here, model):
+    pictures = ["--dataset_name", str(image_folder), "--label_column", "label"]
+    latents, whole, parts = (tmp_path / name for name in ("latents", "whole", "parts"))
+    train_here("cache_latents", "smoke_cache_latents.yaml", latents, "--vae", str(decoded), *pictures)
+    flags = ["--dataset_name", str(latents), "--model", model, "--checkpointing_steps", "2"]
+    flags += ["--guidance_scale", "2.0", "--temperature", "0.9"]
+    flags += ["--num_inference_steps", "4", "--validation_inference_steps", "2"] if model == "mar" else []
+    script = ["train_autoregressive", "smoke_autoregressive.yaml"]
+    train_here(*script, whole, *flags)
+    train_here(*script, parts, *flags, "--max_train_steps", "2")
+    train_here(*script, parts, *flags, "--resume_from_checkpoint", "latest")
+    for name in ("model.safetensors", "ema.safetensors"):
+        one, other = (load_file(run / "checkpoint-4" / name) for run in (whole, parts))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+    pipeline = FAEMARPipeline.from_pretrained(whole)
+    assert pipeline.vae.image_encoder is None and pipeline.id2label == {0: "circle", 1: "cross", 2: "dot", 3: "ring"}
+    assert pipeline.guidance_scale == 2.0 and pipeline.config.temperature == 0.9
+    assert pipeline.config.num_inference_steps == (4 if model == "mar" else None)
+    assert pipeline.config.num_diffusion_steps == 4
+    assert isinstance(pipeline.transformer, MARTransformer2DModel) == (model == "mar")
+    assert pipeline.transformer.config.get("order", "mar") == model
+    assert [image.size for image in pipeline(["ring", 0]).images] == [(32, 32)] * 2
+    assert last(whole, "validation/loss") > 0 and last(whole, "noise_error") == pytest.approx(1, abs=0.3)
+    assert (whole / "validation" / "samples-0000004.png").is_file()
+    assert ("2406.11838" if model == "mar" else "2507.15856") in (whole / "README.md").read_text()
+
+
+def test_train_autoregressive_goes_on_from_a_pipeline(tmp_path, decoded, image_folder, train_here):
+    first, second = tmp_path / "first", tmp_path / "second"
+    pictures = ["--dataset_name", str(image_folder), "--label_column", "label"]
+    script = ["train_autoregressive", "smoke_autoregressive.yaml"]
+    flags = ["--vae", str(decoded), *pictures, "--model", "random"]
+    for name in ("num_inference_steps", "validation_inference_steps"):
+        with pytest.raises(ValueError, match=f"{name} must be None for model 'random', .* got 4"):
+            train_here(*script, tmp_path / "never", *flags, f"--{name}", "4")
+    assert not (tmp_path / "never").exists()
+    train_here(*script, first, *flags, "--max_train_steps", "2")
+    encoder = ["--image_encoder", str(decoded / "image_encoder.d")]
+    train_here(*script, second, "--pipeline", str(first), *pictures, *encoder, "--max_train_steps", "2")
+    before, after = (load_file(run / "transformer/diffusion_pytorch_model.safetensors") for run in (first, second))
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["diffusion_head.proj_out.weight"], after["diffusion_head.proj_out.weight"])
 
 
 def test_flow_on_latents_of_diffusers_own_autoencoder(tmp_path, image_folder, train_here):

@@ -10,15 +10,18 @@ import torch
 from factories import (
     tiny_fae,
     tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_lightning_dit,
+    tiny_mar,
+    tiny_random_autoregressive,
     tiny_starflow,
 )
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from hf_fae import FAEDiTPipeline, FAEStarFlowPipeline, FlowMatchEulerMaruyamaScheduler
+from hf_fae import FAEDiTPipeline, FAEMARPipeline, FAEStarFlowPipeline, FlowMatchEulerMaruyamaScheduler
 from hf_fae.training.generation import match_classes
 from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
 
@@ -233,6 +236,21 @@ def test_pictures_named_like_splits_are_no_validation_split(tmp_path, train, ima
         shutil.copy(path, pictures / ("validation-1.png" if number == 0 else f"{number}.png"))
     run = train(tmp_path / "run", dataset_name=pictures, class_name="dog")
     assert log(run, "loss") and not log(run, "validation/loss")
+
+
+@pytest.mark.parametrize(
+    "make", [pytest.param(tiny_mar, id="mar"), pytest.param(tiny_random_autoregressive, id="random")]
+)
+def test_lora_of_an_autoregressive_model(tmp_path, train, image_folder, make):
+    labels = {0: "tench", 1: "circle", 2: "ring"}
+    folder = tmp_path / "pipeline"
+    tiny_fae_mar_pipeline(transformer=make(num_classes=3), id2label=labels).save_pretrained(folder)
+    run = train(tmp_path / "run", pipeline=folder, label_column="label")
+    assert log(run, "noise_error") and log(run, "validation/noise_error")
+    pipe = FAEMARPipeline.from_pretrained(folder)
+    pipe.load_lora_weights(run)
+    assert list(pipe.id2label.values()) == ["tench", "circle", "ring", "cross", "dot"]
+    assert pipe(["dot", "circle"], output_type="pt").images.isfinite().all()
 
 
 def test_lora_of_a_flow(tmp_path, train, image_folder):

@@ -1,7 +1,8 @@
-"""SiT and LightningDiT: one denoiser, told apart by the switches of FAE's Table 6.
+"""DiT, SiT and LightningDiT: one denoiser, told apart by its switches (the last two by those of FAE's Table 6).
 
 Time is diffusers': `timestep` = 1000 * t with t = 1 noise and t = 0 data, x_t = (1 - t) * x + t * eps; the model
-predicts the velocity eps - x.
+predicts the velocity eps - x. DiT alone is of DDPM: its times are the whole numbers from 0 to 999, and it predicts eps
+and a variance.
 """
 
 import torch
@@ -44,17 +45,26 @@ def patch_grid(hidden_states: torch.Tensor, in_channels: int, patch_size: int) -
 class LightningDiTBlock(nn.Module):
     """Attention and feed-forward, each modulated and gated by the condition (B, 1 or N, C) (adaLN-zero)."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, norm_type: str, ff_type: str, qk_norm: bool):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        norm_type: str,
+        ff_type: str,
+        qk_norm: bool = False,
+        is_causal: bool = False,
+    ):
         super().__init__()
         self.norm1 = normalization(norm_type, dim, elementwise_affine=False)
-        self.attn = SelfAttention(dim, heads, head_dim, qk_norm=qk_norm)
+        self.attn = SelfAttention(dim, heads, head_dim, qk_norm=qk_norm, is_causal=is_causal)
         self.norm2 = normalization(norm_type, dim, elementwise_affine=False)
         self.ff = feed_forward(ff_type, dim)
         self.modulation = nn.Linear(dim, 6 * dim)
 
-    def forward(self, hidden_states, condition, rotary_emb=None):
+    def forward(self, hidden_states, condition, rotary_emb=None, cache=None):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.modulation(condition).chunk(6, dim=-1)
-        attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), rotary_emb)
+        attended = self.attn(self.norm1(hidden_states, shift_attn, scale_attn), rotary_emb, cache)
         hidden_states = torch.addcmul(hidden_states, gate_attn, attended)
         mixed = self.ff(self.norm2(hidden_states, shift_ff, scale_ff))
         return torch.addcmul(hidden_states, gate_ff, mixed)
@@ -64,18 +74,20 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
     """Class-conditional denoiser of latents (B, in_channels, H, W).
 
     The defaults are LightningDiT-XL/1 on 32 channels, the 675.26 M of FAE's appendix D. SiT is
-    `norm_type="layer_norm", ff_type="gelu", use_rope=False`.
+    `norm_type="layer_norm", ff_type="gelu", use_rope=False`; DiT is that with `prediction_type="epsilon"`.
 
     Args:
         sample_size: latent side or [height, width] of training; others work, too.
         patch_size: latents per token along each axis.
-        in_channels: channels of the latents, in and out.
+        in_channels: channels of the latents.
         num_layers, num_attention_heads, attention_head_dim: depth and width.
         num_classes: number of classes; label `num_classes` is the null class of classifier-free guidance.
         norm_type: `"rms_norm"` or `"layer_norm"`.
         ff_type: `"swiglu"` or `"gelu"`.
         use_rope: 2-D rotary positions, beside the fixed sin-cos table that all variants add.
         qk_norm: RMSNorm on queries and keys.
+        prediction_type: `"velocity"`, or `"epsilon"` for the noise and, behind it, the number v of each element that
+            sets the variance of a step back (arXiv 2102.09672).
     """
 
     _supports_gradient_checkpointing = True
@@ -98,9 +110,13 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
         ff_type: str = "swiglu",
         use_rope: bool = True,
         qk_norm: bool = False,
+        prediction_type: str = "velocity",
     ):
         super().__init__()
         dim = num_attention_heads * attention_head_dim
+        if prediction_type not in ("velocity", "epsilon"):
+            raise ValueError(f"prediction_type must be 'velocity' or 'epsilon', got {prediction_type!r}")
+        out_channels = in_channels * (1 if prediction_type == "velocity" else 2)
         if use_rope and attention_head_dim % 4:
             raise ValueError(f"attention_head_dim must be a multiple of 4 for use_rope, got {attention_head_dim}")
         grid = token_grid(sample_size, patch_size)
@@ -115,7 +131,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
         )
         self.norm_out = normalization(norm_type, dim, elementwise_affine=False)
         self.modulation_out = nn.Linear(dim, 2 * dim)
-        self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
+        self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -142,17 +158,17 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple:
-        """The velocity eps - x at x_t.
+        """The velocity eps - x at x_t, or the noise and its variance.
 
         Args:
             hidden_states: noisy latents (B, in_channels, H, W); sides that are multiples of `patch_size`.
-            timestep: (B,) or a scalar tensor, 1000 * t in [0, 1000].
+            timestep: (B,) or a scalar tensor, 1000 * t in [0, 1000]; for the noise, whole numbers below 1000.
             class_labels: (B,) long; `num_classes` for none.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             return_dict: return a `Transformer2DModelOutput` instead of a tuple.
 
         Returns:
-            `.sample`: (B, in_channels, H, W).
+            `.sample`: (B, in_channels, H, W), or twice the channels.
 
         Raises:
             ValueError: latents of another shape.
@@ -160,8 +176,9 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
         patch_size = self.config.patch_size
         grid = patch_grid(hidden_states, self.config.in_channels, patch_size)
 
-        # The sinusoids see t in [0, 1], as in SiT and LightningDiT, and in fp32.
-        time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / 1000)
+        # The sinusoids see t in [0, 1] in SiT and LightningDiT, DDPM's number of a step in DiT; and in fp32.
+        unit = 1000 if self.config.prediction_type == "velocity" else 1
+        time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / unit)
         condition = self.time_embedding(time_features.to(hidden_states.dtype)) + self.class_embedding(class_labels)
         condition = F.silu(condition)[:, None]
 

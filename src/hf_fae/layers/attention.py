@@ -3,6 +3,7 @@
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
+from torch.nn import functional as F
 
 from .norms import RMSNorm
 from .positions import apply_rotary
@@ -38,10 +39,13 @@ class SelfAttentionProcessor:
             value,
             attn_mask=None if cache is None else cache.mask,
             is_causal=attn.is_causal and cache is None,
+            dropout_p=attn.dropout if attn.training else 0.0,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         ).flatten(2)
-        return hidden_states if attn.to_out is None else attn.to_out[0](hidden_states)
+        if attn.to_out is None:
+            return hidden_states
+        return F.dropout(attn.to_out[0](hidden_states), attn.dropout, attn.training)
 
 
 class SelfAttention(nn.Module, AttentionModuleMixin):
@@ -53,6 +57,7 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         qk_norm: RMSNorm on the queries and keys of each head.
         project_out: with `False` the heads are returned as they are, (batch, tokens, heads * head_dim).
         is_causal: a token attends to itself and to those before it.
+        dropout: share of the attention weights, and of the elements of the projected output, that is zero in training.
     """
 
     _default_processor_cls = SelfAttentionProcessor
@@ -66,9 +71,10 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         qk_norm: bool = False,
         project_out: bool = True,
         is_causal: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.heads, self.head_dim, self.is_causal = heads, head_dim, is_causal
+        self.heads, self.head_dim, self.is_causal, self.dropout = heads, head_dim, is_causal, dropout
         self.use_bias = True
         self.to_q = nn.Linear(dim, heads * head_dim)
         self.to_k = nn.Linear(dim, heads * head_dim)

@@ -47,6 +47,7 @@ class TransformerBlock(nn.Module):
     Args:
         ff_multiple_of: as in `feed_forward`.
         layer_scale: initial value of a `LayerScale` behind both branches; None without.
+        dropout: as in `SelfAttention`; the feed-forward has none.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class TransformerBlock(nn.Module):
         is_causal: bool = False,
         ff_multiple_of: int = 8,
         layer_scale: float | None = None,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.norm1 = normalization(norm_type, dim)
-        self.attn = SelfAttention(dim, heads, dim // heads, is_causal=is_causal)
+        self.attn = SelfAttention(dim, heads, dim // heads, is_causal=is_causal, dropout=dropout)
         self.norm2 = normalization(norm_type, dim)
         self.ff = feed_forward(ff_type, dim, multiple_of=ff_multiple_of)
         self.scale1, self.scale2 = (

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from ..generators.dit_dh import DiTDHTransformer2DModel
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
+from ..schedulers.learned_variance import check_scheduler
 from .latent_pipeline import LatentPipeline, Tokenizer
 
 
@@ -28,7 +29,8 @@ class FAEDiTPipeline(LatentPipeline):
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
         transformer: a denoiser, `LightningDiTTransformer2DModel` or `DiTDHTransformer2DModel`.
         scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
-            that the denoiser was trained with.
+            that the denoiser was trained with; for one that predicts the noise (DiT) a `DDPMScheduler` with its betas
+            and a learned variance, see `learned_variance_scheduler`.
         id2label: names of the classes, `{id: name}`.
         guidance_scale, num_inference_steps: what calls use by default, saved with the pipeline: the settings that go
             with the weights. Forms as in `Guidance.of`.
@@ -44,7 +46,7 @@ class FAEDiTPipeline(LatentPipeline):
         self,
         vae: Tokenizer,
         transformer: Denoiser,
-        scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
+        scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler | DDPMScheduler,
         id2label: dict | None = None,
         guidance_scale: float | list | dict = 1.0,
         num_inference_steps: int = 250,
@@ -55,6 +57,8 @@ class FAEDiTPipeline(LatentPipeline):
             vae=vae, transformer=transformer, scheduler=scheduler, guidance_transformer=guidance_transformer
         )
         self.init_latents()
+        if transformer is not None and scheduler is not None:
+            _check_kinds(transformer, scheduler, guidance_transformer)
         if guidance_transformer is not None and transformer is not None:
             for name in ("in_channels", "num_classes"):
                 ours, theirs = transformer.config[name], guidance_transformer.config[name]
@@ -71,8 +75,12 @@ class FAEDiTPipeline(LatentPipeline):
         if sigmas is None and isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             # Left to itself this scheduler shifts twice (diffusers#13243).
             sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        if isinstance(self.scheduler, DDPMScheduler) and num_inference_steps < 2:
+            raise ValueError(f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}")
         if sigmas is None:
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        elif isinstance(self.scheduler, DDPMScheduler):
+            raise ValueError(f"sigmas must be None for a DDPMScheduler, whose times are whole numbers, got {sigmas}")
         else:
             check_sigmas(sigmas)
             self.scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
@@ -173,8 +181,8 @@ class FAEDiTPipeline(LatentPipeline):
                 if self.interrupt:
                     continue
                 scale = guidance.scale_at(noise_times[step])
-                velocity = self._predict(latents, timestep, labels, attention_kwargs, negative_labels, guidance, scale)
-                latents = self.scheduler.step(velocity, timestep, latents, **step_kwargs)[0]
+                output = self._predict(latents, timestep, labels, attention_kwargs, negative_labels, guidance, scale)
+                latents = self.scheduler.step(output, timestep, latents, **step_kwargs)[0]
                 latents = self.call_back(
                     callback_on_step_end, step, timestep, latents, callback_on_step_end_tensor_inputs
                 )
@@ -185,15 +193,17 @@ class FAEDiTPipeline(LatentPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _predict(self, latents, timestep, labels, attention_kwargs, negative_labels, guidance, scale):
-        """The guided velocity."""
+        """The guided velocity or noise; the variance behind it is the conditional one."""
         inputs = (latents, timestep, labels)
         if scale == 1:
-            return _velocity(self.transformer, *inputs, attention_kwargs=attention_kwargs)
+            return _predict(self.transformer, *inputs, attention_kwargs=attention_kwargs)
         if self.guidance_transformer is not None:
-            velocity = _velocity(self.transformer, *inputs, attention_kwargs=attention_kwargs)
-            return guidance.combine(velocity, _velocity(self.guidance_transformer, *inputs), scale)
+            prediction = _predict(self.transformer, *inputs, attention_kwargs=attention_kwargs)
+            negative = _predict(self.guidance_transformer, *inputs)
+            return _combine(guidance, prediction, negative, scale, latents.shape[1])
         both = (torch.cat([latents, latents]), timestep, torch.cat([labels, negative_labels]))
-        return guidance.combine(*_velocity(self.transformer, *both, attention_kwargs=attention_kwargs).chunk(2), scale)
+        predictions = _predict(self.transformer, *both, attention_kwargs=attention_kwargs).chunk(2)
+        return _combine(guidance, *predictions, scale, latents.shape[1])
 
     def add_classes(self, rows: dict[str, torch.Tensor]) -> None:
         """As `ClassLabelsMixin.add_classes`.
@@ -221,7 +231,25 @@ class FAEDiTPipeline(LatentPipeline):
             )
 
 
-def _velocity(transformer, latents, timestep, labels, **kwargs):
+def _combine(guidance, conditional, negative, scale, channels):
+    guided = guidance.combine(conditional[:, :channels], negative[:, :channels], scale)
+    return guided if conditional.shape[1] == channels else torch.cat([guided, conditional[:, channels:]], dim=1)
+
+
+def _check_kinds(transformer, scheduler, guidance_transformer):
+    is_ddpm = isinstance(scheduler, DDPMScheduler)
+    if is_ddpm:
+        check_scheduler(scheduler)
+    wanted = "epsilon" if is_ddpm else "velocity"
+    for name, model in (("transformer", transformer), ("guidance_transformer", guidance_transformer)):
+        kind = wanted if model is None else model.config.get("prediction_type", "velocity")
+        if kind != wanted:
+            raise ValueError(
+                f"{name} must have prediction_type {wanted!r} for a {type(scheduler).__name__}, got {kind!r}"
+            )
+
+
+def _predict(transformer, latents, timestep, labels, **kwargs):
     """In fp32: schedulers keep the dtype of what the model gives from step to step."""
     timestep = timestep.expand(len(labels))
     return transformer(latents.to(transformer.dtype), timestep, labels, return_dict=False, **kwargs)[0].float()

@@ -4,15 +4,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
 
+from ..generators.mar import MARTransformer2DModel
 from ..images import make_grid
 from ..latents import LatentAutoencoderMixin
 from ..latents import latent_size as vae_latent_size
+from ..pipelines.fae_mar import FAEMARPipeline
 from ..pipelines.fae_starflow import FAEStarFlowPipeline
 from ..pipelines.latent_pipeline import LatentPipeline
 from .arguments import LoopArguments
+from .autoregression import AutoregressiveObjective, MARObjective
 from .data import DataArguments, ImageData
+from .diffusion import DiffusionObjective
 from .generator_objectives import FlowMatchingObjective, GeneratorObjective, STARFlowObjective
 from .latent_cache import CachedLatents, is_latent_cache
 from .loop import TrainingLoop
@@ -192,6 +196,12 @@ def objective_of(pipeline: LatentPipeline, label_dropout: float) -> GeneratorObj
     """What trains the generator of a pipeline, with the settings that the pipeline was saved with."""
     if isinstance(pipeline, FAEStarFlowPipeline):
         return STARFlowObjective(pipeline.transformer, pipeline.vae, label_dropout=label_dropout)
+    if isinstance(pipeline, FAEMARPipeline):
+        is_masked = isinstance(pipeline.transformer, MARTransformer2DModel)
+        objective = MARObjective if is_masked else AutoregressiveObjective
+        return objective(pipeline.transformer, pipeline.vae, pipeline.scheduler, label_dropout=label_dropout)
+    if isinstance(pipeline.scheduler, DDPMScheduler):
+        return DiffusionObjective(pipeline.transformer, pipeline.vae, pipeline.scheduler, label_dropout)
     # The scheduler's shift is 1 / s of the objective's.
     shift = 1 / pipeline.scheduler.config.shift
     return FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, label_dropout)

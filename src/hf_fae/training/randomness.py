@@ -34,6 +34,11 @@ class ImageRandom:
         """Numbers in [0, 1), fp32, of a shape (B, ...): B images."""
         return self._fill(torch.empty(shape, device=self.generator.device), torch.Tensor.uniform_)
 
+    def of_batch(self) -> float:
+        """A number in [0, 1) for the whole batch, by its first image; no device has to be waited for."""
+        self._calls += 1
+        return (mix_seed(self.seed, self.first_image, self._calls) >> 11) / 2**53
+
     @torch.compiler.disable
     def shared_uniform(self) -> float:
         """One number in [0, 1) for the whole batch, that of its first image; nobody waits for the device."""

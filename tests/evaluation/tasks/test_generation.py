@@ -9,6 +9,7 @@ from evaluations import read_report, run, run_in_two_processes
 from factories import (
     tiny_encoder,
     tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
     tiny_kl,
     tiny_text_starflow_pipeline,
@@ -132,10 +133,11 @@ def test_seeds_and_settings_reach_the_pictures(options, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["flow", "kl", "sde"])
+@pytest.mark.parametrize("kind", ["flow", "mar", "kl", "sde"])
 def test_any_pipeline(options, tmp_path, kind):
     pipe = {
         "flow": tiny_fae_starflow_pipeline,
+        "mar": tiny_fae_mar_pipeline,
         "kl": lambda: tiny_fae_dit_pipeline(vae=tiny_kl(), num_inference_steps=2),
         "sde": lambda: tiny_fae_dit_pipeline(scheduler=FlowMatchEulerMaruyamaScheduler(), num_inference_steps=2),
     }[kind]()

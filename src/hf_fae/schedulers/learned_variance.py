@@ -1,0 +1,139 @@
+"""DDPM with a learned variance (arXiv 2102.09672): what diffusers' `DDPMScheduler` has not, for tensors of times.
+
+A network predicts the noise eps in x_t = sqrt(a_t) x + sqrt(1 - a_t) eps, a_t being `alphas_cumprod`, and a number v
+for each element, which sets the log-variance of the step back between its two bounds. Betas, time steps and the config
+are the scheduler's.
+"""
+
+import math
+
+import torch
+from diffusers import DDPMScheduler
+
+
+__all__ = [
+    "add_noise",
+    "learned_variance_scheduler",
+    "check_scheduler",
+    "hybrid_loss",
+    "previous_gaussian",
+    "reverse_steps",
+]
+
+
+def learned_variance_scheduler(beta_schedule: str, timestep_spacing: str = "linspace") -> DDPMScheduler:
+    """1000 times, a learned variance, evenly re-spaced, nothing clipped.
+
+    DiT has it with linear betas, diffusion heads with cosine ones.
+
+    Args:
+        beta_schedule: as in `DDPMScheduler`, `"linear"` or `"squaredcos_cap_v2"`.
+        timestep_spacing: as there. With `"linspace"`, as in the papers' code, drawing starts at the last time, where
+            cosine betas leave hardly any data (a_t = 2e-9): the first of 100 steps multiplies an error of the noise by
+            316. `"leading"` starts a step before, where that is 1.6: for heads that have not been trained for long.
+    """
+    return DDPMScheduler(
+        beta_schedule=beta_schedule,
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing=timestep_spacing,
+    )
+
+
+def check_scheduler(scheduler: DDPMScheduler) -> None:
+    """Refuse a scheduler whose settings are not those of this module.
+
+    Raises:
+        ValueError: a `variance_type`, `prediction_type` or clipping that would be ignored.
+    """
+    wanted = {"variance_type": "learned_range", "prediction_type": "epsilon", "clip_sample": False}
+    for name, value in {**wanted, "thresholding": False}.items():
+        if scheduler.config[name] != value:
+            raise ValueError(f"scheduler must have {name} {value!r}, got {scheduler.config[name]!r}")
+
+
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """x_t in fp32; `alphas_cumprod` is a_t of each element, in a shape that can be broadcast."""
+    return alphas_cumprod.sqrt() * clean + (1 - alphas_cumprod).sqrt() * noise
+
+
+def previous_gaussian(
+    noise: torch.Tensor,
+    variance: torch.Tensor,
+    noisy: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+    previous: torch.Tensor,
+    min_variance: float = 1e-20,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and log-variance of the step back from x_t (equations 9 and 15 of the paper).
+
+    Args:
+        noise, variance: what the network predicts of x_t, eps and v: -1 is the smaller bound, 1 the larger one.
+        noisy: x_t.
+        alphas_cumprod, previous: a_t, and a of the time where the step ends, 1 for data; they can be broadcast.
+        min_variance: the smaller bound is raised to this.
+    """
+    clean = (noisy - (1 - alphas_cumprod).sqrt() * noise) / alphas_cumprod.sqrt()
+    mean, smallest = _posterior(clean, noisy, alphas_cumprod, previous)
+    beta = 1 - alphas_cumprod / previous
+    return mean, torch.lerp(smallest.clamp_min(min_variance).log(), beta.log(), (variance + 1) / 2)
+
+
+def _posterior(clean, noisy, alphas_cumprod, previous):
+    """Mean and variance of the step back where x is known (equations 10 and 11 of the paper)."""
+    alpha = alphas_cumprod / previous
+    beta, rest = 1 - alpha, 1 - alphas_cumprod
+    mean = (previous.sqrt() * beta / rest) * clean + (alpha.sqrt() * (1 - previous) / rest) * noisy
+    return mean, beta * (1 - previous) / rest
+
+
+def reverse_steps(
+    scheduler: DDPMScheduler, num_steps: int, device: torch.device
+) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Time, a_t and a of the next time of each step from noise to data, re-spaced as the scheduler says.
+
+    Raises:
+        ValueError: fewer than two steps, or more than the scheduler has times.
+    """
+    times = scheduler.config.num_train_timesteps
+    if not isinstance(num_steps, int) or not 2 <= num_steps <= times:
+        raise ValueError(f"num_diffusion_steps must be a whole number from 2 to {times}, got {num_steps!r}")
+    scheduler.set_timesteps(num_steps)
+    timesteps = scheduler.timesteps.cpu()
+    table = torch.cat([scheduler.alphas_cumprod.cpu()[timesteps], torch.ones(1)]).to(device)
+    return list(zip(timesteps.tolist(), table[:-1], table[1:], strict=True))
+
+
+def hybrid_loss(
+    noise: torch.Tensor,
+    variance: torch.Tensor,
+    clean: torch.Tensor,
+    true_noise: torch.Tensor,
+    timestep: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two parts of the loss for each element: the squared error of eps, and the variational bound in bits.
+
+    The bound teaches the variance alone: in it the noise is detached (section 3.1 of the paper). Its term at time 0 is
+    the negative log-density of x, as latents have no grey levels to be counted.
+
+    Args:
+        noise, variance: predictions at `add_noise(clean, true_noise, alphas_cumprod[timestep])`, fp32.
+        clean, true_noise: of the same shape.
+        timestep: long, in a shape that can be broadcast.
+        alphas_cumprod: (T,), the scheduler's table on the device of the others.
+    """
+    current = alphas_cumprod[timestep]
+    previous = torch.where(timestep > 0, alphas_cumprod[(timestep - 1).clamp_min(0)], 1.0)
+    noisy = add_noise(clean, true_noise, current)
+    # At time 0 the smaller bound would be 0: that of time 1 takes its place, as in the paper's code.
+    _, floor = _posterior(clean.new_zeros(()), clean.new_zeros(()), alphas_cumprod[1], alphas_cumprod[0])
+    mean, log_variance = previous_gaussian(noise.detach(), variance, noisy, current, previous, floor)
+    true_mean, true_variance = _posterior(clean, noisy, current, previous)
+    true_log_variance = true_variance.clamp_min(floor).log()
+    error = (true_mean - mean).square() * (-log_variance).exp()
+    divergence = 0.5 * (log_variance - true_log_variance + (true_log_variance - log_variance).exp() + error - 1)
+    # At time 0 the mean of the step back given x is x itself.
+    negative_log_density = 0.5 * (math.log(2 * math.pi) + log_variance + error)
+    bound = torch.where(timestep > 0, divergence, negative_log_density) / math.log(2)
+    return (noise - true_noise).square(), bound

@@ -1,0 +1,90 @@
+"""What is minimised by generators that draw token by token: the diffusion loss of their heads (arXiv 2406.11838)."""
+
+import math
+
+import torch
+from diffusers import DDPMScheduler
+
+from ..generators.diffusion_head import head_scheduler
+from ..generators.token_generator import TokenGenerator, gather_tokens
+from ..schedulers.learned_variance import add_noise, check_scheduler, hybrid_loss
+from .generator_objectives import GeneratorObjective
+from .masking import truncated_normal_mask_ratio
+from .randomness import ImageRandom
+
+
+__all__ = ["AutoregressiveObjective", "MARObjective"]
+
+
+class AutoregressiveObjective(GeneratorObjective):
+    """Diffusion loss of all tokens, each given those before it (RasterAR, RandomAR of l-DeTok, arXiv 2507.15856).
+
+    Each token gets `noise_draws` times and noises: the head is cheap beside the rest. The loss is the squared error of
+    the noise plus the variational bound, unscaled: two means over elements. Both are logged.
+
+    Args:
+        model: a `TokenGenerator`.
+        vae, label_dropout: as `GeneratorObjective`.
+        scheduler: of the head; by default that of the papers.
+        noise_draws: 4 in the papers.
+    """
+
+    def __init__(
+        self,
+        model: TokenGenerator,
+        vae: torch.nn.Module,
+        scheduler: DDPMScheduler | None = None,
+        noise_draws: int = 4,
+        label_dropout: float = 0.1,
+    ):
+        if noise_draws < 1:
+            raise ValueError(f"noise_draws must be at least 1, got {noise_draws}")
+        super().__init__(model, vae, label_dropout)
+        scheduler = head_scheduler() if scheduler is None else scheduler
+        check_scheduler(scheduler)
+        self.noise_draws = noise_draws
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
+
+    def count_drawn(self, random: ImageRandom) -> int:
+        """How many tokens at the end of the order are learned from this batch."""
+        return self.model.num_tokens
+
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+        latents = self.latents(batch, random)
+        labels = self.labels(batch, random)
+        tokens = self.model.to_tokens(latents)
+        order = self.model.draw_order(random.uniform(*tokens.shape[:2]))
+        count = self.count_drawn(random)
+        clean = gather_tokens(tokens, order[:, -count:])[:, None]
+        times = random.uniform(len(tokens), self.noise_draws, count)
+        timestep = (times * len(self.alphas_cumprod)).long()
+        noise = random.normal(*timestep.shape, tokens.shape[-1])
+        noisy = add_noise(clean, noise, self.alphas_cumprod[timestep][..., None])
+        prediction = self.model(latents, noisy, timestep, labels, order).sample
+        predicted_noise, variance = prediction.float().chunk(2, dim=-1)
+        error, bound = hybrid_loss(
+            predicted_noise, variance, clean.expand_as(noise), noise, timestep[..., None], self.alphas_cumprod
+        )
+        error, bound = error.mean(), bound.mean()
+        return {"loss": error + bound, "noise_error": error.detach(), "variational_bound": bound.detach()}
+
+
+class MARObjective(AutoregressiveObjective):
+    """The same of masked tokens, given all others (MAR, arXiv 2406.11838).
+
+    The share of masked tokens is one for a batch: a normal law with centre 1 and a standard deviation of 0.25, cut to
+    [`min_mask_ratio`, 1].
+
+    Args:
+        min_mask_ratio: 0.7 in the paper.
+    """
+
+    def __init__(self, *args, min_mask_ratio: float = 0.7, **kwargs):
+        if not 0 < min_mask_ratio <= 1:
+            raise ValueError(f"min_mask_ratio must be in (0, 1], got {min_mask_ratio}")
+        super().__init__(*args, **kwargs)
+        self.min_mask_ratio = min_mask_ratio
+
+    def count_drawn(self, random: ImageRandom) -> int:
+        ratio = truncated_normal_mask_ratio(torch.tensor(random.of_batch()), self.min_mask_ratio, 1.0, 1.0, 0.25)
+        return math.ceil(self.model.num_tokens * ratio.item())
