@@ -41,8 +41,18 @@ def test_runs_change_what_there_is(script, kind, arguments):
     known = {field.name for field in fields(getattr(script(f"train_{kind}"), arguments))}
     for _, *_, settings in script(f"emoji_{kind}").RUNS.values():
         assert settings.keys() <= known
-    for path in (*CONFIGS.glob(f"{kind}*.yaml"), CONFIGS / f"emoji_{kind}.yaml"):
-        assert yaml.safe_load(path.read_text())["max_train_steps"] > 0
+
+
+@pytest.mark.parametrize("name, millions", [("detok_bb", 171.71), ("detok_sb_ablation", 111.61)])
+def test_configs_make_the_papers_tokenizers(script, name, millions):
+    module, config = script("train_detok"), yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    known = {field.name for field in fields(module.DeTokArguments)}
+    args = module.DeTokArguments(**{key: value for key, value in config.items() if key in known})
+    with torch.device("meta"):
+        model = module.new_tokenizer(args, config["resolution"])
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+    assert (model.config.noise_type, model.config.noise_gamma) == ("interpolate", 3.0)
+    assert not model.config.rotary_as_released
 
 
 @pytest.mark.parametrize("name", ["detok_bb", "detok_bb_decoder", "maetok_b_256", "maetok_b_512_decoder"])

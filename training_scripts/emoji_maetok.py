@@ -5,7 +5,7 @@
 For every seed, by train_maetok.py with the config `configs/emoji_maetok.yaml`: a tokenizer of 32 latents without
 masks, with masks, with each auxiliary target, and with other shares of masked patches. `results.md` has what
 `hf-fae evaluate` says of their latents: negative log-likelihood of mixtures of Gaussians, held-out loss of a small
-denoiser, a linear probe of the ten groups; and the PSNR of reconstructions. A run that was stopped goes on where it
+denoiser, a linear probe of the nine groups; and the PSNR of reconstructions. A run that was stopped goes on where it
 was.
 """
 

@@ -8,7 +8,7 @@ of both halves, which are what stage 1 saves.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,15 +16,9 @@ from hf_fae import AutoencoderDeTok
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.pixel_tokenizer import (
-    PixelTokenizerArguments,
-    check_pixel_tokenizer,
-    load_pixel_tokenizer,
-    pixel_tokenizer_sizes,
-    train_pixel_tokenizer,
-)
+from hf_fae.training.pixel_tokenizer import PixelTokenizerArguments, check_pixel_tokenizer, pixel_tokenizer_sizes
 from hf_fae.training.pixel_tokenizer_objectives import DeTokObjective
-from hf_fae.training.reconstruction import ReconstructionArguments, make_losses
+from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, train_tokenizer
 
 
 @dataclass
@@ -44,35 +38,37 @@ class DeTokArguments(PixelTokenizerArguments):
     )
 
 
-def new_config(args: DeTokArguments, resolution: int) -> dict[str, Any]:
-    """Of a tokenizer of the shape of the arguments."""
-    return {
+def new_tokenizer(args: DeTokArguments, resolution: int) -> AutoencoderDeTok:
+    """An untrained one of the shape of the arguments, in stage 2 of that of the trained one."""
+    if args.stage == 2:
+        return AutoencoderDeTok.from_config(AutoencoderDeTok.load_config(args.tokenizer))
+    return AutoencoderDeTok(
         **pixel_tokenizer_sizes(args, resolution),
-        "latent_channels": args.latent_channels,
-        "noise_type": args.noise_type,
-        "noise_gamma": args.noise_gamma,
-    }
+        latent_channels=args.latent_channels,
+        noise_type=args.noise_type,
+        noise_gamma=args.noise_gamma,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     args, loss_args, data_args, loop_args, config = parse_arguments(
         DeTokArguments, ReconstructionArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
     )
-    shape = new_config(args, data_args.resolution)
     training = {"stage": args.stage, "max_mask_ratio": args.max_mask_ratio, "kl_weight": args.kl_weight}
     check_pixel_tokenizer(args, data_args, AutoencoderDeTok)
     with torch.device("meta"):  # costs nothing, and refuses what is out of range before anything is written
-        DeTokObjective(AutoencoderDeTok(**shape), **training)
+        DeTokObjective(new_tokenizer(args, data_args.resolution), **training)
     loop = TrainingLoop(loop_args, config)
     with loop.accelerator.main_process_first():
         data = ImageData(data_args, loop_args.seed)
         if args.stage == 1:
-            model = AutoencoderDeTok(**shape)
+            model = new_tokenizer(args, data_args.resolution)
         else:
-            model = load_pixel_tokenizer(args.tokenizer, AutoencoderDeTok, data_args.resolution)
+            model = AutoencoderDeTok.from_pretrained(args.tokenizer).float()
         losses = make_losses(loss_args)
     objective = DeTokObjective(model, **training, **losses)
-    train_pixel_tokenizer(loop, objective, data, args, loss_args, loop_args)
+    # Stage 2 leaves the latents as they are.
+    train_tokenizer(loop, objective, data, loss_args.grid_images, args.stage == 1, args.latent_statistics_images)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ from typing import Literal
 import torch
 
 from hf_fae import AutoencoderDRoRAE, VisionEncoder
-from hf_fae.evaluation.reconstruction import psnr
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, validate_reconstructions
-from hf_fae.training.statistics import measure_latent_statistics, training_images
+from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, train_tokenizer
 from hf_fae.training.tokenizer import add_fusion, load_rae, read_fusion_type
 from hf_fae.training.tokenizer_objectives import DRoRAEObjective
 
@@ -118,28 +116,9 @@ def main(argv: list[str] | None = None) -> None:
         model = make_tokenizer(args, data_args.resolution)
         losses = make_losses(loss_args)
     trained = "fusion" if args.phase == 2 else "decoder"
-    objective = DRoRAEObjective(model, trained, args.decoder_noise, **losses).to(loop.device)
-    loop.print(data.describe())
-    validation_batches = list(data.validation_batches(loop_args.train_batch_size))
-
-    def compare(images, first):
-        """As in training, but without noise."""
-        decoded = model(images).sample
-        return decoded, {"psnr": psnr(decoded, images), "reconstruction": objective.compare_pixels(decoded, images)}
-
-    def validate(step):
-        return validate_reconstructions(validation_batches, compare, loop.device, loss_args.grid_images)
-
-    def save():
-        model.eval()
-        if args.phase < 3:  # phase 3 leaves the latents as they are
-            workers = loop_args.dataloader_num_workers
-            images = training_images(data, args.latent_statistics_images, loop_args.train_batch_size, workers)
-            with loop.accelerator.autocast():
-                measure_latent_statistics(model, images)
-        model.save_pretrained(loop_args.output_dir)
-
-    loop.run(objective, data, validate, save)
+    objective = DRoRAEObjective(model, trained, args.decoder_noise, **losses)
+    # Phase 3 leaves the latents as they are.
+    train_tokenizer(loop, objective, data, loss_args.grid_images, args.phase < 3, args.latent_statistics_images)
 
 
 if __name__ == "__main__":

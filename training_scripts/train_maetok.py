@@ -19,15 +19,9 @@ from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.auxiliary import load_targets, target_names
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.pixel_tokenizer import (
-    PixelTokenizerArguments,
-    check_pixel_tokenizer,
-    load_pixel_tokenizer,
-    pixel_tokenizer_sizes,
-    train_pixel_tokenizer,
-)
+from hf_fae.training.pixel_tokenizer import PixelTokenizerArguments, check_pixel_tokenizer, pixel_tokenizer_sizes
 from hf_fae.training.pixel_tokenizer_objectives import MAETokObjective
-from hf_fae.training.reconstruction import ReconstructionArguments, make_losses
+from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, train_tokenizer
 
 
 @dataclass
@@ -74,17 +68,24 @@ class MAETokArguments(PixelTokenizerArguments):
     caption_length: int = field(default=32, metadata={"help": "Stage 1: tokens of a caption that are predicted."})
 
 
-def new_config(args: MAETokArguments, resolution: int, widths: dict[str, int]) -> dict[str, Any]:
-    """Of a tokenizer of the shape of the arguments, with auxiliary decoders of these widths."""
+def new_tokenizer(args: MAETokArguments, resolution: int, widths: dict[str, int]) -> AutoencoderMAETok:
+    """An untrained one of the shape of the arguments, with auxiliary decoders of these widths.
+
+    In stage 2 of the shape of the trained one, without them.
+    """
+    if args.stage == 2:
+        model = AutoencoderMAETok.from_config(AutoencoderMAETok.load_config(args.tokenizer))
+        model.remove_auxiliary_decoders()
+        return model
     names = ["num_latent_tokens", "latent_channels", "decoder_type", "rope_type", "rope_theta"]
     names += ["auxiliary_hidden_size", "auxiliary_num_layers", "auxiliary_num_attention_heads"]
-    return {
+    return AutoencoderMAETok(
         **pixel_tokenizer_sizes(args, resolution),
         **{name: getattr(args, name) for name in names},
-        "auxiliary_targets": {name: width for name, width in widths.items() if name != CAPTION} or None,
-        "caption_vocab_size": widths.get(CAPTION),
-        "caption_length": args.caption_length if CAPTION in widths else None,
-    }
+        auxiliary_targets={name: width for name, width in widths.items() if name != CAPTION} or None,
+        caption_vocab_size=widths.get(CAPTION),
+        caption_length=args.caption_length if CAPTION in widths else None,
+    )
 
 
 def objective_arguments(args: MAETokArguments) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def check_arguments(args: MAETokArguments, data_args: DataArguments) -> None:
     if args.caption_length < 1:
         raise ValueError(f"caption_length must be at least 1, got {args.caption_length}")
     with torch.device("meta"):  # costs nothing, and refuses what is out of range
-        model = AutoencoderMAETok(**new_config(args, data_args.resolution, dict.fromkeys(names, 1)))
+        model = new_tokenizer(args, data_args.resolution, dict.fromkeys(names, 1))
         stand_ins = nn.ModuleDict({name: nn.Module() for name in names})
         MAETokObjective(model, targets=stand_ins, **objective_arguments(args))
 
@@ -126,13 +127,14 @@ def main(argv: list[str] | None = None) -> None:
         )
         if args.stage == 1:
             widths = {name: target.width for name, target in targets.items()}
-            model = AutoencoderMAETok(**new_config(args, data_args.resolution, widths))
+            model = new_tokenizer(args, data_args.resolution, widths)
         else:
-            model = load_pixel_tokenizer(args.tokenizer, AutoencoderMAETok, data_args.resolution)
+            model = AutoencoderMAETok.from_pretrained(args.tokenizer).float()
             model.remove_auxiliary_decoders()
         losses = make_losses(loss_args)
     objective = MAETokObjective(model, targets=targets, target_weights=weights, **objective_arguments(args), **losses)
-    train_pixel_tokenizer(loop, objective, data, args, loss_args, loop_args)
+    # Stage 2 leaves the latents as they are.
+    train_tokenizer(loop, objective, data, loss_args.grid_images, args.stage == 1, args.latent_statistics_images)
 
 
 if __name__ == "__main__":

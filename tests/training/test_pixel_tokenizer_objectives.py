@@ -165,6 +165,9 @@ class TestMAETokObjective:
             assert (masked == int(16 * share)).all()  # 16 - ceil(16 (1 - share))
         assert trained(objective) == {"model.decoder"}
         assert not model.encoder.training and all(p.grad is None for p in model.encoder.parameters())
+        # The smallest share is one of stage 1.
+        objective = MAETokObjective(model, stage=2, min_mask_ratio=0.4, max_mask_ratio=0.3)
+        assert objective.draw_mask(4, numbers()).sum() == 4 * 4
 
     def test_no_masks(self):
         objective = MAETokObjective(tiny_maetok(), min_mask_ratio=0.0, max_mask_ratio=0.0)

@@ -258,7 +258,7 @@ def _round_to_pixels(images):
     return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-STRONG_AUGMENT = DiffAugment(cutout=0.5)  # of the consistency, in SoftVQ's settings
+STRONG_AUGMENT = DiffAugment(cutout=0.5)  # of the consistency: colour, position, holes of half the side, as in SoftVQ
 
 
 class AdversarialLoss(nn.Module):
@@ -273,7 +273,7 @@ class AdversarialLoss(nn.Module):
 
     Args:
         discriminator: images (B, 3, H, W) in [-1, 1] -> logits (B, ...); with an attribute `uses_batch_statistics`
-            that is true, it is called for real and for made images separately.
+            that is true, each batch of real and of made images has a call of its own.
         weight: of the generator's term (TiTok's recipe 0.1; RAE 0.75 with `adaptive`).
         adaptive: multiply `weight` by `adaptive_weight`.
         lecam_weight: of the `LeCam` penalty on the discriminator (TiTok's recipe 0.001); 0 for none.
@@ -282,7 +282,7 @@ class AdversarialLoss(nn.Module):
             generator feels it (RAE: epochs 6 and 8 of 16), the latter by default with the former. Before
             `discriminator_start` no parameter gets a gradient.
         consistency_weight: of the mean squared difference of the discriminator's logits on what it learns from and on
-            the same with holes of half the side (arXiv 2002.04724; SoftVQ and MAETok: 4); 0 for none.
+            the same pictures with `STRONG_AUGMENT` (arXiv 2002.04724; SoftVQ and MAETok: 4); 0 for none.
         adaptive_eps: see `adaptive_weight`.
 
     Raises:
@@ -338,7 +338,7 @@ class AdversarialLoss(nn.Module):
         Args:
             images: the generator's (B, 3, H, W), unclamped, with their graph.
             targets: real images of the same shape in [-1, 1].
-            reconstruction_loss: all other terms of the generator's loss; used by `adaptive`.
+            reconstruction_loss: of pixels and perception; used by `adaptive`.
             last_layer_weight: the generator's last layer, from which `images` are computed; used by `adaptive`.
             shown: what the discriminator learns to tell from `targets`; by default `images`. RAE's decoder, which is
                 trained with noise, shows what it makes without.
@@ -361,7 +361,10 @@ class AdversarialLoss(nn.Module):
             losses["loss"] = losses["loss"] + weight * generator
         if self.discriminator_learns:
             pictures = [targets.float(), _round_to_pixels(images if shown is None else shown)]
-            real, fake = self._judge_pairs([self._augment(batch, random) for batch in pictures])
+            seen = [self._augment(batch, random) for batch in pictures]
+            if self.consistency_weight:
+                seen += [STRONG_AUGMENT(batch, random) for batch in pictures]
+            real, fake, *strong = self._judge(seen)
             discriminator = hinge_loss_discriminator(real, fake)
             losses["discriminator"] = discriminator.detach()
             losses["loss"] = losses["loss"] + discriminator
@@ -369,9 +372,8 @@ class AdversarialLoss(nn.Module):
                 lecam = self.lecam(real, fake)
                 losses["lecam"] = lecam.detach()
                 losses["loss"] = losses["loss"] + self.lecam_weight * lecam
-            if self.consistency_weight:
-                holes = [STRONG_AUGMENT(batch, random) for batch in pictures]
-                consistency = F.mse_loss(torch.cat(self._judge_pairs(holes)), torch.cat([real, fake]))
+            if strong:
+                consistency = F.mse_loss(torch.cat(strong), torch.cat([real, fake]))
                 losses["consistency"] = consistency.detach()
                 losses["loss"] = losses["loss"] + self.consistency_weight * consistency
             losses["logits_real"], losses["logits_fake"] = real.detach().mean(), fake.detach().mean()
@@ -382,11 +384,11 @@ class AdversarialLoss(nn.Module):
         constants = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         return functional_call(self.discriminator, constants, (self._augment(images, random),))
 
-    def _judge_pairs(self, pictures):
-        """Logits of real and of made pictures, in one call so that both see the same spectral norms."""
+    def _judge(self, batches):
+        """Logits of each of some batches, in one call so that all of them see the same spectral norms."""
         if getattr(self.discriminator, "uses_batch_statistics", False):
-            return tuple(self.discriminator(batch) for batch in pictures)
-        return self.discriminator(torch.cat(pictures)).chunk(2)
+            return [self.discriminator(batch) for batch in batches]
+        return self.discriminator(torch.cat(batches)).chunk(len(batches))
 
     def _augment(self, images, random):
         return images if self.augment is None else self.augment(images, random)

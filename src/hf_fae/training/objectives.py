@@ -47,8 +47,10 @@ class Objective(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The blocks that FSDP2 shards one by one."""
-        return getattr(self.model, "_no_split_modules", None) or []
+        """The blocks that FSDP2 shards one by one; Accelerate refuses names of blocks that are not there."""
+        names = getattr(self.model, "_no_split_modules", None) or []
+        present = {type(module).__name__ for module in self.model.modules()}
+        return [name for name in names if name in present]
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         raise NotImplementedError

@@ -1,26 +1,13 @@
-"""What the trainings of l-DeTok and MAETok share: arguments, checks, and the run itself."""
+"""What the trainings of l-DeTok and MAETok share: arguments, and their checks."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..autoencoders.pixel_tokenizer import PixelTokenizerMixin
-from ..evaluation.reconstruction import psnr
-from .arguments import LoopArguments
-from .data import DataArguments, ImageData
-from .loop import TrainingLoop
-from .reconstruction import ReconstructionArguments, validate_reconstructions
-from .statistics import measure_latent_statistics, training_images
-from .tokenizer import complete_tokenizer
-from .tokenizer_objectives import ReconstructionObjective
+from .data import DataArguments
 
 
-__all__ = [
-    "PixelTokenizerArguments",
-    "check_pixel_tokenizer",
-    "load_pixel_tokenizer",
-    "pixel_tokenizer_sizes",
-    "train_pixel_tokenizer",
-]
+__all__ = ["PixelTokenizerArguments", "check_pixel_tokenizer", "pixel_tokenizer_sizes"]
 
 
 @dataclass
@@ -75,50 +62,3 @@ def check_pixel_tokenizer(
         raise ValueError(f"tokenizer must be an {tokenizer_class.__name__}, got {name} in {args.tokenizer!r}")
     if size != data_args.resolution:
         raise ValueError(f"resolution must be that of the tokenizer, {size}, got {data_args.resolution}")
-
-
-def load_pixel_tokenizer(
-    path: str, tokenizer_class: type[PixelTokenizerMixin], resolution: int
-) -> PixelTokenizerMixin:
-    """The result of stage 1 in fp32: the averaged weights of both halves, as they are all that is saved.
-
-    Raises:
-        ValueError: the tokenizer is for images of another size.
-    """
-    model = tokenizer_class.from_pretrained(path)
-    complete_tokenizer(model, None, resolution)
-    return model.float()
-
-
-def train_pixel_tokenizer(
-    loop: TrainingLoop,
-    objective: ReconstructionObjective,
-    data: ImageData,
-    args: PixelTokenizerArguments,
-    loss_args: ReconstructionArguments,
-    loop_args: LoopArguments,
-) -> None:
-    """Train, validate by reconstructions of whole images, and save; after stage 1 with the statistics of latents."""
-    model = objective.to(loop.device).model
-    loop.print(data.describe())
-    batch_size = loop_args.train_batch_size
-    validation_batches = list(data.validation_batches(batch_size))
-
-    def compare(images, first):
-        decoded = model(images).sample
-        return decoded, {"psnr": psnr(decoded, images), "reconstruction": objective.compare_pixels(decoded, images)}
-
-    def validate(step):
-        return validate_reconstructions(validation_batches, compare, loop.device, loss_args.grid_images)
-
-    def save():
-        model.eval()
-        if args.stage == 1:  # stage 2 leaves the latents as they are
-            workers = loop_args.dataloader_num_workers
-            with loop.accelerator.autocast():
-                measure_latent_statistics(
-                    model, training_images(data, args.latent_statistics_images, batch_size, workers)
-                )
-        model.save_pretrained(loop_args.output_dir)
-
-    loop.run(objective, data, validate, save)

@@ -105,7 +105,7 @@ class MAETokObjective(ReconstructionObjective):
         mask_scope: a share for each `"batch"` of a process, or for each `"image"`.
         mask_steps: stage 2: steps after which no patch is masked, see `falling_mask_ratio`.
         targets: modules of `auxiliary`, by name.
-        target_weights: of their losses, by name.
+        target_weights: of their losses, by name; None for 1 each.
         masked_targets: whether these are of masked patches alone.
         losses: as `ReconstructionObjective`.
 
@@ -130,6 +130,8 @@ class MAETokObjective(ReconstructionObjective):
         **losses,
     ):
         _check_stage(stage)
+        if stage == 2:  # which has no use for it
+            min_mask_ratio = 0.0
         if not 0 <= min_mask_ratio <= max_mask_ratio < 1:
             raise ValueError(
                 f"min_mask_ratio and max_mask_ratio must rise within [0, 1), got {min_mask_ratio} and {max_mask_ratio}"
@@ -141,20 +143,21 @@ class MAETokObjective(ReconstructionObjective):
         if mask_steps < 1:
             raise ValueError(f"mask_steps must be at least 1, got {mask_steps}")
         targets = nn.ModuleDict() if targets is None else targets
+        if targets and stage == 2:
+            raise ValueError(f"targets must be none in stage 2, got {sorted(targets)}")
         if targets.keys() != model.auxiliary_decoders.keys():
             raise ValueError(
                 f"targets must be those of the auxiliary decoders, {sorted(model.auxiliary_decoders)}, "
                 f"got {sorted(targets)}"
             )
-        if targets and stage == 2:
-            raise ValueError(f"targets must be none in stage 2, got {sorted(targets)}")
         if targets and masked_targets and max_mask_ratio == 0:
             raise ValueError("masked_targets must be False where max_mask_ratio is 0, got True")
         parts = ["encoder", "decoder", "auxiliary_decoders"] if stage == 1 else ["decoder"]
         super().__init__(model, parts, **losses)
         self.stage, self.mask_scope, self.mask_steps = stage, mask_scope, mask_steps
         self.mask_law = (min_mask_ratio, max_mask_ratio, max_mask_ratio, mask_std)
-        self.targets, self.target_weights, self.masked_targets = targets, target_weights, masked_targets
+        self.targets, self.masked_targets = targets, masked_targets
+        self.target_weights = dict.fromkeys(targets, 1.0) if target_weights is None else target_weights
         self.before_step(0)
 
     @property

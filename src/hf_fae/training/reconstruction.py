@@ -1,4 +1,4 @@
-"""What the trainings of decoders share: the arguments of their losses, and how they are validated."""
+"""What the trainings of decoders share: the arguments of their losses, how they are validated, and the run itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,13 +7,18 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from ..evaluation.reconstruction import psnr
 from ..images import make_grid, to_pil
 from .adversarial import AdversarialLoss, NLayerDiscriminator, PatchDiscriminator, TokenDiscriminator
 from .augmentation import DiffAugment
+from .data import ImageData
+from .loop import TrainingLoop
 from .perceptual import load_perceptual
+from .statistics import measure_latent_statistics, training_images
+from .tokenizer_objectives import ReconstructionObjective
 
 
-__all__ = ["ReconstructionArguments", "make_losses", "validate_reconstructions"]
+__all__ = ["ReconstructionArguments", "make_losses", "train_tokenizer", "validate_reconstructions"]
 
 
 @dataclass
@@ -32,8 +37,8 @@ class ReconstructionArguments:
     discriminator: Literal["none", "patch", "nlayer", "token"] = field(
         default="none",
         metadata={
-            "help": "patch: convolutional (MaskBit); nlayer: the same with batch norms (pix2pix); token: heads on a "
-            "frozen vision transformer."
+            "help": "patch: convolutional (MaskBit); nlayer: pix2pix's, with batch norms; token: heads on a frozen "
+            "vision transformer."
         },
     )
     discriminator_model: str = field(
@@ -125,3 +130,41 @@ def validate_reconstructions(
         reconstructions += to_pil(reconstructed[:missing]) if missing > 0 else []
     means = {name: (value / count).item() for name, value in sums.items()}
     return {**means, "reconstructions": make_grid(originals + reconstructions, columns=len(originals))}
+
+
+def train_tokenizer(
+    loop: TrainingLoop,
+    objective: ReconstructionObjective,
+    data: ImageData,
+    grid_images: int,
+    measures_latents: bool,
+    statistics_images: int | None,
+) -> None:
+    """Train, validate by what the tokenizer makes of whole pictures, as in use, and save it.
+
+    Args:
+        grid_images: see `validate_reconstructions`.
+        measures_latents: whether the statistics of the latents are taken at the end; otherwise they stay as they are.
+        statistics_images: from so many training pictures; None for all.
+    """
+    model = objective.to(loop.device).model
+    loop.print(data.describe())
+    batch_size = loop.args.train_batch_size
+    validation_batches = list(data.validation_batches(batch_size))
+
+    def compare(images, first):
+        decoded = model(images).sample
+        return decoded, {"psnr": psnr(decoded, images), "reconstruction": objective.compare_pixels(decoded, images)}
+
+    def validate(step):
+        return validate_reconstructions(validation_batches, compare, loop.device, grid_images)
+
+    def save():
+        model.eval()
+        if measures_latents:
+            images = training_images(data, statistics_images, batch_size, loop.args.dataloader_num_workers)
+            with loop.accelerator.autocast():
+                measure_latent_statistics(model, images)
+        model.save_pretrained(loop.args.output_dir)
+
+    loop.run(objective, data, validate, save)
