@@ -8,6 +8,10 @@ CONSTRAINTS ?=
 # Test processes; each uses one thread, which on two cores is faster than one process with two.
 WORKERS ?= 2
 
+# What `make demo` draws.
+DEMO_CLASSES ?= face-smiling cat-face heart animal-mammal animal-bird plant-flower food-fruit food-sweet \
+    "sky & weather" transport-ground clothing person-role
+
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python3.10 python /usr/bin/python3)
@@ -63,10 +67,16 @@ docs: $(INSTALLED) ## build the documentation into build/docs, without a warning
 	$(PY) -m sphinx -W --keep-going -E -q docs build/docs $(ARGS)
 	@echo "Open build/docs/index.html"
 
+demo: $(INSTALLED) ## draw emoji with the models in checkpoints/, each in a new process
+	@mkdir -p outputs/demo
+	@for model in dit starflow; do \
+	    $(VENV)/bin/hf-fae generate --model checkpoints/fae-$$model-emoji-256 --output outputs/demo/$$model.png \
+	        --class $(DEMO_CLASSES) $(ARGS) || exit; \
+	done
+	@echo 'Train one yourself: "make demo-train" (minutes, small), docs/training-emoji.md (these very models), docs/training.md'
+
 demo-train: $(INSTALLED) ## train a small FAE and generator on emoji and draw samples (at most 20 minutes on 2 cores)
 	$(PY) training_scripts/demo.py $(ARGS)
-
-demo: demo-train ## the same, until checkpoints/ has a generator to draw with
 
 clean: ## delete build products, caches and outputs, not the virtual environments
 	rm -rf build dist outputs src/*.egg-info .pytest_cache .ruff_cache

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import hf_fae  # noqa: F401 - diffusers then knows its classes
+from hf_fae import AutoencoderFAE
 from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance, kernel_distance
 from hf_fae.evaluation.extractors import judge, load_extractors
 from hf_fae.images import from_uint8, make_grid, to_pil, to_uint8
-from hf_fae.latents import decode_latents
+from hf_fae.latents import decode_latents, encode_images
 from hf_fae.training.data import DataArguments, ImageData
 
 
@@ -75,6 +75,12 @@ def draw(pipe, labels: list[int], precision: str, **options) -> torch.Tensor:
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def reconstruct(vae, images: torch.Tensor) -> torch.Tensor:
+    """8-bit pictures (N, 3, H, W) from the modes of the posterior of images in [-1, 1]."""
+    return torch.cat([to_uint8(decode_latents(vae, encode_images(vae, part).mode())) for part in images.split(BATCH)])
+
+
 def open_pipeline(path: str):
     pipe = DiffusionPipeline.from_pretrained(path)
     pipe.set_progress_bar_config(disable=True)
@@ -82,13 +88,20 @@ def open_pipeline(path: str):
 
 
 def table(args, judges, data, labels) -> None:
-    """One line for each model, below what the validation pictures themselves have."""
-    print("| pictures | `fid_effnet` | `kid_dinov2` |\n|---|---|---|")
-    validation = to_uint8(torch.cat([batch["pixel_values"] for batch in data.validation_batches(BATCH)]))
-    print(f"| validation pictures | {judges.fid(validation):.1f} | {judges.kid(validation):.4f} |", flush=True)
-    for name, path in args.model:
-        pictures = draw(open_pipeline(path), labels, args.mixed_precision)
+    """The validation pictures, and for each model these as its tokenizer reconstructs them, and its samples."""
+
+    def line(name, pictures):
         print(f"| {name} | {judges.fid(pictures):.1f} | {judges.kid(pictures):.4f} |", flush=True)
+
+    print("| pictures | `fid_effnet` | `kid_dinov2` |\n|---|---|---|")
+    validation = torch.cat([batch["pixel_values"] for batch in data.validation_batches(BATCH)])
+    line("validation pictures", to_uint8(validation))
+    for name, path in args.model:
+        pipe = open_pipeline(path)
+        if isinstance(pipe.vae, AutoencoderFAE) and pipe.vae.image_encoder is None:
+            pipe.vae.load_encoder(args.judges / "dinov2-small")
+        line(f"{name}: validation pictures reconstructed", reconstruct(pipe.vae, validation))
+        line(f"{name}: samples", draw(pipe, labels, args.mixed_precision))
 
 
 def sweep(args, judges, data, labels) -> None:

@@ -109,7 +109,7 @@ def test_quality(tmp_path, script, pictures, assets, task, capsys):
     script("emoji_quality").main([task, *flags])
     printed = capsys.readouterr().out
     if task == "table":
-        assert "| validation pictures |" in printed and "| tiny |" in printed
+        assert "| validation pictures |" in printed and "reconstructed |" in printed and "| tiny: samples |" in printed
     elif task == "sweep":
         assert printed.count("num_inference_steps") == 2 and (tmp_path / "out" / "sweep.png").is_file()
     else:

@@ -20,8 +20,8 @@ from diffusers import DiffusionPipeline
 from hf_fae import AutoencoderFAE
 
 
-# Stage -> what replaces the settings of its config. "session" is the configs as they are, about two and a half hours
-# on two CPU cores without the baselines; "overnight" is for as many cores and eight hours, "h100" for 25 minutes of
+# Stage -> what replaces the settings of its config. "session" is the configs as they are, about four hours on
+# two CPU cores without the baselines; "overnight" is for as many cores and eight hours, "h100" for 25 minutes of
 # one H100. The last two are yet to be tried.
 RECIPES = {
     "session": {},
@@ -139,6 +139,8 @@ def export(output: Path, checkpoints: Path) -> None:
         folder = checkpoints / pipeline
         pipe = DiffusionPipeline.from_pretrained(output / name, dtype=torch.float16)
         pipe.vae = AutoencoderFAE.from_pretrained(tokenizer, image_encoder=None, dtype=torch.float16)
+        for part in (pipe, pipe.transformer):
+            part.register_to_config(_name_or_path=pipeline)  # not the folder of this run
         pipe.save_pretrained(folder)
         for file in (folder / "vae").iterdir():
             file.unlink()
