@@ -85,6 +85,7 @@ class MARObjective(AutoregressiveObjective):
         super().__init__(*args, **kwargs)
         self.min_mask_ratio = min_mask_ratio
 
+    @torch.compiler.disable  # a number that is another one in each step
     def count_drawn(self, random: ImageRandom) -> int:
         ratio = truncated_normal_mask_ratio(torch.tensor(random.of_batch()), self.min_mask_ratio, 1.0, 1.0, 0.25)
         return math.ceil(self.model.num_tokens * ratio.item())
