@@ -43,6 +43,7 @@ TOKENIZERS = [
     "outputs/demo/3-pixels",
     "outputs/emoji/3-pixels",
     "outputs/pixel-decoder-dinov2-giant-ii",
+    "user/detok",
     "user/fae",
 ]
 FUSED_TOKENIZERS = ["user/drorae"]

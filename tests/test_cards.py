@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit
+from factories import (
+    tiny_autoregressive,
+    tiny_encoder,
+    tiny_fae,
+    tiny_fae_dit_pipeline,
+    tiny_fae_mar_pipeline,
+    tiny_fae_starflow_pipeline,
+    tiny_lightning_dit,
+)
 from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
 from safetensors.torch import save_file
 from test_hub import MODELS, run
@@ -181,6 +189,21 @@ def test_results_on_the_hub_get_a_file_of_their_own(folder):
     assert entry == EvalResultEntry("tester/emoji", "psnr", 14.5, notes="samples 256, precision bf16")
     write_card(folder)
     assert not (folder / EVAL_RESULTS).exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        pytest.param(lambda: tiny_fae_dit_pipeline(num_inference_steps=7), 7, id="denoiser"),
+        pytest.param(lambda: tiny_fae_mar_pipeline(num_inference_steps=3), 3, id="mar"),
+        pytest.param(lambda: tiny_fae_mar_pipeline(transformer=tiny_autoregressive()), None, id="raster"),
+        pytest.param(tiny_fae_starflow_pipeline, None, id="flow"),
+    ],
+)
+def test_steps_of_pipelines_that_have_some(tmp_path, make, steps):
+    make().save_pretrained(tmp_path)
+    card = render_card(tmp_path)
+    assert re.findall(r"By default it takes (\d+) steps", card) == ([str(steps)] if steps else [])
 
 
 def test_only_an_edited_card_is_kept(folder):

@@ -16,6 +16,7 @@ from typing import Literal
 from hf_fae import AutoregressiveTransformer2DModel, FAEMARPipeline, MARTransformer2DModel
 from hf_fae.generators.diffusion_head import head_scheduler
 from hf_fae.training.arguments import LoopArguments, parse_arguments
+from hf_fae.training.autoregression import AutoregressiveObjective
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import (
     GeneratorArguments,
@@ -104,6 +105,12 @@ def check_arguments(args: AutoregressiveArguments) -> None:
             )
 
 
+def make_objective(pipe: FAEMARPipeline, args: AutoregressiveArguments) -> AutoregressiveObjective:
+    """The loss; refuses steps that a published model cannot take before its first validation does."""
+    pipe.transformer.tokens_per_step(1, args.validation_inference_steps)
+    return objective_of(pipe, args.label_dropout)
+
+
 def main(argv: list[str] | None = None) -> None:
     args, *others = parse_arguments(
         AutoregressiveArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
@@ -114,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         *others,
         FAEMARPipeline,
         lambda data: new_pipeline(args, data),
-        lambda pipe: objective_of(pipe, args.label_dropout),
+        lambda pipe: make_objective(pipe, args),
         num_inference_steps=args.validation_inference_steps,
     )
 

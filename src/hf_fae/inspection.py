@@ -75,6 +75,7 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
         labels = torch.empty(1, dtype=torch.long, device="meta")
         conditions = model.predict_conditions(tensors["tokens"], order, 0, model.num_tokens, labels)
         tensors["conditions"] = conditions
+        # A time for each token has the shape of an order.
         tensors["prediction"] = model.diffusion_head(tensors["tokens"], order, conditions)
     elif isinstance(model, ClassTableMixin):  # another generator
         tensors = {"hidden_states": torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")}

@@ -17,7 +17,6 @@ class Oracle(nn.Module):
     def __init__(self, clean, table, variance):
         super().__init__()
         self.clean, self.table, self.variance = clean, table, variance
-        self.trained = nn.Parameter(torch.zeros(1))  # an objective without any is taken for frozen
 
     def forward(self, noisy, timestep, labels):
         assert timestep.dtype == torch.int64 and timestep.min() >= 0 and timestep.max() <= 999
@@ -41,6 +40,12 @@ def test_what_is_known_costs_nothing(make_scheduler):
     assert abs(losses["variational_bound"].item()) < 0.05
     assert model.timestep.float().mean().item() == pytest.approx(499.5, abs=20)
     assert model.labels.tolist() == [3] * 4000
+
+
+def test_nothing_to_train_is_no_endless_loop():
+    objective = DiffusionObjective(nn.Linear(1, 1), tiny_fae()).requires_grad_(False)
+    assert objective.train().training and not objective.model.training and not objective.vae.training
+    assert not objective.eval().training
 
 
 def test_trains_the_denoiser():

@@ -368,8 +368,11 @@ def test_train_autoregressive_goes_on_from_a_pipeline(tmp_path, decoded, image_f
             train_here(*script, tmp_path / "never", *flags, f"--{name}", "4")
     assert not (tmp_path / "never").exists()
     train_here(*script, first, *flags, "--max_train_steps", "2")
-    encoder = ["--image_encoder", str(decoded / "image_encoder.d")]
-    train_here(*script, second, "--pipeline", str(first), *pictures, *encoder, "--max_train_steps", "2")
+    published = ["--pipeline", str(first), *pictures, "--image_encoder", str(decoded / "image_encoder.d")]
+    with pytest.raises(ValueError, match="num_inference_steps must be None for Autoregressive.*, got 4"):
+        train_here(*script, second, *published, "--validation_inference_steps", "4")
+    assert not (second / "log.jsonl").exists()
+    train_here(*script, second, *published, "--max_train_steps", "2")
     before, after = (load_file(run / "transformer/diffusion_pytorch_model.safetensors") for run in (first, second))
     assert before.keys() == after.keys()
     assert not torch.equal(before["diffusion_head.proj_out.weight"], after["diffusion_head.proj_out.weight"])

@@ -139,7 +139,9 @@ class Sampler:
             raise ValueError(
                 f"num_inference_steps has no meaning for a {type(self.pipe).__name__}, got {args.num_inference_steps}"
             )
-        return call
+        # Of the diffusion heads of autoregressive models; the pipeline's own, named so that the report has them.
+        heads = [name for name in ("num_diffusion_steps", "temperature") if name in accepted]
+        return call | {name: self.pipe.config[name] for name in heads}
 
 
 class SavedSamples:

@@ -205,7 +205,8 @@ class TokenGenerator(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdap
             generator: of the noise that the head adds; with a list, one for each image, an image is the same in any
                 batch.
             on_step: called with the number of a step and the latents after it, zero where no token is yet; it returns
-                the latents to go on with, and whether to end with them.
+                the latents to go on with, and whether to end with them. With a cache only the newest token is read
+                again.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
 
         Returns:

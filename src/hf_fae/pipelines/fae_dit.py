@@ -72,15 +72,20 @@ class FAEDiTPipeline(LatentPipeline):
 
     def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
         """Set the scheduler's grid, uniform in sigma before the scheduler's shift."""
-        if sigmas is None and isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+        if isinstance(self.scheduler, DDPMScheduler):
+            if sigmas is not None:
+                raise ValueError(
+                    f"sigmas must be None for a DDPMScheduler, whose times are whole numbers, got {sigmas}"
+                )
+            if num_inference_steps < 2:
+                raise ValueError(
+                    f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}"
+                )
+        elif sigmas is None and isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             # Left to itself this scheduler shifts twice (diffusers#13243).
             sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        if isinstance(self.scheduler, DDPMScheduler) and num_inference_steps < 2:
-            raise ValueError(f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}")
         if sigmas is None:
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        elif isinstance(self.scheduler, DDPMScheduler):
-            raise ValueError(f"sigmas must be None for a DDPMScheduler, whose times are whole numbers, got {sigmas}")
         else:
             check_sigmas(sigmas)
             self.scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
@@ -196,13 +201,13 @@ class FAEDiTPipeline(LatentPipeline):
         """The guided velocity or noise; the variance behind it is the conditional one."""
         inputs = (latents, timestep, labels)
         if scale == 1:
-            return _predict(self.transformer, *inputs, attention_kwargs=attention_kwargs)
+            return _run(self.transformer, *inputs, attention_kwargs=attention_kwargs)
         if self.guidance_transformer is not None:
-            prediction = _predict(self.transformer, *inputs, attention_kwargs=attention_kwargs)
-            negative = _predict(self.guidance_transformer, *inputs)
+            prediction = _run(self.transformer, *inputs, attention_kwargs=attention_kwargs)
+            negative = _run(self.guidance_transformer, *inputs)
             return _combine(guidance, prediction, negative, scale, latents.shape[1])
         both = (torch.cat([latents, latents]), timestep, torch.cat([labels, negative_labels]))
-        predictions = _predict(self.transformer, *both, attention_kwargs=attention_kwargs).chunk(2)
+        predictions = _run(self.transformer, *both, attention_kwargs=attention_kwargs).chunk(2)
         return _combine(guidance, *predictions, scale, latents.shape[1])
 
     def add_classes(self, rows: dict[str, torch.Tensor]) -> None:
@@ -249,7 +254,7 @@ def _check_kinds(transformer, scheduler, guidance_transformer):
             )
 
 
-def _predict(transformer, latents, timestep, labels, **kwargs):
+def _run(transformer, latents, timestep, labels, **kwargs):
     """In fp32: schedulers keep the dtype of what the model gives from step to step."""
     timestep = timestep.expand(len(labels))
     return transformer(latents.to(transformer.dtype), timestep, labels, return_dict=False, **kwargs)[0].float()

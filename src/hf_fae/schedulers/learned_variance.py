@@ -13,9 +13,9 @@ from diffusers import DDPMScheduler
 
 __all__ = [
     "add_noise",
-    "learned_variance_scheduler",
     "check_scheduler",
     "hybrid_loss",
+    "learned_variance_scheduler",
     "previous_gaussian",
     "reverse_steps",
 ]
@@ -115,7 +115,7 @@ def hybrid_loss(
     """The two parts of the loss for each element: the squared error of eps, and the variational bound in bits.
 
     The bound teaches the variance alone: in it the noise is detached (section 3.1 of the paper). Its term at time 0 is
-    the negative log-density of x, as latents have no grey levels to be counted.
+    the negative log-density of x: latents have no grey levels, which the papers' code counts.
 
     Args:
         noise, variance: predictions at `add_noise(clean, true_noise, alphas_cumprod[timestep])`, fp32.

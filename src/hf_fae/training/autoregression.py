@@ -7,8 +7,8 @@ from diffusers import DDPMScheduler
 
 from ..generators.diffusion_head import head_scheduler
 from ..generators.token_generator import TokenGenerator, gather_tokens
-from ..schedulers.learned_variance import add_noise, check_scheduler, hybrid_loss
-from .generator_objectives import GeneratorObjective
+from ..schedulers.learned_variance import add_noise
+from .diffusion import HybridObjective
 from .masking import truncated_normal_mask_ratio
 from .randomness import ImageRandom
 
@@ -16,11 +16,10 @@ from .randomness import ImageRandom
 __all__ = ["AutoregressiveObjective", "MARObjective"]
 
 
-class AutoregressiveObjective(GeneratorObjective):
+class AutoregressiveObjective(HybridObjective):
     """Diffusion loss of all tokens, each given those before it (RasterAR, RandomAR of l-DeTok, arXiv 2507.15856).
 
-    Each token gets `noise_draws` times and noises: the head is cheap beside the rest. The loss is the squared error of
-    the noise plus the variational bound, unscaled: two means over elements. Both are logged.
+    Each token gets `noise_draws` times and noises: the head is cheap beside the rest.
 
     Args:
         model: a `TokenGenerator`.
@@ -39,11 +38,8 @@ class AutoregressiveObjective(GeneratorObjective):
     ):
         if noise_draws < 1:
             raise ValueError(f"noise_draws must be at least 1, got {noise_draws}")
-        super().__init__(model, vae, label_dropout)
-        scheduler = head_scheduler() if scheduler is None else scheduler
-        check_scheduler(scheduler)
+        super().__init__(model, vae, scheduler or head_scheduler(), label_dropout)
         self.noise_draws = noise_draws
-        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
 
     def count_drawn(self, random: ImageRandom) -> int:
         """How many tokens at the end of the order are learned from this batch."""
@@ -56,17 +52,11 @@ class AutoregressiveObjective(GeneratorObjective):
         order = self.model.draw_order(random.uniform(*tokens.shape[:2]))
         count = self.count_drawn(random)
         clean = gather_tokens(tokens, order[:, -count:])[:, None]
-        times = random.uniform(len(tokens), self.noise_draws, count)
-        timestep = (times * len(self.alphas_cumprod)).long()
-        noise = random.normal(*timestep.shape, tokens.shape[-1])
-        noisy = add_noise(clean, noise, self.alphas_cumprod[timestep][..., None])
+        timestep = self.draw_times(random, len(tokens), self.noise_draws, count)
+        noise, times = random.normal(*timestep.shape, tokens.shape[-1]), timestep[..., None]
+        noisy = add_noise(clean, noise, self.alphas_cumprod[times])
         prediction = self.model(latents, noisy, timestep, labels, order).sample
-        predicted_noise, variance = prediction.float().chunk(2, dim=-1)
-        error, bound = hybrid_loss(
-            predicted_noise, variance, clean.expand_as(noise), noise, timestep[..., None], self.alphas_cumprod
-        )
-        error, bound = error.mean(), bound.mean()
-        return {"loss": error + bound, "noise_error": error.detach(), "variational_bound": bound.detach()}
+        return self.losses(prediction, clean.expand_as(noise), noise, times, dim=-1)
 
 
 class MARObjective(AutoregressiveObjective):
@@ -85,6 +75,7 @@ class MARObjective(AutoregressiveObjective):
         super().__init__(*args, **kwargs)
         self.min_mask_ratio = min_mask_ratio
 
+    @torch.compiler.disable  # a number that is another one in each step
     def count_drawn(self, random: ImageRandom) -> int:
         ratio = truncated_normal_mask_ratio(torch.tensor(random.of_batch()), self.min_mask_ratio, 1.0, 1.0, 0.25)
         return math.ceil(self.model.num_tokens * ratio.item())

@@ -1,4 +1,4 @@
-"""What is minimised by a denoiser that predicts the noise: DDPM's hybrid loss (DiT, arXiv 2212.09748)."""
+"""What is minimised by models that predict the noise and a variance: DDPM's hybrid loss (arXiv 2102.09672)."""
 
 import torch
 from diffusers import DDPMScheduler
@@ -8,11 +8,50 @@ from .generator_objectives import GeneratorObjective
 from .randomness import ImageRandom
 
 
-__all__ = ["DiffusionObjective"]
+__all__ = ["DiffusionObjective", "HybridObjective"]
 
 
-class DiffusionObjective(GeneratorObjective):
-    """Squared error of the noise plus the variational bound, unscaled, at one uniform time for each image.
+class HybridObjective(GeneratorObjective):
+    """Squared error of the noise plus the variational bound, unscaled, each a mean over elements; both are logged.
+
+    Args:
+        model, vae, label_dropout: as `GeneratorObjective`.
+        scheduler: whose noise is added.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        vae: torch.nn.Module,
+        scheduler: DDPMScheduler,
+        label_dropout: float = 0.1,
+    ):
+        super().__init__(model, vae, label_dropout)
+        check_scheduler(scheduler)
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
+
+    def draw_times(self, random: ImageRandom, *shape: int) -> torch.Tensor:
+        """Times of a shape (B, ...), whole numbers of which all are as likely."""
+        return (random.uniform(*shape) * len(self.alphas_cumprod)).long()
+
+    def losses(
+        self, prediction: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, dim: int
+    ) -> dict[str, torch.Tensor]:
+        """What `forward` returns.
+
+        Args:
+            prediction: the noise and, behind it in `dim`, the variance.
+            clean, noise: of one shape, in fp32.
+            timestep: in a shape that can be broadcast.
+        """
+        predicted_noise, variance = prediction.float().chunk(2, dim=dim)
+        error, bound = hybrid_loss(predicted_noise, variance, clean, noise, timestep, self.alphas_cumprod)
+        error, bound = error.mean(), bound.mean()
+        return {"loss": error + bound, "noise_error": error.detach(), "variational_bound": bound.detach()}
+
+
+class DiffusionObjective(HybridObjective):
+    """The loss of a denoiser at one time for each image (DiT, arXiv 2212.09748).
 
     Args:
         model: `model(x_t, t, class_labels) -> .sample`, the noise and its variance; its null class is
@@ -28,18 +67,12 @@ class DiffusionObjective(GeneratorObjective):
         scheduler: DDPMScheduler | None = None,
         label_dropout: float = 0.1,
     ):
-        super().__init__(model, vae, label_dropout)
-        scheduler = learned_variance_scheduler("linear") if scheduler is None else scheduler
-        check_scheduler(scheduler)
-        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
+        super().__init__(model, vae, scheduler or learned_variance_scheduler("linear"), label_dropout)
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         latents = self.latents(batch, random)
         labels = self.labels(batch, random)
-        timestep = (random.uniform(len(latents)) * len(self.alphas_cumprod)).long()
+        timestep = self.draw_times(random, len(latents))
         noise, times = random.normal(*latents.shape), timestep[:, None, None, None]
         noisy = add_noise(latents, noise, self.alphas_cumprod[times])
-        predicted_noise, variance = self.model(noisy, timestep, labels).sample.float().chunk(2, dim=1)
-        error, bound = hybrid_loss(predicted_noise, variance, latents, noise, times, self.alphas_cumprod)
-        error, bound = error.mean(), bound.mean()
-        return {"loss": error + bound, "noise_error": error.detach(), "variational_bound": bound.detach()}
+        return self.losses(self.model(noisy, timestep, labels).sample, latents, noise, times, dim=1)

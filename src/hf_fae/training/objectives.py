@@ -70,6 +70,6 @@ class Objective(nn.Module):
         super().train(mode)
         for module in self.modules():
             parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
+            if module is not self and parameters and not any(p.requires_grad for p in parameters):
                 module.eval()
         return self

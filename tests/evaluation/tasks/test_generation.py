@@ -142,8 +142,11 @@ def test_any_pipeline(options, tmp_path, kind):
         "sde": lambda: tiny_fae_dit_pipeline(scheduler=FlowMatchEulerMaruyamaScheduler(), num_inference_steps=2),
     }[kind]()
     pipe.save_pretrained(tmp_path / "pipe")
-    metrics = run("generation", **options | {"model": tmp_path / "pipe"}).metrics
-    assert np.isfinite(list(metrics.values())).all()
+    result = run("generation", **options | {"model": tmp_path / "pipe"})
+    assert np.isfinite(list(result.metrics.values())).all()
+    settings = [result.settings.get(name) for name in ("num_inference_steps", "num_diffusion_steps", "temperature")]
+    expected = {"flow": [None, None, None], "mar": [4, 3, 1.0]}
+    assert settings == expected.get(kind, [2, None, None])
 
 
 @pytest.mark.filterwarnings("ignore")
