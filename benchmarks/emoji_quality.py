@@ -109,7 +109,7 @@ def sweep(args, judges, data, labels) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2)
+    axes = figure.subplots(1, 2, sharey=True)
     for name, path in args.model:
         pipe, found = open_pipeline(path), {}
         default = {"guidance_scale": pipe.config.guidance_scale}
@@ -127,6 +127,8 @@ def sweep(args, judges, data, labels) -> None:
             axis.set(xlabel=key.replace("_", " "), ylabel="fid_effnet")
         (args.output / f"sweep-{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     axes[1].set_xscale("log")
+    axes[1].set_xticks(args.steps, args.steps)
+    axes[1].minorticks_off()
     axes[0].legend()
     figure.savefig(args.output / "sweep.png", dpi=100)
 
