@@ -89,9 +89,8 @@ def test_pixel_vae(tmp_path, script, pictures):
 @pytest.mark.parametrize("task", ["table", "sweep", "nearest"])
 def test_quality(tmp_path, script, pictures, assets, task, capsys):
     labels = dict(enumerate(CLASSES))
-    tiny_fae_dit_pipeline(id2label=labels, transformer=tiny_lightning_dit(num_classes=2)).save_pretrained(
-        tmp_path / "dit"
-    )
+    pipe = tiny_fae_dit_pipeline(with_encoder=True, id2label=labels, transformer=tiny_lightning_dit(num_classes=2))
+    pipe.save_pretrained(tmp_path / "dit")
     flags = ["--model", f"tiny={tmp_path / 'dit'}", "--data", pictures, "--judges", str(assets)]
     flags += [
         "--output",
