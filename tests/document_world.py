@@ -4,6 +4,7 @@ The working directory of a page is a clone of the repository with the assets bes
 name, which every `from_pretrained` and `load_dataset` takes first.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def build_world(folder: Path) -> Path:
         (here / name).symlink_to(ROOT / name)
     (here / "docs" / "images").mkdir(parents=True)
 
-    labels = {index: f"class {index}" for index in range(97)} | dict(enumerate(CLASSES))
+    index = json.loads((ROOT / "checkpoints" / "fae-dit-emoji-256" / "model_index.json").read_text())
+    labels = {int(number): name for number, name in index["id2label"].items()}
     dit = {"id2label": labels, "transformer": tiny_lightning_dit(num_classes=97), "num_inference_steps": 2}
     mar = {"id2label": labels, "transformer": tiny_mar(num_classes=97), "num_inference_steps": 2}
     flow = {"id2label": labels, "transformer": tiny_starflow(num_classes=97)}

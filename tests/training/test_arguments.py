@@ -84,7 +84,19 @@ def test_shipped_configs_parse(path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "script", ["fae", "pixel_decoder", "drorae", "lora", "generator", "starflow", "autoregressive", "latents"]
+    "script",
+    [
+        "fae",
+        "pixel_decoder",
+        "drorae",
+        "detok",
+        "maetok",
+        "lora",
+        "generator",
+        "starflow",
+        "autoregressive",
+        "latents",
+    ],
 )
 def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(CONFIGS[0].parents[1])
@@ -108,11 +120,15 @@ def script_arguments(config):
         return [import_module("train_pixel_decoder").PixelDecoderArguments, ReconstructionArguments, LoopArguments]
     if "drorae" in config:
         return [import_module("train_drorae").DRoRAEArguments, ReconstructionArguments, LoopArguments]
+    for name in ("DeTok", "MAETok"):
+        if name.lower() in config:
+            group = getattr(import_module(f"train_{name.lower()}"), f"{name}Arguments")
+            return [group, ReconstructionArguments, LoopArguments]
     if "lora" in config:
         group = import_module("train_lora").LoraArguments
     elif config.endswith("_vae"):
         group = import_module("pixel_vae").VAEArguments
-    elif "generator" in config or "dit" in config:
+    elif "generator" in config or "dit" in config or "_sit" in config:
         group = import_module("train_generator").DenoiserArguments
     else:
         group = import_module("train_fae").FAEArguments
