@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from hf_fae import FAEDiTPipeline, FAEMARPipeline, FAEStarFlowPipeline, FlowMatchEulerMaruyamaScheduler
+from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler
 from hf_fae.training.generation import match_classes
 from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
 
@@ -239,27 +239,21 @@ def test_pictures_named_like_splits_are_no_validation_split(tmp_path, train, ima
 
 
 @pytest.mark.parametrize(
-    "make", [pytest.param(tiny_mar, id="mar"), pytest.param(tiny_random_autoregressive, id="random")]
+    ("make_pipeline", "make_transformer", "measure"),
+    [
+        pytest.param(tiny_fae_starflow_pipeline, tiny_starflow, "bits_per_dim", id="flow"),
+        pytest.param(tiny_fae_mar_pipeline, tiny_mar, "noise_error", id="mar"),
+        pytest.param(tiny_fae_mar_pipeline, tiny_random_autoregressive, "noise_error", id="random"),
+    ],
 )
-def test_lora_of_an_autoregressive_model(tmp_path, train, image_folder, make):
+def test_lora_of_other_generators(tmp_path, train, image_folder, make_pipeline, make_transformer, measure):
     labels = {0: "tench", 1: "circle", 2: "ring"}
     folder = tmp_path / "pipeline"
-    tiny_fae_mar_pipeline(transformer=make(num_classes=3), id2label=labels).save_pretrained(folder)
+    trained = make_pipeline(transformer=make_transformer(num_classes=3), id2label=labels)
+    trained.save_pretrained(folder)
     run = train(tmp_path / "run", pipeline=folder, label_column="label")
-    assert log(run, "noise_error") and log(run, "validation/noise_error")
-    pipe = FAEMARPipeline.from_pretrained(folder)
-    pipe.load_lora_weights(run)
-    assert list(pipe.id2label.values()) == ["tench", "circle", "ring", "cross", "dot"]
-    assert pipe(["dot", "circle"], output_type="pt").images.isfinite().all()
-
-
-def test_lora_of_a_flow(tmp_path, train, image_folder):
-    labels = {0: "tench", 1: "circle", 2: "ring"}
-    folder = tmp_path / "flow"
-    tiny_fae_starflow_pipeline(transformer=tiny_starflow(num_classes=3), id2label=labels).save_pretrained(folder)
-    run = train(tmp_path / "run", pipeline=folder, label_column="label")
-    assert log(run, "bits_per_dim") and log(run, "validation/bits_per_dim")
-    pipe = FAEStarFlowPipeline.from_pretrained(folder)
+    assert log(run, measure) and log(run, f"validation/{measure}")
+    pipe = type(trained).from_pretrained(folder)
     pipe.load_lora_weights(run)
     assert list(pipe.id2label.values()) == ["tench", "circle", "ring", "cross", "dot"]
     assert pipe(["dot", "circle"], output_type="pt").images.isfinite().all()
