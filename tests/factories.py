@@ -15,6 +15,7 @@ from hf_fae import (
     FAEStarFlowPipeline,
     LightningDiTTransformer2DModel,
     MARTransformer2DModel,
+    MMDiTTransformer2DModel,
     STARFlowTransformer2DModel,
 )
 from hf_fae.encoders import VisionEncoder
@@ -209,6 +210,21 @@ def tiny_sit(**config) -> LightningDiTTransformer2DModel:
 def tiny_dit(**config) -> LightningDiTTransformer2DModel:
     """The same with DiT's prediction of the noise and its variance."""
     return tiny_sit(prediction_type="epsilon", **config)
+
+
+def tiny_mmdit(**config) -> MMDiTTransformer2DModel:
+    """A denoiser of latents (4, 4, 4) with captions of up to 6 tokens of width 24."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "caption_channels": 24,
+        "max_caption_length": 6,
+        **config,
+    }
+    return _build(lambda: MMDiTTransformer2DModel(**config), seed=14)
 
 
 def tiny_starflow(**config) -> STARFlowTransformer2DModel:

@@ -18,6 +18,7 @@ from factories import (
     tiny_lightning_dit,
     tiny_maetok,
     tiny_mar,
+    tiny_mmdit,
     tiny_rae,
     tiny_random_autoregressive,
     tiny_released_maetok,
@@ -126,6 +127,14 @@ def captioned_latents(batch_size: int) -> dict:
     return {"hidden_states": latents(batch_size)["hidden_states"], "encoder_hidden_states": embeds}
 
 
+def noisy_captioned_latents(batch_size: int) -> dict:
+    """Captions of 6 tokens, and fewer."""
+    inputs = {**noisy_latents(batch_size), **captioned_latents(batch_size)}
+    del inputs["class_labels"]
+    lengths = 6 - torch.arange(batch_size)[:, None]
+    return {**inputs, "encoder_attention_mask": torch.arange(6) < lengths}
+
+
 CASES = {
     "AutoencoderFAE": ModelCase(tiny_fae, images, lora=False),
     "AutoencoderFAE of features": ModelCase(tiny_identity_fae, images, lora=False),
@@ -138,6 +147,7 @@ CASES = {
     "DiTDH": ModelCase(tiny_dit_dh, noisy_latents),
     "DiT": ModelCase(tiny_dit, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),
+    "MMDiT": ModelCase(tiny_mmdit, noisy_captioned_latents),
     "MAR": ModelCase(tiny_mar, masked_tokens),
     "RasterAR": ModelCase(tiny_autoregressive, noisy_tokens),
     "RandomAR": ModelCase(tiny_random_autoregressive, noisy_tokens),

@@ -47,6 +47,7 @@ FOOTER = "<!-- Written by hf_fae, which replaces this card with every push until
 
 # Papers by arXiv id, and which of them describe a class.
 PAPERS = {
+    "2403.03206": "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
     "2406.11838": "Autoregressive Image Generation without Vector Quantization",
     "2501.01423": "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
     "2502.03444": "Masked Autoencoders Are Effective Tokenizers for Diffusion Models",
@@ -65,6 +66,7 @@ PAPERS_OF = {
     "DiTDHTransformer2DModel": ["2510.11690"],
     "LightningDiTTransformer2DModel": ["2501.01423"],
     "MARTransformer2DModel": ["2406.11838"],
+    "MMDiTTransformer2DModel": ["2403.03206"],
     "STARFlowTransformer2DModel": ["2506.06276"],
 }
 PIPELINE_TAGS = {"tokenizer": "image-feature-extraction"}

@@ -7,7 +7,6 @@ read.
 import json
 import re
 from collections import Counter
-from inspect import signature
 from pathlib import Path
 
 import diffusers
@@ -22,6 +21,7 @@ from .autoencoders.frozen_encoder import SUBFOLDER as ENCODER_FOLDER
 from .autoencoders.frozen_encoder import FrozenEncoderMixin
 from .encoders import VisionEncoder
 from .generators.class_table import ClassTableMixin
+from .generators.denoiser import LatentDenoiser
 from .generators.token_generator import TokenGenerator
 from .latents import LatentAutoencoderMixin
 from .layers.positions import SinCosPositions, grid_size, token_grid
@@ -77,15 +77,15 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
         tensors["conditions"] = conditions
         # A time for each token has the shape of an order.
         tensors["prediction"] = model.diffusion_head(tensors["tokens"], order, conditions)
-    elif isinstance(model, ClassTableMixin):  # another generator
+    elif isinstance(model, (ClassTableMixin, LatentDenoiser)):  # another generator
         tensors = {"hidden_states": torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")}
         if config.get("caption_channels") is not None:
             shape = (1, config.max_caption_length, config.caption_channels)
             tensors["encoder_hidden_states"] = torch.empty(shape, device="meta")
         other = {}
-        if config.num_classes is not None:
+        if config.get("num_classes") is not None:
             other["class_labels"] = torch.empty(1, dtype=torch.long, device="meta")
-        if "timestep" in signature(model.forward).parameters:  # a denoiser
+        if isinstance(model, LatentDenoiser):
             other["timestep"] = torch.empty(1, device="meta")
         tensors["sample"] = model(**tensors, **other).sample
     return {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}

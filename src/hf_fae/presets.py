@@ -160,6 +160,20 @@ def _starflow(num_layers: list[int], width: int, **config) -> tuple[str, dict]:
     return "STARFlowTransformer2DModel", config
 
 
+def _mmdit(num_layers: int, width: int, sample_size: int, in_channels: int) -> tuple[str, dict]:
+    """FAE's text-to-image models (appendix D) with heads of width 64, on 128 tokens of Flan-T5-XL."""
+    config = {
+        "sample_size": sample_size,
+        "in_channels": in_channels,
+        "num_layers": num_layers,
+        "num_attention_heads": width // 64,
+        "attention_head_dim": 64,
+        "caption_channels": 2048,
+        "max_caption_length": 128,
+    }
+    return "MMDiTTransformer2DModel", config
+
+
 # MAR's sizes (arXiv 2406.11838, Table 1 and its code): layers of encoder and of decoder, width, heads; of the head the
 # layers and the width: those of l-DeTok's 800-epoch runs for B and L, for H those of MAR.
 MAR_SIZES = {"b": (12, 768, 12, 6, 1024), "l": (16, 1024, 16, 8, 1280), "h": (20, 1280, 16, 12, 1536)}
@@ -226,6 +240,9 @@ PRESETS: dict[str, tuple[str, dict]] = {
         f"{kind}-{size}-1-maetok": _dit(kind, size, sample_size=[1, 128])
         for kind, size in (("lightningdit", "xl"), ("sit", "l"), ("sit", "xl"))
     },
+    # FAE appendix D, columns MMDiT and MMDiT-384: 603.46 M and 2017.84 M, counted here as 603.59 M and 2017.84 M.
+    "mmdit-256": _mmdit(16, 1024, 16, 32),
+    "mmdit-384": _mmdit(24, 1536, 24, 64),
     # RAE (arXiv 2510.11690): dit-dh-xl is its 839 M.
     **{f"dit-dh-{size}": _dit_dh(size) for size in DIT_SIZES},
     # The autoregressive generators of l-DeTok's latents; mar-b and mar-l are its 208 M and 479 M.

@@ -33,6 +33,7 @@ PUBLISHED = {
     "FlowMatchEulerMaruyamaScheduler": "hf_fae.schedulers.euler_maruyama",
     "LightningDiTTransformer2DModel": "hf_fae.generators.lightning_dit",
     "MARTransformer2DModel": "hf_fae.generators.mar",
+    "MMDiTTransformer2DModel": "hf_fae.generators.mmdit",
     "STARFlowTransformer2DModel": "hf_fae.generators.starflow",
 }
 

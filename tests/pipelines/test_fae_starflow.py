@@ -66,7 +66,8 @@ def test_class_or_prompt_is_the_first_argument(pipe, text_pipe):
 
 class TestText:
     def test_embeddings_are_zero_behind_the_text(self, text_pipe):
-        embeds = text_pipe.encode_prompt(["ab", "abcdefghij"])
+        embeds, mask = text_pipe.encode_prompt(["ab", "abcdefghij"])
+        assert mask.tolist() == [[True, True, False, False, False, False], [True] * 6]
         assert embeds.shape == (2, 6, 24)
         assert not embeds[0, 2:].any() and embeds[0, :2].any(-1).all() and embeds[1].any(-1).all()
 
@@ -74,11 +75,11 @@ class TestText:
         assert not torch.equal(draw(text_pipe, "a cat"), draw(text_pipe, "a dog"))
 
     def test_embeddings_replace_the_text(self, text_pipe):
-        embeds = text_pipe.encode_prompt(["a cat", "a dog"])
+        embeds, _ = text_pipe.encode_prompt(["a cat", "a dog"])
         expected = draw(text_pipe, ["a cat", "a dog"], generator=seeded(1, 2))
         assert torch.equal(draw(text_pipe, None, prompt_embeds=embeds, generator=seeded(1, 2)), expected)
         bare = tiny_text_starflow_pipeline(text_encoder=None, tokenizer=None, guidance_scale=2.0)
-        negative = text_pipe.encode_prompt("")
+        negative, _ = text_pipe.encode_prompt("")
         given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
         found = draw(bare, None, **given, generator=seeded(1, 2))
         assert torch.equal(found, expected)

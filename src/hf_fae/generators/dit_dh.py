@@ -9,8 +9,6 @@ need not be. Time is diffusers', as in `lightning_dit.py`.
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
@@ -20,9 +18,9 @@ from torch.nn import functional as F
 from ..layers.embeddings import RandomFourierFeatures
 from ..layers.norms import normalization
 from ..layers.positions import SinCosPositions, rotary_angles, token_grid
-from ..modeling import StrictModelMixin
 from .class_table import ClassTableMixin
-from .lightning_dit import LightningDiTBlock, patch_grid
+from .denoiser import LatentDenoiser, initialize_ends
+from .lightning_dit import LightningDiTBlock
 
 
 __all__ = ["DiTDHTransformer2DModel"]
@@ -30,7 +28,7 @@ __all__ = ["DiTDHTransformer2DModel"]
 TIME_FREQUENCIES = 256  # two features each: the 512 behind the published counts
 
 
-class DiTDHTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdapterMixin):
+class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
     """Class-conditional denoiser of latents (B, in_channels, H, W).
 
     The defaults are DiT^DH-XL on DINOv2-B's 768 channels, the paper's 839 M (838.38 M counted).
@@ -45,8 +43,6 @@ class DiTDHTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMixin,
         qk_norm: RMSNorm on queries and keys.
     """
 
-    _supports_gradient_checkpointing = True
-    _supports_group_offloading = True
     _no_split_modules = ["LightningDiTBlock"]
     _repeated_blocks = ["LightningDiTBlock"]
     _keep_in_fp32_modules = ["time_proj"]
@@ -104,15 +100,12 @@ class DiTDHTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMixin,
 
     def initialize_weights(self) -> None:
         """Xavier for patches, 0.02 for embeddings, zero for modulations and the output; torch's own for the rest."""
-        for projection in (self.proj_in, self.head_proj_in):
-            nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
-            nn.init.zeros_(projection.bias)
-        for embedding in (self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2):
-            nn.init.normal_(embedding.weight, std=0.02)
         blocks = (*self.blocks, *self.head_blocks)
-        for zeroed in (*(block.modulation for block in blocks), self.modulation_out, self.proj_out):
-            nn.init.zeros_(zeroed.weight)
-            nn.init.zeros_(zeroed.bias)
+        initialize_ends(
+            [self.proj_in, self.head_proj_in],
+            [self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2],
+            [*(block.modulation for block in blocks), self.modulation_out, self.proj_out],
+        )
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -125,28 +118,22 @@ class DiTDHTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMixin,
     ) -> Transformer2DModelOutput | tuple:
         """The velocity eps - x at x_t; arguments, result and errors as of `LightningDiTTransformer2DModel`."""
         config, latents = self.config, hidden_states
-        grid = patch_grid(latents, config.in_channels, config.patch_size)
+        grid = self.patch_grid(latents)
         time_features = self.time_proj(timestep.expand(latents.shape[0]) / 1000)
         time = self.time_embedding(time_features.to(latents.dtype))
         condition = F.silu(time + self.class_embedding(class_labels))[:, None]
 
-        tokens = self.proj_in(latents).flatten(2).transpose(1, 2).contiguous()
-        tokens = tokens + self.pos_embed(grid, tokens.device).to(tokens.dtype)
+        tokens = self.embed_patches(latents, grid)
         tokens = self._run(self.blocks, tokens, condition, config.attention_head_dim, grid)
 
         condition = self.head_condition(F.silu(time[:, None] + tokens))  # one for each token
         tokens = self.head_proj_in(latents).flatten(2).transpose(1, 2).contiguous()
         tokens = self._run(self.head_blocks, tokens, condition, config.head_attention_head_dim, grid)
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
-        patches = self.proj_out(self.norm_out(tokens, shift, scale))
-        sample = F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), config.patch_size)
+        sample = self.predict(tokens, condition, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _run(self, blocks, tokens, condition, head_dim, grid):
         rotary_emb = rotary_angles(head_dim, grid, tokens.device)
         for block in blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, condition, rotary_emb)
-            else:
-                tokens = block(tokens, condition, rotary_emb)
+            tokens = self.run_block(block, tokens, condition, rotary_emb)
         return tokens

@@ -7,8 +7,6 @@ and a variance.
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
@@ -19,27 +17,11 @@ from ..layers.attention import SelfAttention
 from ..layers.blocks import feed_forward
 from ..layers.norms import normalization
 from ..layers.positions import SinCosPositions, rotary_angles, token_grid
-from ..modeling import StrictModelMixin
 from .class_table import ClassTableMixin
+from .denoiser import LatentDenoiser, initialize_ends, xavier_linear_maps
 
 
 __all__ = ["LightningDiTTransformer2DModel"]
-
-
-def patch_grid(hidden_states: torch.Tensor, in_channels: int, patch_size: int) -> tuple[int, int]:
-    """Rows and columns of the patches of latents (B, in_channels, H, W).
-
-    Raises:
-        ValueError: latents of another shape.
-    """
-    if hidden_states.ndim != 4 or hidden_states.shape[1] != in_channels:
-        raise ValueError(
-            f"hidden_states must have shape (batch, {in_channels}, height, width), got {tuple(hidden_states.shape)}"
-        )
-    height, width = hidden_states.shape[2:]
-    if height % patch_size or width % patch_size or height * width == 0:
-        raise ValueError(f"hidden_states must have sides that are multiples of {patch_size}, got {height}x{width}")
-    return height // patch_size, width // patch_size
 
 
 class LightningDiTBlock(nn.Module):
@@ -70,7 +52,7 @@ class LightningDiTBlock(nn.Module):
         return torch.addcmul(hidden_states, gate_ff, mixed)
 
 
-class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdapterMixin):
+class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
     """Class-conditional denoiser of latents (B, in_channels, H, W).
 
     The defaults are LightningDiT-XL/1 on 32 channels, the 675.26 M of FAE's appendix D. SiT is
@@ -90,11 +72,8 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
             sets the variance of a step back (arXiv 2102.09672).
     """
 
-    _supports_gradient_checkpointing = True
-    _supports_group_offloading = True
     _no_split_modules = ["LightningDiTBlock"]
     _repeated_blocks = ["LightningDiTBlock"]
-    _skip_layerwise_casting_patterns = ["pos_embed", "norm"]
 
     @register_to_config
     def __init__(
@@ -137,17 +116,12 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
 
     def initialize_weights(self) -> None:
         """As DiT: Xavier for linear maps, 0.02 for embeddings, zero for modulations and the output."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.proj_in.weight.view(self.proj_in.weight.shape[0], -1))
-        nn.init.zeros_(self.proj_in.bias)
-        for embedding in (self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2):
-            nn.init.normal_(embedding.weight, std=0.02)
-        for zeroed in (*(block.modulation for block in self.blocks), self.modulation_out, self.proj_out):
-            nn.init.zeros_(zeroed.weight)
-            nn.init.zeros_(zeroed.bias)
+        xavier_linear_maps(self)
+        initialize_ends(
+            [self.proj_in],
+            [self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2],
+            [*(block.modulation for block in self.blocks), self.modulation_out, self.proj_out],
+        )
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -173,8 +147,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
         Raises:
             ValueError: latents of another shape.
         """
-        patch_size = self.config.patch_size
-        grid = patch_grid(hidden_states, self.config.in_channels, patch_size)
+        grid = self.patch_grid(hidden_states)
 
         # The sinusoids see t in [0, 1] in SiT and LightningDiT, DDPM's number of a step in DiT; and in fp32.
         unit = 1000 if self.config.prediction_type == "velocity" else 1
@@ -182,19 +155,11 @@ class LightningDiTTransformer2DModel(ClassTableMixin, StrictModelMixin, Attentio
         condition = self.time_embedding(time_features.to(hidden_states.dtype)) + self.class_embedding(class_labels)
         condition = F.silu(condition)[:, None]
 
-        # Element-wise results inherit the layout: without this copy every layer would work on channel-major tokens.
-        hidden_states = self.proj_in(hidden_states).flatten(2).transpose(1, 2).contiguous()
-        hidden_states = hidden_states + self.pos_embed(grid, hidden_states.device).to(hidden_states.dtype)
+        tokens = self.embed_patches(hidden_states, grid)
         rotary_emb = (
-            rotary_angles(self.config.attention_head_dim, grid, hidden_states.device) if self.config.use_rope else None
+            rotary_angles(self.config.attention_head_dim, grid, tokens.device) if self.config.use_rope else None
         )
         for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, condition, rotary_emb)
-            else:
-                hidden_states = block(hidden_states, condition, rotary_emb)
-
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
-        patches = self.proj_out(self.norm_out(hidden_states, shift, scale))
-        sample = F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), patch_size)
+            tokens = self.run_block(block, tokens, condition, rotary_emb)
+        sample = self.predict(tokens, condition, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -11,7 +11,7 @@ from .norms import normalization
 __all__ = ["BlockStack", "TransformerBlock", "feed_forward", "init_vit_weights"]
 
 
-def feed_forward(ff_type: str, dim: int, multiple_of: int = 1) -> FeedForward:
+def feed_forward(ff_type: str, dim: int, multiple_of: int = 1, bias: bool = True) -> FeedForward:
     """diffusers' feed-forward with the MLP ratio 4 of all papers.
 
     `"gelu"`, by its tanh approximation, and `"exact_gelu"` are 4 * dim wide. `"swiglu"` has three matrices, so 2/3 of
@@ -23,10 +23,10 @@ def feed_forward(ff_type: str, dim: int, multiple_of: int = 1) -> FeedForward:
     """
     if ff_type == "swiglu":
         width = 8 * dim // 3 if multiple_of == 1 else -(-8 * dim // (3 * multiple_of)) * multiple_of
-        return FeedForward(dim, inner_dim=width, activation_fn="swiglu")
+        return FeedForward(dim, inner_dim=width, activation_fn="swiglu", bias=bias)
     if ff_type in ("gelu", "exact_gelu"):
         activation = "gelu-approximate" if ff_type == "gelu" else "gelu"
-        return FeedForward(dim, inner_dim=4 * dim, activation_fn=activation)
+        return FeedForward(dim, inner_dim=4 * dim, activation_fn=activation, bias=bias)
     raise ValueError(f"ff_type must be 'swiglu', 'gelu' or 'exact_gelu', got {ff_type!r}")
 
 

@@ -66,6 +66,31 @@ class ClassLabelsMixin:
         labels = {new: self.id2label[old] for new, old in enumerate(kept) if old in self.id2label}
         self.register_labels(labels or None)
 
+    def prepare_labels(
+        self,
+        class_labels: int | str | list[int | str] | np.ndarray | torch.Tensor,
+        negative_class_labels: int | str | list[int | str] | None = None,
+        num_images_per_prompt: int = 1,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class ids (images,) to draw, and those to guide away from: by default the null class.
+
+        Raises:
+            ValueError: an unknown class, or another number of negative ones than one or one for each.
+        """
+        label_ids = self.label_ids(class_labels, "class_labels")
+        labels = torch.tensor(label_ids, device=self._execution_device)
+        if negative_class_labels is None:
+            negative_labels = torch.full_like(labels, self.transformer.config.num_classes)
+        else:
+            negative_ids = self.label_ids(negative_class_labels, "negative_class_labels")
+            if len(negative_ids) not in (1, len(label_ids)):
+                raise ValueError(
+                    f"negative_class_labels must be one class or {len(label_ids)} as class_labels, "
+                    f"got {len(negative_ids)}"
+                )
+            negative_labels = torch.tensor(negative_ids, device=self._execution_device).expand(len(label_ids))
+        return tuple(ids.repeat_interleave(num_images_per_prompt) for ids in (labels, negative_labels))
+
     def label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor, name: str) -> list[int]:
         """Class ids of numbers, names or a list of either; `name` is the argument that an error speaks of.
 

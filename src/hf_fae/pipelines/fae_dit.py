@@ -14,6 +14,7 @@ from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
 from ..schedulers.learned_variance import check_scheduler
+from .class_labels import ClassLabelsMixin
 from .latent_pipeline import LatentPipeline, Tokenizer
 
 
@@ -22,7 +23,7 @@ __all__ = ["FAEDiTPipeline"]
 Denoiser = LightningDiTTransformer2DModel | DiTDHTransformer2DModel
 
 
-class FAEDiTPipeline(LatentPipeline):
+class FAEDiTPipeline(LatentPipeline, ClassLabelsMixin):
     """Images of a class: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
 
     Args:

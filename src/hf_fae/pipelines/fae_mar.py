@@ -18,13 +18,14 @@ from ..guidance import TokenGuidance
 from ..latents import check_finite, encode_images, latent_size
 from ..layers.positions import grid_size
 from ..schedulers.learned_variance import check_scheduler
+from .class_labels import ClassLabelsMixin
 from .latent_pipeline import LatentPipeline, Tokenizer
 
 
 __all__ = ["FAEMARPipeline"]
 
 
-class FAEMARPipeline(LatentPipeline):
+class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
     """Images of a class: the tokens of latents, drawn in steps by `transformer` -> `vae` -> pictures.
 
     A picture can be given whose tokens are kept outside of a mask, in any place for MAR and RandomAR, and at the top

@@ -5,21 +5,19 @@ from collections.abc import Callable
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils import logging
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generators.starflow import STARFlowTransformer2DModel
 from ..guidance import FlowGuidance
-from ..latents import check_finite
+from .class_labels import ClassLabelsMixin
 from .latent_pipeline import LatentPipeline, Tokenizer
+from .prompts import PromptMixin
 
 
 __all__ = ["FAEStarFlowPipeline"]
 
-logger = logging.get_logger(__name__)
 
-
-class FAEStarFlowPipeline(LatentPipeline):
+class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
     """Images of a class or a text: noise -> `transformer`, inverted block by block -> latents -> `vae` -> pictures.
 
     The flow models latents with a little noise on them. With `denoise` a score step takes it off again (see
@@ -52,13 +50,7 @@ class FAEStarFlowPipeline(LatentPipeline):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
         self.init_latents()
-        if text_encoder is not None and transformer is not None:
-            width = text_encoder.config.hidden_size
-            if transformer.config.caption_channels != width:
-                raise ValueError(
-                    f"transformer must have caption_channels {width}, as the text_encoder has hidden_size, "
-                    f"got {transformer.config.caption_channels}"
-                )
+        self.check_text_encoder()
         if transformer is not None:
             config = transformer.config
             if config.num_classes is None and config.caption_channels is None:
@@ -66,74 +58,6 @@ class FAEStarFlowPipeline(LatentPipeline):
         self.register_labels(id2label)
         self._guidance = FlowGuidance.of(guidance_scale)
         self.register_to_config(guidance_scale=dataclasses.asdict(self._guidance), denoise=denoise)
-
-    def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> torch.Tensor:
-        """Embeddings (prompts, max_caption_length, caption_channels) of texts, zero behind their ends, in the dtype of
-        the text encoder. Longer texts are cut, with a warning.
-
-        Raises:
-            ValueError: no text or list of texts (an error calls it `name`), or there is no text encoder.
-        """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"{name} must be a text or a list of texts, got {prompt!r}")
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(f"{name} cannot be read without text_encoder and tokenizer: pass {name}_embeds instead")
-        inputs = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.transformer.config.max_caption_length,
-            return_tensors="pt",
-        ).to(self._execution_device)
-        length = inputs.attention_mask.shape[1]
-        cut = [p for p, ids in zip(prompts, self.tokenizer(list(prompts)).input_ids, strict=True) if len(ids) > length]
-        if cut:
-            logger.warning(f"{name} is read up to its token {length} only: {cut}")
-        embeds = self.text_encoder(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
-        return embeds * inputs.attention_mask[..., None].to(embeds.dtype)
-
-    def prepare_prompt_embeds(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        num_images_per_prompt: int = 1,
-        is_guided: bool = True,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings (images, length, caption_channels) of what to draw, and of what to guide away from.
-
-        That is the empty text by default, and None without guidance.
-
-        Raises:
-            ValueError: neither or both of a text and its embeddings, or another number of negative ones than one or
-                one for each.
-        """
-        if (prompt is None) == (prompt_embeds is None):
-            both = "neither" if prompt is None else "both"
-            raise ValueError(f"either prompt or prompt_embeds must be given, got {both}")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError("negative_prompt or negative_prompt_embeds may be given, got both")
-        embeds = self._embeds("prompt", prompt, prompt_embeds)
-        count = len(embeds)
-        embeds = embeds.repeat_interleave(num_images_per_prompt, dim=0)
-        if not is_guided:
-            return embeds, None
-        negative_prompt = "" if negative_prompt is None else negative_prompt
-        negative = self._embeds("negative_prompt", negative_prompt, negative_prompt_embeds)
-        if len(negative) not in (1, count):
-            raise ValueError(f"negative_prompt must be one or {count} as there are prompts, got {len(negative)}")
-        return embeds, negative.expand(count, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
-
-    def _embeds(self, name, prompt, embeds):
-        if embeds is None:
-            return self.encode_prompt(prompt, name)
-        if embeds.ndim != 3:
-            width = self.transformer.config.caption_channels
-            raise ValueError(f"{name}_embeds must have shape (prompts, length, {width}), got {tuple(embeds.shape)}")
-        check_finite(f"{name}_embeds", embeds)
-        return embeds.to(self._execution_device)
 
     @property
     def guidance(self) -> FlowGuidance:
@@ -286,15 +210,15 @@ class FAEStarFlowPipeline(LatentPipeline):
             return {"class_labels": labels}, {"negative_class_labels": negative}
         labels = {"class_labels": class_labels, "negative_class_labels": negative_class_labels}
         self._refuse(labels, "a flow of captions, which takes a prompt")
-        embeds, negative = self.prepare_prompt_embeds(
+        (embeds, _), negative = self.prepare_prompt_embeds(
             prompt,
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
-            num_images_per_prompt,
-            is_guided,
+            num_images_per_prompt=num_images_per_prompt,
+            is_guided=is_guided,
         )
-        return {"encoder_hidden_states": embeds}, {"negative_encoder_hidden_states": negative}
+        return {"encoder_hidden_states": embeds}, {"negative_encoder_hidden_states": negative and negative[0]}
 
     @staticmethod
     def _refuse(arguments, kind):

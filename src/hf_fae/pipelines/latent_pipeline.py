@@ -1,6 +1,5 @@
 """What all pipelines here share: a generator draws latents, a tokenizer makes pictures of them."""
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
@@ -13,7 +12,6 @@ from ..autoencoders.maetok import AutoencoderMAETok
 from ..hub import ModelCardMixin
 from ..latents import check_finite, compression_ratio, decode_latents, image_size, latent_size
 from ..layers.positions import grid_size
-from .class_labels import ClassLabelsMixin
 from .lora import TransformerLoraMixin
 
 
@@ -23,7 +21,7 @@ __all__ = ["LatentPipeline", "Tokenizer"]
 Tokenizer = AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderKL
 
 
-class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, ClassLabelsMixin):
+class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
     """Base of pipelines with a `transformer` that draws latents and a `vae` that decodes them.
 
     The `vae` is a tokenizer of ours or an autoencoder of diffusers with `latent_channels` and a `scaling_factor`.
@@ -78,31 +76,6 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin, Cl
         """Height and width of the images that are drawn where a call names none; of latents without a vae."""
         size = grid_size(self.transformer.config.sample_size)
         return size if self.vae is None else image_size(self.vae, *size)
-
-    def prepare_labels(
-        self,
-        class_labels: int | str | list[int | str] | np.ndarray | torch.Tensor,
-        negative_class_labels: int | str | list[int | str] | None = None,
-        num_images_per_prompt: int = 1,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class ids (images,) to draw, and those to guide away from: by default the null class.
-
-        Raises:
-            ValueError: an unknown class, or another number of negative ones than one or one for each.
-        """
-        label_ids = self.label_ids(class_labels, "class_labels")
-        labels = torch.tensor(label_ids, device=self._execution_device)
-        if negative_class_labels is None:
-            negative_labels = torch.full_like(labels, self.transformer.config.num_classes)
-        else:
-            negative_ids = self.label_ids(negative_class_labels, "negative_class_labels")
-            if len(negative_ids) not in (1, len(label_ids)):
-                raise ValueError(
-                    f"negative_class_labels must be one class or {len(label_ids)} as class_labels, "
-                    f"got {len(negative_ids)}"
-                )
-            negative_labels = torch.tensor(negative_ids, device=self._execution_device).expand(len(label_ids))
-        return tuple(ids.repeat_interleave(num_images_per_prompt) for ids in (labels, negative_labels))
 
     def prepare_latents(
         self,

@@ -14,7 +14,7 @@ LAYERS, NEW_CLASSES = "transformer.", "new_classes."
 
 
 class TransformerLoraMixin(LoraBaseMixin):
-    """LoRA layers of `transformer`, which may bring classes of their own. Needs `ClassLabelsMixin`.
+    """LoRA layers of `transformer`; where that has classes (`ClassLabelsMixin`) they may bring some of their own.
 
     `set_adapters`, `disable_lora` and the rest are diffusers' and act on the layers alone: a new class stays until the
     adapter that brought it is deleted or unloaded. Where the adapter is fused by then, its classes stay for good:
@@ -82,7 +82,7 @@ class TransformerLoraMixin(LoraBaseMixin):
 
         Raises:
             ValueError: the file has no LoRA layers, or some that do not fit this transformer; or a new class has
-                another width, or a name that the pipeline already knows.
+                another width, or a name that the pipeline already knows, or this draws no classes.
 
         The pipeline is then as it was, but for an adapter that could not be hotswapped: diffusers deletes it.
         """
@@ -94,6 +94,8 @@ class TransformerLoraMixin(LoraBaseMixin):
             raise ValueError(f"{source} has no LoRA layers named '{LAYERS}*' to load")
         rows = {key.removeprefix(NEW_CLASSES): row for key, row in state_dict.items() if key.startswith(NEW_CLASSES)}
         replaced = self._lora_classes.get(adapter_name, []) if hotswap else []
+        if rows and not hasattr(self.transformer, "class_embedding"):
+            raise ValueError(f"{source} has new classes {list(rows)}, but this pipeline draws no classes")
         known = [name for name in rows if name in self.label2id and name not in replaced]
         if known:
             raise ValueError(f"{source} has new classes {known}, but the pipeline already knows these names")

@@ -1,0 +1,103 @@
+"""Prompts as texts or as embeddings, as all text-conditional pipelines take them."""
+
+import torch
+
+from ..latents import check_finite
+from ..text import encode_text
+
+
+__all__ = ["PromptMixin"]
+
+
+class PromptMixin:
+    """For a pipeline with `text_encoder`, `tokenizer` and a `transformer` that has `config.caption_channels`."""
+
+    def check_text_encoder(self) -> None:
+        """To be called by `__init__` once the components are registered.
+
+        Raises:
+            ValueError: text encoder and transformer have different widths.
+        """
+        if self.text_encoder is None or self.transformer is None:
+            return
+        width = self.text_encoder.config.hidden_size
+        if self.transformer.config.caption_channels != width:
+            raise ValueError(
+                f"transformer must have caption_channels {width}, as the text_encoder has hidden_size, "
+                f"got {self.transformer.config.caption_channels}"
+            )
+
+    def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (prompts, max_caption_length, caption_channels) of texts, zero behind their ends, and their mask.
+
+        See `hf_fae.text.encode_text`.
+
+        Raises:
+            ValueError: no text or list of texts (an error calls it `name`), or there is no text encoder.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"{name} must be a text or a list of texts, got {prompt!r}")
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(f"{name} cannot be read without text_encoder and tokenizer: pass {name}_embeds instead")
+        length = self.transformer.config.max_caption_length
+        return encode_text(self.tokenizer, self.text_encoder, list(prompts), length, self._execution_device)
+
+    def prepare_prompt_embeds(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        num_images_per_prompt: int = 1,
+        is_guided: bool = True,
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]:
+        """Embeddings (images, length, caption_channels) and their mask (images, length), of what to draw and of what
+        to guide away from.
+
+        The latter is the empty text by default, and None without guidance. Embeddings without a mask are texts where
+        they are not zero.
+
+        Raises:
+            ValueError: neither or both of a text and its embeddings, embeddings or a mask of another shape or not
+                finite, or another number of negative ones than one or one for each.
+        """
+        if (prompt is None) == (prompt_embeds is None):
+            both = "neither" if prompt is None else "both"
+            raise ValueError(f"either prompt or prompt_embeds must be given, got {both}")
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("negative_prompt or negative_prompt_embeds may be given, got both")
+        condition = self._condition("prompt", prompt, prompt_embeds, prompt_attention_mask)
+        count = len(condition[0])
+        condition = tuple(part.repeat_interleave(num_images_per_prompt, dim=0) for part in condition)
+        if not is_guided:
+            return condition, None
+        negative_prompt = "" if negative_prompt is None else negative_prompt
+        negative = self._condition(
+            "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
+        )
+        if len(negative[0]) not in (1, count):
+            raise ValueError(f"negative_prompt must be one or {count} as there are prompts, got {len(negative[0])}")
+        negative = (part.expand(count, *part.shape[1:]) for part in negative)
+        return condition, tuple(part.repeat_interleave(num_images_per_prompt, dim=0) for part in negative)
+
+    def _condition(self, name, prompt, embeds, mask):
+        if embeds is None:
+            if mask is not None:
+                raise ValueError(
+                    f"{name}_attention_mask must be None without {name}_embeds, got {type(mask).__name__}"
+                )
+            return self.encode_prompt(prompt, name)
+        width = self.transformer.config.caption_channels
+        if embeds.ndim != 3 or embeds.shape[2] != width or 0 in embeds.shape:
+            raise ValueError(f"{name}_embeds must have shape (prompts, length, {width}), got {tuple(embeds.shape)}")
+        check_finite(f"{name}_embeds", embeds)
+        mask = embeds.any(dim=-1) if mask is None else mask
+        if mask.shape != embeds.shape[:2]:
+            raise ValueError(
+                f"{name}_attention_mask must have shape {tuple(embeds.shape[:2])} as {name}_embeds, "
+                f"got {tuple(mask.shape)}"
+            )
+        return embeds.to(self._execution_device), mask.to(self._execution_device, torch.bool)

@@ -1,0 +1,53 @@
+"""How texts become the condition of a generator: embeddings of a frozen text encoder, and where there are any."""
+
+import torch
+from diffusers.utils import logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+__all__ = ["encode_text"]
+
+logger = logging.get_logger(__name__)
+
+
+@torch.no_grad()
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+    texts: list[str],
+    max_length: int,
+    device: torch.device | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a frozen text encoder makes of texts, token by token (STARFlow, arXiv 2506.06276, appendix B.1).
+
+    Args:
+        tokenizer, text_encoder: any of transformers that gives a `last_hidden_state`: Flan-T5's encoder, the text
+            models of CLIP and SigLIP, BERT, MiniLM, ... SigLIP reads lower-case texts together with their padding, as
+            it has learned to.
+        texts: of any length. Those of more tokens than `max_length`, or than the encoder takes, are cut with a
+            warning.
+        max_length: tokens that all texts are padded to.
+        device: where the encoder computes; by default where its weights are, which is not so while it is offloaded.
+
+    Returns:
+        Embeddings (texts, max_length, hidden_size) in the dtype of the encoder, zero behind the end of each text, and
+        a bool mask (texts, max_length) that is true up to there. An empty text of a tokenizer that adds no token to it
+        has none.
+    """
+    config = text_encoder.config
+    reads_padding = config.model_type.startswith("siglip")
+    if reads_padding:
+        texts = [text.lower() for text in texts]
+    # CLIP's 77 places and SigLIP's 64 are fewer than most generators take.
+    length = min(max_length, tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_length))
+    cut = [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
+    if cut:
+        logger.warning(f"these texts are read up to their token {length} only: {cut}")
+    options = {"padding": "max_length", "padding_side": "right", "truncation": True, "return_attention_mask": True}
+    inputs = tokenizer(texts, max_length=length, return_tensors="pt", **options).to(device or text_encoder.device)
+    mask = inputs.attention_mask.bool()
+    attention = {} if reads_padding else {"attention_mask": inputs.attention_mask}
+    embeds = text_encoder(input_ids=inputs.input_ids, **attention).last_hidden_state
+    behind = max_length - length
+    embeds = torch.nn.functional.pad(embeds.masked_fill(~mask[..., None], 0), (0, 0, 0, behind))
+    return embeds, torch.nn.functional.pad(mask, (0, behind))
