@@ -63,6 +63,23 @@ def test_xl_parameters(kind, exact, published):
     assert round(count_parameters(model) / 1e6, 2) == published
 
 
+@pytest.mark.parametrize(
+    ("name", "exact", "published", "latents"),
+    [
+        ("mmdit-256", 603_586_592, 603.46, [32, 16, 16]),
+        ("mmdit-384", 2_017_837_120, 2017.84, [64, 24, 24]),
+    ],
+)
+def test_mmdit_parameters(name, exact, published, latents):
+    """The wiring is not published; that of both counts must be one and the same."""
+    report = inspect(name)
+    assert report["parameters"]["total"] == exact
+    assert exact / 1e6 == pytest.approx(published, abs=0.13)
+    assert report["shapes"]["sample"] == latents and report["shapes"]["encoder_hidden_states"] == [128, 2048]
+    ff = build_preset(name, device="meta").blocks[0].ff
+    assert ff.net[0].proj.bias is ff.net[2].bias is None and ff.net[2].in_features % 256 == 0
+
+
 def test_rae_and_drorae():
     """Section 1 of their specification."""
     report = inspect("drorae-dinov2-b")

@@ -1,8 +1,8 @@
 """MMDiT: a denoiser that reads texts (arXiv 2403.03206), as FAE's appendix D sizes it (arXiv 2512.07829).
 
-Image tokens and text tokens are two streams. Each has its own modulation, projections and feed-forward, and both attend
-to all tokens of both. Time is diffusers', as in `lightning_dit.py`, and reaches the blocks through modulation alone:
-there is no pooled vector of the text.
+Image tokens and text tokens are two streams. Each has its own modulation, projections and feed-forward, and both
+attend to all tokens of both. Time is diffusers', as in `lightning_dit.py`, and reaches the blocks through modulation
+alone: there is no pooled vector of the text.
 """
 
 import torch
