@@ -1,5 +1,7 @@
 """The posterior moments of a data set, encoded once for training generators; mirrored copies included.
 
+With a text encoder the captions are read once, too: text-to-image training then runs without it.
+
     accelerate launch training_scripts/cache_latents.py --config training_scripts/configs/latents_dinov2_base.yaml
 
 Run it again after an interruption: finished shards are kept. `output_dir/tokenizer` is the tokenizer with the
@@ -15,6 +17,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from hf_fae.training.arguments import parse_arguments
+from hf_fae.training.captions import CAPTION_LENGTH, load_caption_encoder
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.feature_cache import FeatureData
 from hf_fae.training.latent_encoding import encode_dataset
@@ -34,6 +37,12 @@ class CacheArguments:
     feature_cache: str | None = field(
         default=None,
         metadata={"help": "Features of these pictures, which this script made with an identity FAE: much faster."},
+    )
+    text_encoder: str | None = field(
+        default=None, metadata={"help": "Text encoder (Hub id or folder) that reads caption_column once and for all."}
+    )
+    max_caption_length: int = field(
+        default=CAPTION_LENGTH, metadata={"help": "With text_encoder: tokens that captions are cut to."}
     )
     batch_size: int = field(default=64, metadata={"help": "Pictures of a forward pass, per process."})
     rows_per_shard: int = field(default=4096, metadata={"help": "Rows of the data set in one parquet file."})
@@ -57,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         data = ImageData(data_args, args.seed)
         vae = load_tokenizer(args.vae)
         complete_tokenizer(vae, args.image_encoder, data_args.resolution)
+        captions = None
+        if args.text_encoder is not None:
+            captions = load_caption_encoder(args.text_encoder, args.max_caption_length).to(accelerator.device)
         features = FeatureData(data, args.feature_cache, vae) if args.feature_cache is not None else None
     if args.update_vae and isinstance(vae, AutoencoderKL):
         raise ValueError(f"update_vae must be False for an AutoencoderKL, whose scale is fixed, got {args.vae!r}")
@@ -72,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         num_workers=args.num_workers,
         max_damaged_share=args.max_damaged_share,
         features=features,
+        captions=captions,
     )
     if accelerator.is_main_process and args.update_vae:
         store_latent_statistics(args.vae, vae.latents_mean, vae.latents_std)

@@ -17,9 +17,11 @@ from hf_fae import AutoregressiveTransformer2DModel, FAEMARPipeline, MARTransfor
 from hf_fae.generators.diffusion_head import head_scheduler
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.autoregression import AutoregressiveObjective
+from hf_fae.training.conditions import ClassCondition
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import (
     GeneratorArguments,
+    class_names,
     latent_size,
     objective_of,
     open_tokenizer,
@@ -71,7 +73,7 @@ def new_pipeline(args: AutoregressiveArguments, data: ImageData | CachedLatents)
         "attention_head_dim": args.attention_head_dim,
         "head_num_layers": args.head_num_layers,
         "head_hidden_size": args.head_hidden_size,
-        "num_classes": len(data.id2label),
+        "num_classes": len(class_names(data)),
     }
     if args.model == "mar":
         transformer = MARTransformer2DModel(
@@ -105,10 +107,12 @@ def check_arguments(args: AutoregressiveArguments) -> None:
             )
 
 
-def make_objective(pipe: FAEMARPipeline, args: AutoregressiveArguments) -> AutoregressiveObjective:
+def make_objective(
+    pipe: FAEMARPipeline, condition: ClassCondition, args: AutoregressiveArguments
+) -> AutoregressiveObjective:
     """The loss; refuses steps that a published model cannot take before its first validation does."""
     pipe.transformer.tokens_per_step(1, args.validation_inference_steps)
-    return objective_of(pipe, args.label_dropout)
+    return objective_of(pipe, condition, args.label_dropout)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         *others,
         FAEMARPipeline,
         lambda data: new_pipeline(args, data),
-        lambda pipe: make_objective(pipe, args),
+        lambda pipe, condition: make_objective(pipe, condition, args),
         num_inference_steps=args.validation_inference_steps,
     )
 

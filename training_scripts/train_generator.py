@@ -26,6 +26,7 @@ from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import (
     GeneratorArguments,
+    class_names,
     latent_size,
     objective_of,
     open_tokenizer,
@@ -78,7 +79,7 @@ def new_pipeline(args: DenoiserArguments, data: ImageData | CachedLatents) -> FA
         "num_layers": args.num_layers,
         "num_attention_heads": args.num_attention_heads,
         "attention_head_dim": args.attention_head_dim,
-        "num_classes": len(data.id2label),
+        "num_classes": len(class_names(data)),
         "qk_norm": args.qk_norm,
     }
     if args.denoiser == "dit_dh":
@@ -132,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         *others,
         FAEDiTPipeline,
         lambda data: new_pipeline(args, data),
-        lambda pipe: objective_of(pipe, args.label_dropout),
+        lambda pipe, condition: objective_of(pipe, condition, args.label_dropout),
         num_inference_steps=args.validation_inference_steps,
     )
 

@@ -1,13 +1,13 @@
-"""A class-conditional normalizing flow on latents (STARFlow, arXiv 2506.06276): maximum likelihood on noisy latents.
+"""A normalizing flow on latents, of classes or of captions (STARFlow, arXiv 2506.06276): maximum likelihood.
 
     accelerate launch training_scripts/train_starflow.py --config training_scripts/configs/starflow_imagenet.yaml
 
-The data are pictures, or latents that cache_latents.py made of them: --dataset_name names either. With --pipeline a
-published flow is trained on; classes that it does not know are added. Validation logs the bits per dimension of
-held-out latents.
+The data are pictures, or latents that cache_latents.py made of them: --dataset_name names either. With --text_encoder
+a new flow reads their captions, else it learns their classes. With --pipeline a published flow is trained on; classes
+that it does not know are added. Validation logs the bits per dimension of held-out latents.
 
-`output_dir` becomes an `FAEStarFlowPipeline` with the class names; its tokenizer comes without the frozen encoder,
-which drawing does not need.
+`output_dir` becomes an `FAEStarFlowPipeline` with the class names or the text encoder; its tokenizer comes without the
+frozen encoder, which drawing does not need.
 """
 
 from dataclasses import dataclass, field
@@ -15,13 +15,20 @@ from dataclasses import dataclass, field
 from hf_fae import FAEStarFlowPipeline, STARFlowTransformer2DModel
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.generation import GeneratorArguments, latent_size, open_tokenizer, train_generator
+from hf_fae.training.generation import (
+    CaptionArguments,
+    class_names,
+    latent_size,
+    open_caption_encoder,
+    open_tokenizer,
+    train_generator,
+)
 from hf_fae.training.generator_objectives import STARFlowObjective
 from hf_fae.training.latent_cache import CachedLatents
 
 
 @dataclass
-class STARFlowArguments(GeneratorArguments):
+class STARFlowArguments(CaptionArguments):
     """The tokenizer, the flow, its loss, and how the pipeline draws."""
 
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
@@ -40,8 +47,19 @@ class STARFlowArguments(GeneratorArguments):
 
 
 def new_pipeline(args: STARFlowArguments, data: ImageData | CachedLatents) -> FAEStarFlowPipeline:
-    """A pipeline with a fresh flow for the classes of the data."""
+    """A pipeline with a fresh flow for the captions of the data or, without a text encoder, for their classes."""
     vae = open_tokenizer(args.vae, args.image_encoder, data)
+    if args.text_encoder is None:
+        condition = {"num_classes": len(class_names(data))}
+        components = {"id2label": data.id2label}
+    else:
+        captions = open_caption_encoder(args.text_encoder, args.max_caption_length, data)
+        condition = {
+            "num_classes": None,
+            "caption_channels": captions.width,
+            "max_caption_length": captions.max_length,
+        }
+        components = {"text_encoder": captions.text_encoder, "tokenizer": captions.tokenizer}
     transformer = STARFlowTransformer2DModel(
         sample_size=latent_size(vae, data),
         patch_size=args.patch_size,
@@ -49,11 +67,11 @@ def new_pipeline(args: STARFlowArguments, data: ImageData | CachedLatents) -> FA
         num_layers=args.num_layers,
         num_attention_heads=args.num_attention_heads,
         attention_head_dim=args.attention_head_dim,
-        num_classes=len(data.id2label),
         noise_sigma=args.noise_sigma,
+        **condition,
     )
     return FAEStarFlowPipeline(
-        vae, transformer, id2label=data.id2label, guidance_scale=args.guidance_scale, denoise=args.denoise
+        vae, transformer, guidance_scale=args.guidance_scale, denoise=args.denoise, **components
     )
 
 
@@ -64,7 +82,10 @@ def main(argv: list[str] | None = None) -> None:
         *others,
         FAEStarFlowPipeline,
         lambda data: new_pipeline(args, data),
-        lambda pipe: STARFlowObjective(pipe.transformer, pipe.vae, args.latent_norm_weight, args.label_dropout),
+        lambda pipe, condition: STARFlowObjective(
+            pipe.transformer, pipe.vae, args.latent_norm_weight, args.label_dropout, condition
+        ),
+        text_encoder=args.text_encoder,
     )
 
 

@@ -113,6 +113,7 @@ class TrainingRun:
         datasets: Hub ids or folders of the training data.
         step, images_seen: how long it trained.
         results: what was measured on the saved weights.
+        prompts: what the pictures of its last validation were to show: classes or texts.
         base_model: Hub id or folder of the pipeline that a LoRA belongs to.
         license: the Hub's identifier of the licence of the weights.
     """
@@ -124,6 +125,7 @@ class TrainingRun:
     step: int | None = None
     images_seen: int | None = None
     results: list[Result] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
     base_model: str | None = None
     license: str | None = None
 

@@ -17,10 +17,11 @@ class Oracle(nn.Module):
     def __init__(self, clean, table, variance):
         super().__init__()
         self.clean, self.table, self.variance = clean, table, variance
+        self.config = SimpleNamespace(num_classes=10)
 
-    def forward(self, noisy, timestep, labels):
+    def forward(self, noisy, timestep, class_labels):
         assert timestep.dtype == torch.int64 and timestep.min() >= 0 and timestep.max() <= 999
-        self.timestep, self.labels = timestep, labels
+        self.timestep, self.labels = timestep, class_labels
         alphas = self.table[timestep][:, None, None, None]
         noise = (noisy - alphas.sqrt() * self.clean) / (1 - alphas).sqrt()
         return SimpleNamespace(sample=torch.cat([noise, torch.full_like(noise, self.variance)], dim=1))

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from factories import tiny_fae
 from test_hub import run
 
+from hf_fae.training.conditions import ClassData
 from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.generation import ClassData
 from hf_fae.training.hub import training_run
 from hf_fae.training.latent_cache import CachedLatents
 from hf_fae.training.latent_encoding import encode_dataset

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler
-from hf_fae.training.generation import match_classes
+from hf_fae.training.conditions import match_classes
 from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
 
 

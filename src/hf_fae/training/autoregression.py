@@ -23,7 +23,7 @@ class AutoregressiveObjective(HybridObjective):
 
     Args:
         model: a `TokenGenerator`.
-        vae, label_dropout: as `GeneratorObjective`.
+        vae, label_dropout, condition: as `GeneratorObjective`.
         scheduler: of the head; by default that of the papers.
         noise_draws: 4 in the papers.
     """
@@ -35,10 +35,11 @@ class AutoregressiveObjective(HybridObjective):
         scheduler: DDPMScheduler | None = None,
         noise_draws: int = 4,
         label_dropout: float = 0.1,
+        condition: torch.nn.Module | None = None,
     ):
         if noise_draws < 1:
             raise ValueError(f"noise_draws must be at least 1, got {noise_draws}")
-        super().__init__(model, vae, scheduler or head_scheduler(), label_dropout)
+        super().__init__(model, vae, scheduler or head_scheduler(), label_dropout, condition)
         self.noise_draws = noise_draws
 
     def count_drawn(self, random: ImageRandom) -> int:
@@ -47,7 +48,7 @@ class AutoregressiveObjective(HybridObjective):
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         latents = self.latents(batch, random)
-        labels = self.labels(batch, random)
+        condition = self.conditioning(batch, random)
         tokens = self.model.to_tokens(latents)
         order = self.model.draw_order(random.uniform(*tokens.shape[:2]))
         count = self.count_drawn(random)
@@ -55,7 +56,7 @@ class AutoregressiveObjective(HybridObjective):
         timestep = self.draw_times(random, len(tokens), self.noise_draws, count)
         noise, times = random.normal(*timestep.shape, tokens.shape[-1]), timestep[..., None]
         noisy = add_noise(clean, noise, self.alphas_cumprod[times])
-        prediction = self.model(latents, noisy, timestep, labels, order).sample
+        prediction = self.model(latents, noisy, timestep, order=order, **condition).sample
         return self.losses(prediction, clean.expand_as(noise), noise, times, dim=-1)
 
 

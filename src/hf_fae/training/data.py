@@ -45,7 +45,12 @@ class DataArguments:
         default=None,
         metadata={"help": "Labels are 0 to N-1; none: the column's names, or all of its values, read first."},
     )
-    caption_column: str | None = field(default=None, metadata={"help": "Column of the captions; none: no captions."})
+    caption_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the captions, or json.caption for a field of the column json; none: no captions."
+        },
+    )
     balance_column: str | None = field(
         default=None, metadata={"help": "An epoch has one random row of each value of this column; none: all rows."}
     )
@@ -91,6 +96,7 @@ class ImageData:
         groups: with a balance column, the rows of each of its values, of which an epoch has one each; else None.
         id2label: class id -> name: the names of the `ClassLabel` column, else the numbers below `num_classes`, else
             the sorted values of the train split; None without a label column.
+        has_captions: whether there is a caption column.
         num_shards: parts in which streamed training rows are read; None if they are not streamed.
         validation_damage: `DamageReport` of the last pass over the validation rows.
 
@@ -114,6 +120,7 @@ class ImageData:
         if args.max_train_samples is not None:
             take = args.max_train_samples
             self.train = self.train.take(take) if args.streaming else self.train.take(min(take, len(self.train)))
+        self.has_captions = args.caption_column is not None
         self.num_shards = self.groups = None
         if args.balance_column:
             if args.streaming:
@@ -258,13 +265,30 @@ class ImageData:
         else:
             source = {"path": "imagefolder", "data_dir": args.dataset_name, "data_files": self._splits}
         rows = load_dataset(**source, split=split, streaming=args.streaming)
-        columns = [args.image_column, args.label_column, args.caption_column, args.balance_column]
-        columns = list(dict.fromkeys(name for name in columns if name))
-        for name in columns:
-            if rows.column_names is not None and name not in rows.column_names:
-                raise ValueError(f"{args.dataset_name!r} has no column {name!r}; its columns are {rows.column_names}")
+        names = [args.image_column, args.label_column, args.caption_column, args.balance_column]
+        columns = list(dict.fromkeys(self.find_column(rows, name) for name in names if name))
         # Decoding is ours: modes, transparency and orientation are handled in one place, and only where a row is used.
         return rows.select_columns(columns).cast_column(args.image_column, Image(decode=False))
+
+    def find_column(self, rows, name: str) -> str:
+        """The column in which `name` is found: itself or, of "json.caption", the column "json" with such a field.
+
+        WebDataset files have both: a column "llava.txt", and fields of their JSON.
+
+        Raises:
+            ValueError: neither is there.
+        """
+        if rows.column_names is None or name in rows.column_names:
+            return name
+        column, _, field = name.partition(".")
+        if column not in rows.column_names:
+            raise ValueError(f"{self.args.dataset_name!r} has no column {name!r}; its columns are {rows.column_names}")
+        fields = list(rows.features[column]) if isinstance(rows.features[column], dict) else []
+        if field not in fields:
+            raise ValueError(
+                f"{self.args.dataset_name!r} has no field {name!r}; the fields of {column!r} are {fields}"
+            )
+        return column
 
     def _labels(self):
         """Class id -> name, and cell value -> class id."""
@@ -315,6 +339,13 @@ class ImageData:
             )
         return self._label_ids[label]
 
+    def _caption(self, row):
+        name = self.args.caption_column
+        if name in row:
+            return row[name]
+        column, _, field = name.partition(".")
+        return (row[column] or {}).get(field)
+
     def example(self, row: dict, random: np.random.Generator | None = None) -> dict:
         """A row as tensors and text: cropped and mirrored at random if there are random numbers to draw from.
 
@@ -325,7 +356,7 @@ class ImageData:
         if args.label_column:
             example["class_labels"] = self.class_label(row)
         if args.caption_column:
-            caption = row[args.caption_column]
+            caption = self._caption(row)
             if not isinstance(caption, str) or not caption.strip():
                 raise DamagedRow(damage.NO_CAPTION, f"column {args.caption_column!r} holds {caption!r}")
             example["captions"] = caption.strip()

@@ -15,7 +15,7 @@ class HybridObjective(GeneratorObjective):
     """Squared error of the noise plus the variational bound, unscaled, each a mean over elements; both are logged.
 
     Args:
-        model, vae, label_dropout: as `GeneratorObjective`.
+        model, vae, label_dropout, condition: as `GeneratorObjective`.
         scheduler: whose noise is added.
     """
 
@@ -25,8 +25,9 @@ class HybridObjective(GeneratorObjective):
         vae: torch.nn.Module,
         scheduler: DDPMScheduler,
         label_dropout: float = 0.1,
+        condition: torch.nn.Module | None = None,
     ):
-        super().__init__(model, vae, label_dropout)
+        super().__init__(model, vae, label_dropout, condition)
         check_scheduler(scheduler)
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
 
@@ -54,9 +55,8 @@ class DiffusionObjective(HybridObjective):
     """The loss of a denoiser at one time for each image (DiT, arXiv 2212.09748).
 
     Args:
-        model: `model(x_t, t, class_labels) -> .sample`, the noise and its variance; its null class is
-            `config.num_classes`.
-        vae, label_dropout: as `GeneratorObjective`.
+        model: `model(x_t, t, **condition) -> .sample`, the noise and its variance.
+        vae, label_dropout, condition: as `GeneratorObjective`.
         scheduler: by default DiT's, of linear betas.
     """
 
@@ -66,13 +66,14 @@ class DiffusionObjective(HybridObjective):
         vae: torch.nn.Module,
         scheduler: DDPMScheduler | None = None,
         label_dropout: float = 0.1,
+        condition: torch.nn.Module | None = None,
     ):
-        super().__init__(model, vae, scheduler or learned_variance_scheduler("linear"), label_dropout)
+        super().__init__(model, vae, scheduler or learned_variance_scheduler("linear"), label_dropout, condition)
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         latents = self.latents(batch, random)
-        labels = self.labels(batch, random)
+        condition = self.conditioning(batch, random)
         timestep = self.draw_times(random, len(latents))
         noise, times = random.normal(*latents.shape), timestep[:, None, None, None]
         noisy = add_noise(latents, noise, self.alphas_cumprod[times])
-        return self.losses(self.model(noisy, timestep, labels).sample, latents, noise, times, dim=1)
+        return self.losses(self.model(noisy, timestep, **condition).sample, latents, noise, times, dim=1)

@@ -1,14 +1,27 @@
-"""What the rows of a data set hold, in one short string."""
+"""What the rows of a data set or the weights of a model hold, in one short string."""
 
 import hashlib
 import json
+from collections.abc import Iterable
+
+import torch
 
 from .data import ImageData
 
 
-__all__ = ["fingerprint_rows", "fingerprint_split"]
+__all__ = ["fingerprint_parameters", "fingerprint_rows", "fingerprint_split"]
 
 TAIL = 4096  # of compressed pictures the end depends on all of it: entropy codes, checksums
+
+
+def fingerprint_parameters(parameters: Iterable[torch.Tensor], settings=None) -> str:
+    """Hash of weights in fp32, without their names, which transformers changes between releases.
+
+    Args:
+        settings: whatever else is to count, as plain values.
+    """
+    digests = [hashlib.sha256(tensor.detach().float().cpu().numpy()).hexdigest() for tensor in parameters]
+    return hashlib.sha256(json.dumps([sorted(digests), settings]).encode()).hexdigest()[:32]
 
 
 def fingerprint_rows(rows, image_column: str, columns: list[str]) -> str:
@@ -32,8 +45,9 @@ def fingerprint_rows(rows, image_column: str, columns: list[str]) -> str:
 def fingerprint_split(data: ImageData, split: str) -> str:
     """What identifies the rows of "train" or "validation": pictures, labels, captions and groups."""
     args = data.args
-    columns = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
-    return fingerprint_rows(data.rows(split)[1], args.image_column, columns)
+    names = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
+    rows = data.rows(split)[1]
+    return fingerprint_rows(rows, args.image_column, [data.find_column(rows, name) for name in names])
 
 
 def _end(cell):

@@ -1,10 +1,11 @@
-"""What the trainings of generators share: data, tokenizer, a pipeline to go on from, its classes, the run."""
+"""What the trainings of generators share: data, tokenizer, text encoder, a pipeline to go on from, the run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
+from torch import nn
 
 from ..generators.mar import MARTransformer2DModel
 from ..images import make_grid
@@ -15,6 +16,8 @@ from ..pipelines.fae_starflow import FAEStarFlowPipeline
 from ..pipelines.latent_pipeline import LatentPipeline
 from .arguments import LoopArguments
 from .autoregression import AutoregressiveObjective, MARObjective
+from .captions import CAPTION_LENGTH, CaptionEncoder, load_caption_encoder
+from .conditions import open_condition
 from .data import DataArguments, ImageData
 from .diffusion import DiffusionObjective
 from .generator_objectives import FlowMatchingObjective, GeneratorObjective, STARFlowObjective
@@ -25,14 +28,15 @@ from .tokenizer import complete_tokenizer, load_tokenizer
 
 
 __all__ = [
-    "ClassData",
+    "CaptionArguments",
     "GeneratorArguments",
     "GeneratorValidation",
-    "describe_classes",
+    "class_names",
+    "complete_text_encoder",
     "latent_size",
     "load_trained_pipeline",
-    "match_classes",
     "objective_of",
+    "open_caption_encoder",
     "open_data",
     "open_tokenizer",
     "open_pipeline",
@@ -59,8 +63,26 @@ class GeneratorArguments:
         default=None,
         metadata={"help": "Pipeline to train on (Hub id or folder), instead of a new one of the shape below."},
     )
-    label_dropout: float = field(default=0.1, metadata={"help": "Share of labels replaced by the null class."})
-    grid_images: int = field(default=16, metadata={"help": "Pictures of a validation, spread over the classes."})
+    label_dropout: float = field(
+        default=0.1, metadata={"help": "Share of labels or captions replaced by the null class or the empty text."}
+    )
+    grid_images: int = field(
+        default=16, metadata={"help": "Pictures of a validation, spread over the classes or its captions."}
+    )
+
+
+@dataclass
+class CaptionArguments(GeneratorArguments):
+    """The same of generators that read texts."""
+
+    text_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Text encoder (Hub id or folder); none: that of the latent cache or pipeline."},
+    )
+    max_caption_length: int | None = field(
+        default=None,
+        metadata={"help": f"Tokens of a caption; none: as the latent cache has them, else {CAPTION_LENGTH}."},
+    )
 
 
 def train_generator(
@@ -70,16 +92,18 @@ def train_generator(
     config: dict,
     pipeline_class: type[LatentPipeline],
     new_pipeline: Callable[[ImageData | CachedLatents], LatentPipeline],
-    make_objective: Callable[[LatentPipeline], GeneratorObjective],
+    make_objective: Callable[[LatentPipeline, nn.Module], GeneratorObjective],
+    text_encoder: str | None = None,
     **draw,
 ) -> None:
-    """Train a class-conditional generator, from its arguments to the saved pipeline.
+    """Train a generator, from its arguments to the saved pipeline.
 
     Args:
         args, data_args, loop_args, config: as `parse_arguments` gives them.
         pipeline_class: what `args.pipeline` has to be.
         new_pipeline: makes one for the data, where there is none to train on.
-        make_objective: what trains its transformer.
+        make_objective: what trains its transformer, given the pipeline and its condition.
+        text_encoder: Hub id or folder, for a pipeline to train on that reads texts and comes without.
         draw: arguments of the calls that draw for validations.
 
     Raises:
@@ -92,31 +116,51 @@ def train_generator(
             pipeline = new_pipeline(data)
             pipeline.set_progress_bar_config(disable=True)
         else:
-            pipeline = open_pipeline(args.pipeline, pipeline_class, args.vae, args.image_encoder, data)
+            pipeline = open_pipeline(args.pipeline, pipeline_class, args.vae, args.image_encoder, data, text_encoder)
     loop.print(data.describe())
-    data, names, new_classes = match_classes(pipeline, data)
-    loop.print(describe_classes(names, new_classes))
-    pipeline.to(loop.device)
-    objective = make_objective(pipeline)
+    data, condition = open_condition(pipeline, data)
+    loop.print(condition.describe())
+    # Of the pipeline what trains and draws: a text encoder that nobody asks stays where it is.
+    objective = make_objective(pipeline, condition).to(loop.device)
     batches = list(data.validation_batches(loop_args.train_batch_size))
-    validate = GeneratorValidation(pipeline, objective, batches, names, args.grid_images, loop_args.seed, **draw)
+    validate = GeneratorValidation(pipeline, objective, batches, args.grid_images, loop_args.seed, **draw)
     loop.run(objective, data, validate, save=lambda: save_without_encoder(pipeline, loop_args.output_dir))
 
 
 def open_data(args: DataArguments, seed: int) -> ImageData | CachedLatents:
-    """The latents or the pictures that `dataset_name` names.
+    """The latents or the pictures that `dataset_name` names."""
+    if is_latent_cache(args.dataset_name):
+        return CachedLatents.from_arguments(args, seed)
+    return ImageData(args, seed)
+
+
+def class_names(data: ImageData | CachedLatents) -> dict[int, str]:
+    """The classes of the data, for a new generator.
 
     Raises:
         ValueError: pictures or latents without classes.
     """
-    if is_latent_cache(args.dataset_name):
-        latents = CachedLatents.from_arguments(args, seed)
-        if latents.id2label is None:
-            raise ValueError(f"dataset_name must have classes, but the latents in {args.dataset_name!r} have none")
-        return latents
-    if args.label_column is None:
+    if data.id2label is None and isinstance(data, CachedLatents):
+        raise ValueError(f"dataset_name must have classes, but the latents in {str(data.folder)!r} have none")
+    if data.id2label is None:
         raise ValueError("label_column must name the column of the classes, got None")
-    return ImageData(args, seed)
+    return data.id2label
+
+
+def open_caption_encoder(path: str | None, max_length: int | None, data: ImageData | CachedLatents) -> CaptionEncoder:
+    """The text encoder of a new generator, in fp32.
+
+    Args:
+        path, max_length: Hub id or folder, and tokens of a caption; None for those of the latent cache.
+
+    Raises:
+        ValueError: no text encoder is named for captions that none has read, or `max_length` is not positive.
+    """
+    cached = (isinstance(data, CachedLatents) and data.text_encoder) or {"source": None, "max_length": CAPTION_LENGTH}
+    path = path or cached["source"]
+    if path is None:
+        raise ValueError("text_encoder must name what reads the captions, got None")
+    return load_caption_encoder(path, cached["max_length"] if max_length is None else max_length)
 
 
 def open_tokenizer(
@@ -174,17 +218,20 @@ def open_pipeline(
     vae: str | None,
     image_encoder: str | None,
     data: ImageData | CachedLatents,
+    text_encoder: str | None = None,
 ) -> LatentPipeline:
     """The pipeline to train on, with its own tokenizer, which has to fit the data.
 
     Args:
         vae: must be None: the pipeline has one.
+        text_encoder: as in `complete_text_encoder`.
 
     The others are as in `load_trained_pipeline` and `open_tokenizer`.
     """
     if vae is not None:
         raise ValueError(f"vae must be None with pipeline, which has its own tokenizer, got {vae!r}")
     pipeline = load_trained_pipeline(path, pipeline_class)
+    complete_text_encoder(pipeline, text_encoder)
     if isinstance(data, CachedLatents):
         data.check_tokenizer(pipeline.vae)
     else:
@@ -192,19 +239,42 @@ def open_pipeline(
     return pipeline
 
 
-def objective_of(pipeline: LatentPipeline, label_dropout: float) -> GeneratorObjective:
+def complete_text_encoder(pipeline: LatentPipeline, text_encoder: str | None) -> None:
+    """Give a pipeline that reads texts the text encoder that it comes without.
+
+    Args:
+        text_encoder: Hub id or folder.
+
+    Raises:
+        ValueError: there is none, or one more than is needed.
+    """
+    reads_text = pipeline.transformer.config.get("caption_channels") is not None
+    needs_one = reads_text and pipeline.text_encoder is None
+    if needs_one and text_encoder is None:
+        raise ValueError("text_encoder must name that of the pipeline, which comes without, got None")
+    if text_encoder is not None and not needs_one:
+        reason = "has its own" if reads_text else "reads no texts"
+        raise ValueError(f"text_encoder must be None with this pipeline, which {reason}, got {text_encoder!r}")
+    if needs_one:
+        captions = load_caption_encoder(text_encoder)
+        pipeline.register_modules(text_encoder=captions.text_encoder, tokenizer=captions.tokenizer)
+        pipeline.check_text_encoder()
+
+
+def objective_of(pipeline: LatentPipeline, condition: nn.Module, label_dropout: float) -> GeneratorObjective:
     """What trains the generator of a pipeline, with the settings that the pipeline was saved with."""
+    common = {"label_dropout": label_dropout, "condition": condition}
     if isinstance(pipeline, FAEStarFlowPipeline):
-        return STARFlowObjective(pipeline.transformer, pipeline.vae, label_dropout=label_dropout)
+        return STARFlowObjective(pipeline.transformer, pipeline.vae, **common)
     if isinstance(pipeline, FAEMARPipeline):
         is_masked = isinstance(pipeline.transformer, MARTransformer2DModel)
         objective = MARObjective if is_masked else AutoregressiveObjective
-        return objective(pipeline.transformer, pipeline.vae, pipeline.scheduler, label_dropout=label_dropout)
+        return objective(pipeline.transformer, pipeline.vae, pipeline.scheduler, **common)
     if isinstance(pipeline.scheduler, DDPMScheduler):
-        return DiffusionObjective(pipeline.transformer, pipeline.vae, pipeline.scheduler, label_dropout)
+        return DiffusionObjective(pipeline.transformer, pipeline.vae, pipeline.scheduler, **common)
     # The scheduler's shift is 1 / s of the objective's.
     shift = 1 / pipeline.scheduler.config.shift
-    return FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, label_dropout)
+    return FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, **common)
 
 
 def save_without_encoder(pipeline: LatentPipeline, folder: str) -> None:
@@ -214,107 +284,15 @@ def save_without_encoder(pipeline: LatentPipeline, folder: str) -> None:
     pipeline.save_pretrained(folder)
 
 
-class ClassData:
-    """Pictures or latents with the class ids of a pipeline.
-
-    Args:
-        data: `ImageData` or `CachedLatents`.
-        class_ids: the class id of each label of `data`; a single one for data without labels.
-    """
-
-    def __init__(self, data, class_ids: list[int]):
-        self.data = data
-        self.class_ids = torch.tensor(class_ids)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def signature(self, *place: int) -> dict:
-        """As `ImageData.signature`."""
-        return self.data.signature(*place)
-
-    def batches(self, batch_size: int, **place) -> Iterator[dict]:
-        """As `ImageData.batches`."""
-        return map(self._relabel, self.data.batches(batch_size, **place))
-
-    def validation_batches(self, batch_size: int) -> Iterator[dict]:
-        """As `ImageData.validation_batches`."""
-        return map(self._relabel, self.data.validation_batches(batch_size))
-
-    def facts(self) -> dict:
-        """As `ImageData.facts`."""
-        return self.data.facts()
-
-    def _relabel(self, batch):
-        labels = batch.get("class_labels", torch.zeros(len(batch["row_ids"]), dtype=torch.long))
-        return {**batch, "class_labels": self.class_ids[labels]}
-
-
-def match_classes(
-    pipeline: LatentPipeline, data, class_name: str | None = None, init_class: str | None = None
-) -> tuple[ClassData, list[str], list[str]]:
-    """Give the pipeline those classes of the data that it does not know by name.
-
-    A pipeline without names has its classes matched by number, if the data have as many, and gets their names. Names
-    that are numbers say nothing about a pipeline with names (class 3 of one data set is not that of another): they are
-    new classes, unless the pipeline has the very classes of the data.
-
-    Args:
-        data: `ImageData` or `CachedLatents`.
-        class_name: the class of all rows, for data without labels.
-        init_class: class whose embedding new classes start from; by default the mean of all.
-
-    Returns:
-        The data with the pipeline's class ids, the names of all their classes, and those that are new.
-
-    Raises:
-        ValueError: the classes come neither from labels nor from `class_name`, or from both; unknown `init_class`; the
-            pipeline has no names and another number of classes; or it has a class whose name is the same number.
-    """
-    if (data.id2label is None) == (class_name is None):
-        raise ValueError(
-            "the classes must come either from label_column or from class_name, "
-            f"got {'labels' if data.id2label else 'no labels'} and class_name {class_name!r}"
-        )
-    names = list(data.id2label.values()) if data.id2label else [class_name]
-    if data.id2label and not pipeline.id2label:
-        num_classes = pipeline.transformer.config.num_classes
-        if len(names) != num_classes:
-            raise ValueError(
-                f"label_column has {len(names)} classes, and the pipeline {num_classes} without names: there is no "
-                "way to match them; give the pipeline names with register_labels({0: ..., 1: ...})"
-            )
-        pipeline.register_labels(data.id2label)
-    if data.id2label == pipeline.id2label:
-        return ClassData(data, list(data.id2label)), names, []
-    numbers = [name for name in names if name.isdigit() and name in pipeline.label2id]
-    if numbers:
-        raise ValueError(
-            f"the data have the classes {numbers[:5]}, and the pipeline classes of these names, but numbers may mean "
-            "something else there, as its other classes are not those of the data: give the classes names"
-        )
-    new_classes = [name for name in names if name not in pipeline.label2id]
-    if new_classes:
-        table = pipeline.transformer.class_embedding.weight.detach()
-        start = table[pipeline.label_ids(init_class, "init_class")[0]] if init_class else table[:-1].mean(0)
-        pipeline.add_classes(dict.fromkeys(new_classes, start))
-    return ClassData(data, pipeline.label_ids(names, "label_column")), names, new_classes
-
-
-def describe_classes(names: list[str], new_classes: list[str]) -> str:
-    """What `match_classes` has found, in words."""
-    return f"new classes: {', '.join(new_classes) or 'none'}; {len(names) - len(new_classes)} known ones"
-
-
 class GeneratorValidation:
-    """Samples of the trained classes and, where there are batches for it, the loss; the same noise every time.
+    """Samples of what is trained and, where there are batches for it, the loss; the same noise every time.
 
     Args:
         pipeline, objective: what draws, and what gives the loss and whatever other numbers.
         batches: of the validation split; empty where there is none.
-        names: classes to draw from.
-        grid_images: pictures in all, spread over the classes.
+        grid_images: pictures in all, spread over the classes or the captions.
         seed: of all noise.
+        examples: batches whose captions are drawn, of a pipeline that reads texts; by default those of validation.
         draw: further arguments of the pipeline's call.
     """
 
@@ -323,25 +301,25 @@ class GeneratorValidation:
         pipeline: LatentPipeline,
         objective: GeneratorObjective,
         batches: list[dict],
-        names: list[str],
         grid_images: int,
         seed: int,
+        examples: list[dict] | None = None,
         **draw,
     ):
         self.pipeline, self.objective, self.batches, self.seed = pipeline, objective, batches, seed
-        self.drawn = [names[i * len(names) // grid_images] for i in range(grid_images)]
-        self.draw = draw
+        self.drawn, prompts = objective.condition.prompts(batches if examples is None else examples, grid_images)
+        self.draw = {**prompts, **draw}
 
     def __call__(self, step: int) -> dict:
         generator = torch.Generator().manual_seed(self.seed)
-        pictures = self.pipeline(class_labels=self.drawn, generator=generator, **self.draw).images
+        pictures = self.pipeline(generator=generator, **self.draw).images
         device, sums, count = self.pipeline.device, {}, 0
         for batch in self.batches:
-            batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
-            size = len(batch["class_labels"])
+            batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+            size = len(batch["row_ids"])
             for name, value in self.objective(batch, ImageRandom(self.seed, count, device)).items():
                 if value.ndim == 0:  # the others are tables of the training's log
                     sums[name] = sums.get(name, 0.0) + value.item() * size
             count += size
         means = {name: total / count for name, total in sums.items()}
-        return {"samples": make_grid(pictures, labels=self.drawn), **means}
+        return {"samples": make_grid(pictures, labels=self.drawn), "prompts": self.drawn, **means}

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..latents import LatentAutoencoderMixin, encode_images, latent_statistics, normalized_posterior
+from .conditions import ClassCondition
 from .objectives import Objective, add_noise, sample_posterior
 from .randomness import ImageRandom
 
@@ -38,23 +39,28 @@ def dimension_shift(*shape: int) -> float:
 
 
 class GeneratorObjective(Objective):
-    """What generators of latents share: a frozen tokenizer, and labels of which some are dropped.
+    """What generators of latents share: a frozen tokenizer, and a condition that some images go without.
 
     A batch has images ("pixel_values"), or the posterior moments (B, 2C, h, w) of a latent cache ("moments"); then the
-    tokenizer needs no encoder. Labels are "class_labels".
+    tokenizer needs no encoder. What else it has is up to the condition.
 
     Args:
-        model: a class-conditional generator with `config.num_classes`, the null class.
+        model: a generator.
         vae: the tokenizer, or diffusers' `AutoencoderKL`.
-        label_dropout: share of labels that become the null class while training; none do in eval mode.
+        label_dropout: share of labels or captions that become the null class or the empty text while training; none do
+            in eval mode.
+        condition: `TextCondition` or `ClassCondition`; by default the latter, of `model.config.num_classes`.
     """
 
-    def __init__(self, model: nn.Module, vae: nn.Module, label_dropout: float = 0.1):
+    def __init__(
+        self, model: nn.Module, vae: nn.Module, label_dropout: float = 0.1, condition: nn.Module | None = None
+    ):
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout must be from 0 to 1, got {label_dropout}")
         super().__init__(model, [model])
         self.vae = vae.requires_grad_(False)
         self.label_dropout = label_dropout
+        self.condition = ClassCondition(model.config.num_classes) if condition is None else condition
 
     @torch.no_grad()
     def latents(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
@@ -67,32 +73,39 @@ class GeneratorObjective(Objective):
             posterior = encode_images(self.vae, batch["pixel_values"])
         return sample_posterior(posterior, random).float()
 
-    def labels(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
-        """Class labels (B,), some of them dropped while training."""
-        labels = batch["class_labels"]
+    def conditioning(self, batch: dict, random: ImageRandom) -> dict[str, torch.Tensor]:
+        """The model's condition as its keyword arguments; while training some images go without."""
         if not self.training:
-            return labels
-        return labels.masked_fill(random.uniform(len(labels)) < self.label_dropout, self.model.config.num_classes)
+            return self.condition(batch)
+        size = len(next(iter(batch.values())))
+        return self.condition(batch, random.uniform(size) < self.label_dropout)
 
 
 class FlowMatchingObjective(GeneratorObjective):
-    """Flow matching of a class-conditional denoiser on a frozen tokenizer's latents (FAE, section 5).
+    """Flow matching of a denoiser on a frozen tokenizer's latents (FAE, section 5).
 
     x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
     the posterior, normalised. The loss is logged by noise time as well.
 
     Args:
-        model: `model(x_t, 1000 t, class_labels) -> .sample`, with `config.num_classes`, the null class.
-        vae, label_dropout: as `GeneratorObjective`.
+        model: `model(x_t, 1000 t, **condition) -> .sample`.
+        vae, label_dropout, condition: as `GeneratorObjective`.
         shift: s <= 1 of the time shift; 1 for none (paper: 0.4).
     """
 
     time_bins = 10
 
-    def __init__(self, model: nn.Module, vae: nn.Module, shift: float = 1.0, label_dropout: float = 0.1):
+    def __init__(
+        self,
+        model: nn.Module,
+        vae: nn.Module,
+        shift: float = 1.0,
+        label_dropout: float = 0.1,
+        condition: nn.Module | None = None,
+    ):
         if not 0 < shift <= 1:
             raise ValueError(f"shift must be in (0, 1], the papers' s and not diffusers' 1 / s, got {shift}")
-        super().__init__(model, vae, label_dropout)
+        super().__init__(model, vae, label_dropout, condition)
         self.shift = shift
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
@@ -100,7 +113,7 @@ class FlowMatchingObjective(GeneratorObjective):
         t = shift_time(random.uniform(len(latents)), self.shift)
         noise = random.normal(*latents.shape)
         noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
-        velocity = self.model(noisy, 1000 * t, self.labels(batch, random)).sample
+        velocity = self.model(noisy, 1000 * t, **self.conditioning(batch, random)).sample
         losses = (velocity.float() - (noise - latents)).square().mean(dim=(1, 2, 3))
         return {"loss": losses.mean(), **self._by_time(losses.detach(), t)}
 
@@ -121,21 +134,28 @@ class STARFlowObjective(GeneratorObjective):
     negative log-likelihood of the noisy, normalised latents with its constant, in bits for each of their elements.
 
     Args:
-        model: `STARFlowTransformer2DModel` with classes; its `config.noise_sigma` is the noise.
-        vae, label_dropout: as `GeneratorObjective`.
+        model: `STARFlowTransformer2DModel`; its `config.noise_sigma` is the noise.
+        vae, label_dropout, condition: as `GeneratorObjective`.
         latent_norm_weight: 1e-4 in the paper's code.
     """
 
-    def __init__(self, model: nn.Module, vae: nn.Module, latent_norm_weight: float = 1e-4, label_dropout: float = 0.1):
+    def __init__(
+        self,
+        model: nn.Module,
+        vae: nn.Module,
+        latent_norm_weight: float = 1e-4,
+        label_dropout: float = 0.1,
+        condition: nn.Module | None = None,
+    ):
         if not 0 <= latent_norm_weight < math.inf:
             raise ValueError(f"latent_norm_weight must be finite and not negative, got {latent_norm_weight}")
-        super().__init__(model, vae, label_dropout)
+        super().__init__(model, vae, label_dropout, condition)
         self.latent_norm_weight = latent_norm_weight
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         latents = self.latents(batch, random)
         noisy = add_noise(latents, self.model.config.noise_sigma, random)
-        output = self.model(noisy, self.labels(batch, random), output_block_inputs=True)
+        output = self.model(noisy, **self.conditioning(batch, random), output_block_inputs=True)
         nats_per_dim = -output.log_prob().mean() / latents[0].numel()
         latent_norm = torch.stack([tokens.square().mean() for tokens in output.block_inputs]).sum()
         nll = nats_per_dim - 0.5 * math.log(2 * math.pi)

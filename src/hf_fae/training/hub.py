@@ -65,7 +65,7 @@ def training_run(
     Args:
         config: all arguments of the run as plain values.
         step, images_seen: how long it trained.
-        results: of its last validation; the finite numbers in it are measurements.
+        results: of its last validation; the finite numbers in it are measurements, "prompts" what it has drawn.
         data: what it trained on, with `facts()`; without it the card has no data and no results.
         accelerator: where it ran.
     """
@@ -90,6 +90,7 @@ def training_run(
             for name, value in numbers.items()
             if dataset and math.isfinite(value)
         ],
+        prompts=(results or {}).get("prompts", []),
         base_model=config.get("pipeline"),
         license=config.get("license"),
     )

@@ -8,9 +8,11 @@
 statistics change. They are kept in float16, whose error (2^-11 of a mean, at most 0.008 of a log-variance within
 [-30, 20]) is far below the posterior's own spread. A cell holds the bytes of one (2C, h, w) array, which are read five
 times as fast as a list of numbers.
+
+Of captions there may be embeddings as well, which depend on the text encoder and the length it was asked for: float16,
+a cell the bytes of one (tokens, width) array, without padding.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import fields
@@ -21,16 +23,19 @@ import torch
 from torch.utils.data import Dataset
 
 from ..latents import LatentAutoencoderMixin
+from .captions import CaptionEncoder, unpack_embeds
 from .data import DataArguments
+from .fingerprints import fingerprint_parameters
 from .order import choose_row, group_rows, indexed_batches, is_mirrored, row_random
 
 
-__all__ = ["COPIES", "INDEX", "LABELS", "CachedLatents", "is_latent_cache", "tokenizer_fingerprint"]
+__all__ = ["CAPTION_EMBEDS", "COPIES", "INDEX", "LABELS", "CachedLatents", "is_latent_cache", "tokenizer_fingerprint"]
 
 INDEX = "index.json"
 COPIES = ("moments", "moments_flipped")
 # Columns beside the moments, and what batches call them.
 LABELS = {"row_id": "row_ids", "label": "class_labels", "caption": "captions"}
+CAPTION_EMBEDS = "caption_embeds"  # a column, and what batches call it
 GROUP = "group"  # column of the values by which the data set is balanced, if it is
 READING = ("dataset_name", "random_flip", "max_train_samples")  # those of `DataArguments` that a cache is read with
 
@@ -47,30 +52,26 @@ def is_latent_cache(folder: str | Path) -> bool:
 def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
     """Hashes of what moments depend on: `"encoder"` (with its feature statistics) and `"image_encoder"`.
 
-    Weights are hashed in fp32 and without their names, which transformers changes between releases; decoders and
-    latent statistics do not count. `"image_encoder"` is None where none is attached, or needed.
+    Decoders and latent statistics do not count. `"image_encoder"` is None where none is attached, or needed.
     """
     if not isinstance(vae, LatentAutoencoderMixin):  # diffusers' `AutoencoderKL`
         parts = [vae.encoder, vae.quant_conv] if vae.config.use_quant_conv else [vae.encoder]
-        return {"encoder": _hash([p for part in parts for p in part.parameters()], None), "image_encoder": None}
-    fingerprint = {"encoder": _hash(*vae.encoding_parts()), "image_encoder": None}
+        encoder = fingerprint_parameters([p for part in parts for p in part.parameters()])
+        return {"encoder": encoder, "image_encoder": None}
+    fingerprint = {"encoder": fingerprint_parameters(*vae.encoding_parts()), "image_encoder": None}
     if (image_encoder := getattr(vae, "image_encoder", None)) is not None:
         settings = [image_encoder.image_mean, image_encoder.image_std, image_encoder.patch_size]
-        fingerprint["image_encoder"] = _hash(image_encoder.parameters(), settings)
+        fingerprint["image_encoder"] = fingerprint_parameters(image_encoder.parameters(), settings)
     return fingerprint
-
-
-def _hash(tensors, settings):
-    digests = [hashlib.sha256(tensor.detach().float().cpu().numpy()).hexdigest() for tensor in tensors]
-    return hashlib.sha256(json.dumps([sorted(digests), settings]).encode()).hexdigest()[:32]
 
 
 class CachedLatents:
     """The latents that `encode_dataset` wrote, as batches: what a generator trains on instead of `ImageData`.
 
     A batch is `{"moments": (B, 2C, h, w) float32, "row_ids": (B,) long}`, with `"class_labels": (B,) long` and
-    `"captions": list of str` where the data set has them. `latents.normalized_posterior` turns moments into the
-    posterior of normalised latents. Order and mirroring are those of `ImageData` on the same rows.
+    `"captions": list of str` where the data set has them, and `"caption_embeds": (B, length, width) float32`, zero
+    behind the end of each text, where a text encoder has read them. `latents.normalized_posterior` turns moments into
+    the posterior of normalised latents. Order and mirroring are those of `ImageData` on the same rows.
 
     Opening a cache for the first time, `datasets` copies its rows into a memory-mapped file of its own cache.
 
@@ -84,6 +85,8 @@ class CachedLatents:
         groups: as those of `ImageData`, if the data set was balanced when it was encoded.
         id2label: class id -> name; None without labels.
         shape: of one row's moments, (2C, h, w).
+        has_captions: whether the rows have captions.
+        text_encoder: what has read the captions, {"source", "max_length", "width"}; None without embeddings.
 
     Raises:
         ValueError: `folder` is no finished cache, or `random_flip` is set and it has no mirrored copies.
@@ -99,9 +102,11 @@ class CachedLatents:
         if "splits" not in self.index:
             raise ValueError(f"folder {str(folder)!r} is an unfinished latent cache: run cache_latents.py once more")
         self.shape = tuple(self.index["shape"])
+        self.text_encoder = self.index.get("text_encoder")
         id2label = self.index["id2label"]
         self.id2label = id2label and {int(label): name for label, name in id2label.items()}
         self.train, self.validation = self._open("train"), self._open("validation")
+        self.has_captions = "caption" in self.train.column_names
         self.random_flip = random_flip
         if random_flip and COPIES[1] not in self.train.column_names:
             raise ValueError(f"random_flip must be False: {str(folder)!r} has no mirrored copies, got True")
@@ -141,6 +146,24 @@ class CachedLatents:
             ValueError: another encoder made them.
         """
         self._check_parts(vae, tokenizer_fingerprint(vae))
+
+    def check_caption_encoder(self, captions: CaptionEncoder) -> None:
+        """Refuse a text encoder, or a length, with which the captions were not read.
+
+        Raises:
+            ValueError: another text encoder or another length.
+        """
+        if captions.max_length != self.text_encoder["max_length"]:
+            raise ValueError(
+                f"max_caption_length must be that of the latents in {str(self.folder)!r}, "
+                f"{self.text_encoder['max_length']}, got {captions.max_length}"
+            )
+        ours, theirs = self.index["fingerprint"]["text_encoder"], captions.fingerprint()
+        if theirs != ours:
+            raise ValueError(
+                f"text_encoder did not read the captions in {str(self.folder)!r}, which "
+                f"{self.text_encoder['source']!r} has read: its fingerprint is {theirs}, that one's {ours}"
+            )
 
     def check_image_encoder(self, vae: torch.nn.Module) -> None:
         """As `check_tokenizer`, of the frozen encoder alone: the features of one serve all tokenizers on it."""
@@ -213,6 +236,9 @@ class CachedLatents:
             if column in table.column_names:
                 values = table[column].to_pylist()
                 batch[name] = values if name == "captions" else torch.tensor(values)
+        if self.text_encoder is not None:
+            cells = [cell.as_buffer() for cell in table[CAPTION_EMBEDS]]
+            batch[CAPTION_EMBEDS] = unpack_embeds(cells, self.text_encoder["width"])
         return batch
 
 

@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..latents import LatentAutoencoderMixin, check_finite, latent_size, latent_statistics
+from .captions import CaptionEncoder, pack_embeds
 from .damage import DamagedRow, DamageReport
 from .data import ImageData
 from .feature_cache import FeatureData
 from .files import write_whole
 from .fingerprints import fingerprint_split
-from .latent_cache import COPIES, GROUP, INDEX, LABELS, is_latent_cache, tokenizer_fingerprint
+from .latent_cache import CAPTION_EMBEDS, COPIES, GROUP, INDEX, LABELS, is_latent_cache, tokenizer_fingerprint
 from .tokenizer_objectives import frozen_features
 
 
@@ -54,6 +55,7 @@ def encode_dataset(
     num_workers: int = 0,
     max_damaged_share: float = 0.1,
     features: FeatureData | None = None,
+    captions: CaptionEncoder | None = None,
 ) -> dict:
     """Write the latents of the training and validation rows of `data` into `folder`.
 
@@ -70,22 +72,26 @@ def encode_dataset(
         num_workers: processes that decode pictures, per rank.
         max_damaged_share: damaged rows are left out; more than this share of them is an error.
         features: what the frozen encoder gave for these pictures, at the precision of float16.
+        captions: reads the captions, on the accelerator's device; without it they are kept as texts alone.
 
     Returns:
         What `index.json` holds.
 
     Raises:
         ValueError: a size is not positive, `folder` holds latents of another tokenizer or of other data, the data are
-            streamed or cropped at random, too many rows are damaged, or moments do not fit into float16.
+            streamed or cropped at random, or have no captions to be read; too many rows are damaged, or moments or
+            embeddings do not fit into float16.
     """
     if data.args.streaming:
         raise ValueError("streaming must be False, as a shard is a range of row numbers, got True")
     if data.args.crop != "center":
         raise ValueError(f"crop must be 'center', as a picture is encoded once, got {data.args.crop!r}")
+    if captions is not None and data.args.caption_column is None:
+        raise ValueError("caption_column must name the captions for text_encoder, got None")
     for name, value in (("batch_size", batch_size), ("rows_per_shard", rows_per_shard)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
-    folder, rows = Path(folder), {split: _Rows(data, split) for split in SPLITS}
+    folder, rows = Path(folder), {split: _Rows(data, split, captions is not None) for split in SPLITS}
     settings = {name: value for name, value in asdict(data.args).items() if name not in ("streaming", "shuffle_block")}
     settings |= {f"{split}_rows": len(rows[split]) for split in SPLITS}
     settings |= {"seed": data.seed, "rows_per_shard": rows_per_shard, "mixed_precision": accelerator.mixed_precision}
@@ -96,6 +102,14 @@ def encode_dataset(
         "content": {split: fingerprint_split(data, split) for split in SPLITS},
         "id2label": data.id2label,
     }
+    if captions is not None:
+        settings["max_caption_length"] = captions.max_length
+        index["fingerprint"]["text_encoder"] = captions.fingerprint()
+        index["text_encoder"] = {
+            "source": captions.source,
+            "max_length": captions.max_length,
+            "width": captions.width,
+        }
     _check_same(folder, index)
 
     shards = [
@@ -109,7 +123,7 @@ def encode_dataset(
         _write_json(folder / INDEX, index)
     accelerator.wait_for_everyone()  # all have the same list before the first of these files appears
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    _encode(mine, rows, vae, accelerator, batch_size, num_workers, max_damaged_share, features)
+    _encode(mine, rows, vae, accelerator, batch_size, num_workers, max_damaged_share, features, captions)
     accelerator.wait_for_everyone()
 
     size = latent_size(vae, data.args.resolution, data.args.resolution)
@@ -164,7 +178,7 @@ def _write_json(path, content):
 class _Rows(Dataset):
     """The rows of a split by place: examples, or `(row_id, kind)` where a row is damaged."""
 
-    def __init__(self, data, split):
+    def __init__(self, data, split, with_embeds):
         import pyarrow as pa
 
         self.data = data
@@ -175,6 +189,8 @@ class _Rows(Dataset):
             fields["label"] = pa.int64()
         if data.args.caption_column:
             fields["caption"] = pa.string()
+        if with_embeds:
+            fields[CAPTION_EMBEDS] = pa.binary()
         if data.args.balance_column and split == "train":
             fields[GROUP] = pa.string()
         self.schema = pa.schema({**fields, **dict.fromkeys(self.copies, pa.binary())})
@@ -202,7 +218,7 @@ def _collate(examples):
 
 
 @torch.no_grad()
-def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged_share, features):
+def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged_share, features, captions):
     """Write this process's shards."""
     statistics = latent_statistics(vae)[0].shape
     if isinstance(vae, LatentAutoencoderMixin):  # with these `encode` gives the unnormalised posterior
@@ -224,6 +240,12 @@ def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged
         check_finite("moments in float16", moments)
         return moments
 
+    def read_captions(texts):
+        with accelerator.autocast():
+            embeds = captions(texts)
+        check_finite("embeddings in float16", embeds.half())
+        return pack_embeds(embeds)
+
     count = sum(len(shard.places) for shard in shards)
     progress = tqdm(total=count, disable=not accelerator.is_main_process, desc="encoding", unit="row")
     for split in SPLITS:
@@ -236,6 +258,8 @@ def _encode(shards, rows, vae, accelerator, batch_size, num_workers, max_damaged
                 for places in shard.batches(batch_size):
                     batch, damaged = next(loader)
                     if batch:
+                        if captions is not None:
+                            batch[CAPTION_EMBEDS] = read_captions(batch["captions"])
                         writer.write(batch, {copy: encode(split, batch, copy) for copy in rows[split].copies})
                     writer.damaged += damaged
                     report.add(damaged)
@@ -274,10 +298,10 @@ class _ShardWriter:
         return self
 
     def write(self, labels, copies):
-        """Append rows: lists of what `LABELS` names, and the moments (B, 2C, h, w) of each copy."""
+        """Append rows: lists of what `LABELS` and the schema name, and the moments (B, 2C, h, w) of each copy."""
         import pyarrow as pa
 
-        names = {**LABELS, GROUP: GROUP}
+        names = {**LABELS, CAPTION_EMBEDS: CAPTION_EMBEDS, GROUP: GROUP}
         columns = {column: labels[name] for column, name in names.items() if name in labels}
         for name, moments in copies.items():
             mean, logvar = moments.double().chunk(2, dim=1)

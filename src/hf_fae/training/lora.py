@@ -7,8 +7,9 @@ from torch.nn.utils import parametrize
 
 __all__ = ["LORA_TARGETS", "add_lora", "lora_weights"]
 
-# The linear maps of attention and feed-forward, by the ends of their names.
+# The linear maps of attention and feed-forward, by the ends of their names; those of an MMDiT's texts come second.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+TEXT_TARGETS = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context.net.0.proj", "ff_context.net.2"]
 
 
 class _NewRows(nn.Module):
@@ -23,14 +24,18 @@ class _NewRows(nn.Module):
 
 
 def add_lora(
-    transformer: nn.Module, rank: int, lora_alpha: float, target_modules: list[str], new_classes: int = 0
+    transformer: nn.Module,
+    rank: int,
+    lora_alpha: float,
+    target_modules: list[str] | None = None,
+    new_classes: int = 0,
 ) -> None:
     """Freeze `transformer`, but for new LoRA layers and the embeddings of its last classes.
 
     Args:
-        transformer: a denoiser with `class_embedding`, the null class last.
+        transformer: a generator; with new classes one with `class_embedding`, the null class last.
         rank, lora_alpha: of the layers, which add lora_alpha / rank * B A to a weight.
-        target_modules: ends of the names of linear maps.
+        target_modules: ends of the names of linear maps; by default those of attention and feed-forward.
         new_classes: number of trained embeddings.
 
     Raises:
@@ -41,8 +46,14 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     linear = [f".{name}" for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+
+    def is_there(target):
+        return any(name.endswith(f".{target}") for name in linear)
+
+    if target_modules is None:
+        target_modules = [target for target in LORA_TARGETS + TEXT_TARGETS if is_there(target)]
     for target in target_modules:
-        if not any(name.endswith(f".{target}") for name in linear):
+        if not is_there(target):
             raise ValueError(
                 f"target_modules must be ends of the names of linear maps, such as {LORA_TARGETS}, got {target!r}"
             )
@@ -61,8 +72,10 @@ def lora_weights(transformer: nn.Module, new_classes: list[str]) -> dict:
     """
     from peft import get_peft_model_state_dict
 
-    num_classes = transformer.config.num_classes
-    rows = transformer.class_embedding.weight[num_classes - len(new_classes) : num_classes].detach()
+    rows = []
+    if new_classes:
+        num_classes = transformer.config.num_classes
+        rows = transformer.class_embedding.weight[num_classes - len(new_classes) : num_classes].detach()
     metadata = transformer.peft_config["default"].to_dict()
     metadata["target_modules"] = sorted(metadata["target_modules"])  # a set: its order changes from run to run
     return {

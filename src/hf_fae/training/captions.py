@@ -1,0 +1,92 @@
+"""Captions as generators read them: what a frozen text encoder makes of them, at once or kept in a latent cache."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+from ..text import encode_text
+from .fingerprints import fingerprint_parameters
+
+
+__all__ = ["CAPTION_LENGTH", "CaptionEncoder", "load_caption_encoder", "pack_embeds", "unpack_embeds"]
+
+CAPTION_LENGTH = 128  # tokens, of FAE's and STARFlow's models
+
+
+class CaptionEncoder(nn.Module):
+    """A frozen text encoder and how many tokens of a text it is asked for.
+
+    Args:
+        tokenizer, text_encoder: as in `hf_fae.text.encode_text`.
+        max_length: tokens that texts are padded and cut to.
+        source: Hub id or folder that they came from, for the record.
+
+    Raises:
+        ValueError: `max_length` is not positive.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: PreTrainedModel,
+        max_length: int,
+        source: str | None = None,
+    ):
+        super().__init__()
+        if max_length < 1:
+            raise ValueError(f"max_caption_length must be at least 1, got {max_length}")
+        self.tokenizer, self.max_length, self.source = tokenizer, max_length, source
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Of the embeddings."""
+        return self.text_encoder.config.hidden_size
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings (texts, max_length, width) in fp32, zero behind the end of each text."""
+        return encode_text(self.tokenizer, self.text_encoder, texts, self.max_length)[0].float()
+
+    def fingerprint(self) -> str:
+        """Hash of what embeddings depend on, but for `max_length`: weights, as those of tokenizers, and vocabulary.
+
+        Poolers do not count: nobody reads them, and often they are drawn at random.
+        """
+        weights = [p for name, p in self.text_encoder.named_parameters() if "pooler" not in name]
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return fingerprint_parameters(weights, hashlib.sha256(vocabulary.encode()).hexdigest())
+
+
+def load_caption_encoder(path: str, max_length: int = CAPTION_LENGTH) -> CaptionEncoder:
+    """The text encoder of a Hub id or a folder, in fp32: T5, BERT, MiniLM, ..., or the text tower of CLIP or SigLIP.
+
+    Raises:
+        ValueError: as `CaptionEncoder`.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        model_class = AutoModelForTextEncoding
+    else:
+        text_config = getattr(config, "text_config", config)
+        model_class = getattr(transformers, type(text_config).__name__.replace("Config", "Model"))
+    text_encoder = model_class.from_pretrained(path, dtype=torch.float32)
+    return CaptionEncoder(AutoTokenizer.from_pretrained(path), text_encoder, max_length, path)
+
+
+def pack_embeds(embeds: torch.Tensor) -> list[bytes]:
+    """Each text's embeddings in float16 without the padding, of a batch (B, length, width)."""
+    ends = embeds.any(dim=-1).sum(1).tolist()
+    return [row[:end].tobytes() for row, end in zip(embeds.half().cpu().numpy(), ends, strict=True)]
+
+
+def unpack_embeds(cells: Sequence, width: int) -> torch.Tensor:
+    """What `pack_embeds` was given, in fp32 and padded to the longest of these texts; `cells` are buffers of bytes."""
+    rows = [torch.from_numpy(np.frombuffer(cell, np.float16).reshape(-1, width).astype(np.float32)) for cell in cells]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
