@@ -13,6 +13,7 @@ from hf_fae import (
     FAEDiTPipeline,
     FAEMARPipeline,
     FAEStarFlowPipeline,
+    FAETextToImagePipeline,
     LightningDiTTransformer2DModel,
     MARTransformer2DModel,
     MMDiTTransformer2DModel,
@@ -348,6 +349,23 @@ def tiny_text_starflow_pipeline(**kwargs) -> FAEStarFlowPipeline:
         **kwargs,
     }
     return tiny_fae_starflow_pipeline(**kwargs)
+
+
+def tiny_fae_text_to_image_pipeline(with_encoder: bool = False, **kwargs) -> FAETextToImagePipeline:
+    """A pipeline of the tiny models that draws 32 px images of texts of up to 6 letters in 4 steps."""
+    text_encoder, tokenizer = tiny_text_encoder()
+    kwargs = {
+        "vae": tiny_fae(with_encoder),
+        "transformer": tiny_mmdit(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "num_inference_steps": 4,
+        **kwargs,
+    }
+    pipe = FAETextToImagePipeline(**kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def tiny_fae_dit_pipeline(with_encoder: bool = False, **kwargs) -> FAEDiTPipeline:

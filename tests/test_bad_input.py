@@ -11,8 +11,10 @@ from factories import (
     tiny_fae_dit_pipeline,
     tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
+    tiny_fae_text_to_image_pipeline,
     tiny_lightning_dit,
     tiny_maetok,
+    tiny_mmdit,
     tiny_starflow,
     tiny_text_starflow,
     tiny_text_starflow_pipeline,
@@ -36,7 +38,7 @@ def vae():
 
 
 # What every class-conditional pipeline refuses.
-PIPELINE = {
+LABEL = {
     "unknown label": ({"class_labels": "golden retreiver"}, "class_labels .*'golden retreiver'; did you mean 'golden"),
     "unrelated label": ({"class_labels": "zzzz"}, "class_labels has the unknown name 'zzzz'; see `pipe.id2label`"),
     "label too large": ({"class_labels": 10}, "class_labels must be from 0 to 9, got 10"),
@@ -46,6 +48,9 @@ PIPELINE = {
     "no label": ({"class_labels": []}, r"class_labels must name at least one class, got \[\]"),
     "unknown negative": ({"negative_class_labels": "zzzz"}, "negative_class_labels has the unknown name 'zzzz'"),
     "negative count": ({"negative_class_labels": [1, 2, 3]}, "negative_class_labels must be one class or 1 .* got 3"),
+}
+# What every pipeline refuses.
+PIPELINE = {
     "odd height": ({"height": 30}, "height must be a positive multiple of 8, got 30"),
     "no width": ({"width": 0}, "width must be a positive multiple of 8, got 0"),
     "no images": ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a positive whole number, got 0"),
@@ -75,15 +80,27 @@ def mar_pipe():
 
 
 @pytest.fixture(scope="module")
-def text_pipe():
+def text_flow_pipe():
     return tiny_text_starflow_pipeline()
 
 
-@pytest.mark.parametrize("arguments, message", PIPELINE.values(), ids=PIPELINE)
+@pytest.fixture(scope="module")
+def text_pipe():
+    return tiny_fae_text_to_image_pipeline()
+
+
+@pytest.mark.parametrize("arguments, message", LABEL.values(), ids=LABEL)
 @pytest.mark.parametrize("kind", ["pipe", "flow_pipe", "mar_pipe"])
-def test_pipeline_call(request, kind, arguments, message):
+def test_class_labels(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)(**{"class_labels": 1} | arguments)
+
+
+@pytest.mark.parametrize("arguments, message", PIPELINE.values(), ids=PIPELINE)
+@pytest.mark.parametrize("kind", ["pipe", "flow_pipe", "mar_pipe", "text_pipe", "text_flow_pipe"])
+def test_pipeline_call(request, kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        request.getfixturevalue(kind)("cat", **arguments)
 
 
 DENOISING = {
@@ -97,9 +114,10 @@ DENOISING = {
 
 
 @pytest.mark.parametrize("arguments, message", DENOISING.values(), ids=DENOISING)
-def test_call_of_a_pipeline_with_a_denoiser(pipe, arguments, message):
+@pytest.mark.parametrize("kind", ["pipe", "text_pipe"])
+def test_call_of_a_pipeline_with_a_denoiser(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipe(**{"class_labels": 1} | arguments)
+        request.getfixturevalue(kind)("cat", **arguments)
 
 
 FLOW = {
@@ -120,37 +138,38 @@ def test_call_of_a_pipeline_with_a_flow(flow_pipe, arguments, message):
         flow_pipe(**{"class_labels": 1} | arguments)
 
 
+# What every pipeline that reads texts refuses.
 TEXT = {
     "number": ({"prompt": 3}, "prompt must be a text or a list of texts, got 3"),
+    "bytes": ({"prompt": b"a cat"}, "prompt must be a text or a list of texts, got b'a cat'"),
     "no prompt": ({"prompt": []}, r"prompt must be a text or a list of texts, got \[\]"),
     "numbers": ({"prompt": ["a", 1]}, r"prompt must be a text or a list of texts, got \['a', 1\]"),
     "nothing": ({"prompt": None}, "either prompt or prompt_embeds must be given, got neither"),
     "both": ({"prompt_embeds": torch.zeros(1, 6, 24)}, "either prompt or prompt_embeds must be given, got both"),
-    "class": ({"class_labels": 1}, "class_labels must be None for a flow of captions, which takes a prompt"),
     "flat embeddings": (
         {"prompt": None, "prompt_embeds": torch.zeros(6, 24)},
         r"prompt_embeds must have shape \(prompts, length, 24\), got \(6, 24\)",
     ),
     "embeddings width": (
         {"prompt": None, "prompt_embeds": torch.zeros(1, 6, 25)},
-        r"encoder_hidden_states must have 1 to 6 tokens of width 24, got 6 of 25",
+        r"prompt_embeds must have shape \(prompts, length, 24\), got \(1, 6, 25\)",
     ),
-    "prefix too long": (
-        {"prompt": None, "prompt_embeds": torch.zeros(1, 7, 24)},
-        r"encoder_hidden_states must have 1 to 6 tokens of width 24, got 7 of 24",
+    "no embeddings": (
+        {"prompt": None, "prompt_embeds": torch.zeros(0, 6, 24)},
+        r"prompt_embeds must have shape \(prompts, length, 24\), got \(0, 6, 24\)",
+    ),
+    "NaN embeddings": (
+        {"prompt": None, "prompt_embeds": torch.full((1, 6, 24), NAN)},
+        "prompt_embeds must be finite, got 144 NaN",
     ),
     "both negatives": (
         {"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 6, 24), "guidance_scale": 2.0},
         "negative_prompt or negative_prompt_embeds may be given, got both",
     ),
     "no negative": ({"negative_prompt": [], "guidance_scale": 2.0}, "negative_prompt must be a text or a list .* got"),
-    "NaN embeddings": (
-        {"prompt": None, "prompt_embeds": torch.full((1, 6, 24), NAN)},
-        "prompt_embeds must be finite, got 144 NaN",
-    ),
-    "negative length": (
-        {"negative_prompt_embeds": torch.zeros(1, 3, 24), "guidance_scale": 2.0},
-        "negative_encoder_hidden_states must have 6 tokens as encoder_hidden_states, got 3",
+    "negative width": (
+        {"negative_prompt_embeds": torch.zeros(1, 6, 25), "guidance_scale": 2.0},
+        r"negative_prompt_embeds must have shape \(prompts, length, 24\), got \(1, 6, 25\)",
     ),
     "negative count": (
         {"negative_prompt": ["a", "b"], "guidance_scale": 2.0},
@@ -160,9 +179,59 @@ TEXT = {
 
 
 @pytest.mark.parametrize("arguments, message", TEXT.values(), ids=TEXT)
-def test_call_of_a_pipeline_with_text(text_pipe, arguments, message):
+@pytest.mark.parametrize("kind", ["text_pipe", "text_flow_pipe"])
+def test_call_of_a_pipeline_with_text(request, kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        request.getfixturevalue(kind)(**{"prompt": "a cat"} | arguments)
+
+
+TEXT_FLOW = {
+    "class": ({"class_labels": 1}, "class_labels must be None for a flow of captions, which takes a prompt"),
+    "prefix too long": (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 7, 24)},
+        r"encoder_hidden_states must have 1 to 6 tokens of width 24, got 7 of 24",
+    ),
+    "negative length": (
+        {"negative_prompt_embeds": torch.zeros(1, 3, 24), "guidance_scale": 2.0},
+        "negative_encoder_hidden_states must have 6 tokens as encoder_hidden_states, got 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, message", TEXT_FLOW.values(), ids=TEXT_FLOW)
+def test_call_of_a_flow_with_text(text_flow_pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        text_flow_pipe(**{"prompt": "a cat"} | arguments)
+
+
+MASKS = {
+    "shape": (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 6, 24), "prompt_attention_mask": torch.ones(1, 5)},
+        r"prompt_attention_mask must have shape \(1, 6\) as prompt_embeds, got \(1, 5\)",
+    ),
+    "of a text": (
+        {"prompt_attention_mask": torch.ones(1, 6)},
+        "prompt_attention_mask must be None without prompt_embeds, got Tensor",
+    ),
+    "of a negative text": (
+        {"negative_prompt_attention_mask": torch.ones(1, 6), "guidance_scale": 2.0},
+        "negative_prompt_attention_mask must be None without negative_prompt_embeds, got Tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, message", MASKS.values(), ids=MASKS)
+def test_masks_of_embeddings(text_pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
         text_pipe(**{"prompt": "a cat"} | arguments)
+
+
+@pytest.mark.parametrize("kind", ["text_pipe", "text_flow_pipe"])
+def test_empty_and_very_long_texts_are_drawn(request, kind, caplog):
+    pipe = request.getfixturevalue(kind)
+    images = pipe(["", "abc " * 5000], output_type="pt", guidance_scale=2.0).images
+    assert images.shape == (2, 3, 32, 32) and images.isfinite().all()
+    assert "read up to their token 6 only" in caplog.text
 
 
 def test_pipeline_without_what_it_needs():
@@ -173,8 +242,9 @@ def test_pipeline_without_what_it_needs():
             other(1)
 
 
-def test_text_without_an_encoder():
-    pipe = tiny_text_starflow_pipeline(text_encoder=None, tokenizer=None)
+@pytest.mark.parametrize("make", [tiny_text_starflow_pipeline, tiny_fae_text_to_image_pipeline])
+def test_text_without_an_encoder(make):
+    pipe = make(text_encoder=None, tokenizer=None)
     with pytest.raises(ValueError, match="prompt cannot be read without text_encoder and tokenizer: pass prompt_emb"):
         pipe("a cat")
     with pytest.raises(ValueError, match="pass negative_prompt_embeds"):
@@ -184,6 +254,8 @@ def test_text_without_an_encoder():
 def test_text_encoder_of_another_width():
     with pytest.raises(ValueError, match="transformer must have caption_channels 24, .* got 20"):
         tiny_text_starflow_pipeline(transformer=tiny_text_starflow(caption_channels=20))
+    with pytest.raises(ValueError, match="transformer must have caption_channels 24, .* got 20"):
+        tiny_fae_text_to_image_pipeline(transformer=tiny_mmdit(caption_channels=20))
 
 
 def test_names_without_id2label():
@@ -394,6 +466,46 @@ DENOISER = {
 def test_denoiser(shape, message):
     with pytest.raises(ValueError, match=message):
         tiny_lightning_dit(patch_size=2)(torch.zeros(shape), torch.tensor(1.0), torch.tensor([0]))
+
+
+EMBEDS = torch.zeros(1, 6, 24)
+MMDIT = {
+    "channels": ({"hidden_states": torch.zeros(1, 5, 4, 4)}, r"hidden_states must have shape \(batch, 4, .* \(1, 5,"),
+    "odd side": ({"hidden_states": torch.zeros(1, 4, 5, 4)}, "multiples of 2, got 5x4"),
+    "flat text": ({"encoder_hidden_states": EMBEDS[0]}, r"encoder_hidden_states must have shape .* got \(6, 24\)"),
+    "text width": (
+        {"encoder_hidden_states": EMBEDS[..., :23]},
+        r"encoder_hidden_states must have shape \(1, length, 24\), got \(1, 6, 23\)",
+    ),
+    "text count": ({"encoder_hidden_states": torch.zeros(2, 6, 24)}, r"\(1, length, 24\), got \(2, 6, 24\)"),
+    "mask shape": (
+        {"encoder_attention_mask": torch.ones(1, 5, dtype=torch.bool)},
+        r"encoder_attention_mask must be bool of shape \(1, 6\), got torch.bool of \(1, 5\)",
+    ),
+    "mask type": ({"encoder_attention_mask": torch.ones(1, 6)}, r"must be bool .* got torch.float32 of \(1, 6\)"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", MMDIT.values(), ids=MMDIT)
+def test_denoiser_of_texts(arguments, message):
+    inputs = {"hidden_states": torch.zeros(1, 4, 4, 4), "encoder_hidden_states": EMBEDS} | arguments
+    with pytest.raises(ValueError, match=message):
+        tiny_mmdit(patch_size=2)(timestep=torch.tensor(1.0), **inputs)
+
+
+MMDIT_CONFIGS = {
+    "head": ({"attention_head_dim": 18}, "attention_head_dim must be a multiple of 4, got 18"),
+    "no layer": ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+    "no width": ({"caption_channels": 0}, "caption_channels must be at least 1, got 0"),
+    "no length": ({"max_caption_length": 0}, "max_caption_length must be at least 1, got 0"),
+    "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a multiple of patch_size 2, got 5"),
+}
+
+
+@pytest.mark.parametrize("config, message", MMDIT_CONFIGS.values(), ids=MMDIT_CONFIGS)
+def test_denoiser_of_texts_that_cannot_be(config, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_mmdit(**config)
 
 
 STARFLOW = {

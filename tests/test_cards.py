@@ -14,6 +14,7 @@ from factories import (
     tiny_fae_dit_pipeline,
     tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
+    tiny_fae_text_to_image_pipeline,
     tiny_lightning_dit,
 )
 from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
@@ -75,7 +76,28 @@ def test_metadata_of_a_pipeline(tmp_path):
     tiny_fae_dit_pipeline(vae=tiny_fae(image_encoder_id="tester/encoder")).save_pretrained(tmp_path)
     data = ModelCard(render_card(tmp_path)).data
     assert (data.pipeline_tag, data.base_model) == ("unconditional-image-generation", "tester/encoder")
-    assert data.eval_results is None and data.datasets is None
+    assert data.eval_results is None and data.datasets is None and data.widget is None
+
+
+def test_prompts_of_a_pipeline_that_reads_text(tmp_path):
+    """The Hub's own snippet takes the first one of the metadata."""
+    tiny_fae_text_to_image_pipeline().save_pretrained(tmp_path)
+    card = ModelCard(render_card(tmp_path, TrainingRun(prompts=["red heart", "a cat's face"])))
+    assert card.data.pipeline_tag == "text-to-image"
+    assert card.data.widget == [{"text": "red heart"}, {"text": "a cat's face"}]
+    assert "pipe('red heart')" in snippet(card.text)
+    plain = ModelCard(render_card(tmp_path))
+    assert plain.data.widget == [{"text": "a teddy bear"}] and "pipe('a teddy bear')" in snippet(plain.text)
+
+
+def test_lora_of_a_pipeline_that_reads_text(tmp_path):
+    pipeline, lora = tmp_path / "pipeline", tmp_path / "lora"
+    tiny_fae_text_to_image_pipeline().save_pretrained(pipeline)
+    lora.mkdir()
+    save_file({}, lora / "pytorch_lora_weights.safetensors")
+    card = ModelCard(render_card(lora, TrainingRun(base_model=str(pipeline), prompts=["my dog"])))
+    assert card.data.pipeline_tag == "text-to-image" and card.data.widget == [{"text": "my dog"}]
+    assert "pipe('my dog')" in snippet(card.text)
 
 
 def test_metadata_of_a_lora(tmp_path):
@@ -198,6 +220,7 @@ def test_results_on_the_hub_get_a_file_of_their_own(folder):
         pytest.param(lambda: tiny_fae_mar_pipeline(num_inference_steps=3), 3, id="mar"),
         pytest.param(lambda: tiny_fae_mar_pipeline(transformer=tiny_autoregressive()), None, id="raster"),
         pytest.param(tiny_fae_starflow_pipeline, None, id="flow"),
+        pytest.param(lambda: tiny_fae_text_to_image_pipeline(num_inference_steps=9), 9, id="text"),
     ],
 )
 def test_steps_of_pipelines_that_have_some(tmp_path, make, steps):

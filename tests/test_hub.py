@@ -215,7 +215,8 @@ def pushed(hub):
         + """
 from huggingface_hub import create_repo, upload_folder
 from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_kl, tiny_starflow
-from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_text_starflow_pipeline
+from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_fae_text_to_image_pipeline
+from factories import tiny_text_starflow_pipeline
 
 encoder = tiny_encoder()
 create_repo("tester/encoder")
@@ -236,8 +237,10 @@ pipe.save_pretrained("pipeline", max_shard_size="20KB", push_to_hub=True, repo_i
 
 flow = tiny_fae_starflow_pipeline(vae=tiny_kl(), transformer=tiny_starflow(patch_size=2), guidance_scale=3.0)
 text = tiny_text_starflow_pipeline(guidance_scale=3.0)
+mmdit = tiny_fae_text_to_image_pipeline(guidance_scale=[(0.0, 0.9, 1.5)])
 mar = tiny_fae_mar_pipeline(vae=tiny_kl(), guidance_scale=3.0)
-seen |= {"flow": drawn(flow, "class 3"), "text": drawn(text), "mar": drawn(mar, "class 3")}
+seen |= {"flow": drawn(flow, "class 3"), "text": drawn(text), "mar": drawn(mar, "class 3"), "mmdit": drawn(mmdit)}
+mmdit.push_to_hub("tester/mmdit")
 mar.push_to_hub("tester/mar")
 flow.push_to_hub("tester/flow")
 text.push_to_hub("tester/text-flow")
@@ -298,6 +301,9 @@ keep("fp16-encoder", lambda pipe: reconstruction(pipe.vae), DiffusionPipeline, "
 keep("flow", lambda pipe: drawn(pipe, "class 3"), DiffusionPipeline, "tester/flow")
 keep("mar", lambda pipe: drawn(pipe, "class 3"), DiffusionPipeline, "tester/mar")
 keep("text", drawn, DiffusionPipeline, "tester/text-flow")
+keep("mmdit", drawn, DiffusionPipeline, "tester/mmdit")
+keep("mmdit-class", drawn, hf_fae.FAETextToImagePipeline, "tester/mmdit")
+keep("mmdit-snippet", lambda pipe: pipe("a teddy bear").images[0].size, DiffusionPipeline, "tester/mmdit")
 keep("fae", reconstruction, hf_fae.AutoencoderFAE, "tester/fae")
 keep("fae-left-out", decoded, hf_fae.AutoencoderFAE, "tester/fae", image_encoder=None)
 keep("fae-sharded", reconstruction, hf_fae.AutoencoderFAE, "tester/fae-sharded")
@@ -318,16 +324,19 @@ def test_pipeline_draws_what_the_pusher_drew(pushed, loaded, step):
     assert loaded[step] == pushed["picture"]
 
 
-@pytest.mark.parametrize("step", ["flow", "text", "mar"])
+@pytest.mark.parametrize("step", ["flow", "text", "mar", "mmdit"])
 def test_generator_draws_what_the_pusher_drew(pushed, loaded, step):
     """Of classes on diffusers' own autoencoder, and of texts; with the guidance of the checkpoint."""
     assert loaded[step] == pushed[step]
 
 
-def test_card_of_a_flow_that_reads_text(hub, pushed):
-    card = hub.files("tester/text-flow")["README.md"].decode()
+@pytest.mark.parametrize(("repo", "paper"), [("text-flow", "2506.06276"), ("mmdit", "2403.03206")])
+def test_card_of_a_pipeline_that_reads_text(hub, pushed, loaded, repo, paper):
+    card = hub.files(f"tester/{repo}")["README.md"].decode()
     assert 'pipe("a teddy bear")' in card.replace("'", '"') and "pipeline_tag: text-to-image" in card
-    assert "2506.06276" in card and "draws pictures of texts" in card
+    assert "widget:\n- text: a teddy bear\n" in card
+    assert paper in card and "draws pictures of texts" in card
+    assert loaded["mmdit-class"] == pushed["mmdit"] and loaded["mmdit-snippet"] == [32, 32]
 
 
 def test_pipeline_in_fp16(hub, pushed, loaded):

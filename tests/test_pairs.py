@@ -17,18 +17,21 @@ from factories import (
     tiny_fae_dit_pipeline,
     tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
+    tiny_fae_text_to_image_pipeline,
     tiny_identity_fae,
     tiny_kl,
     tiny_lightning_dit,
     tiny_maetok,
     tiny_mar,
+    tiny_mmdit,
     tiny_rae,
     tiny_random_autoregressive,
     tiny_sit,
     tiny_starflow,
 )
+from torch.nn import functional as F
 
-from hf_fae.latents import latent_size
+from hf_fae.latents import encode_images, latent_size
 from hf_fae.training.autoregression import AutoregressiveObjective, MARObjective
 from hf_fae.training.diffusion import DiffusionObjective
 from hf_fae.training.generator_objectives import FlowMatchingObjective, STARFlowObjective
@@ -70,6 +73,25 @@ def test_pair(tokenizer, generator, tmp_path, caplog):
     assert all(parameter.grad is not None for parameter in transformer.parameters() if parameter.requires_grad)
     assert all(parameter.grad is None for parameter in vae.parameters())
 
+    draws(make_pipeline, vae, transformer, [1, "class 2"], tmp_path, caplog)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_pair_with_text(tokenizer, tmp_path, caplog):
+    vae = TOKENIZERS[tokenizer]()
+    channels, size = vae.config.latent_channels, latent_size(vae, 32, 32)
+    transformer = tiny_mmdit(in_channels=channels, sample_size=list(size)).train()
+    with torch.no_grad():
+        latents = encode_images(vae, torch.rand(2, 3, 32, 32) * 2 - 1).mode()
+    embeds, mask = torch.randn(2, 6, 24), torch.arange(6) < torch.tensor([[6], [2]])
+    noise, t = torch.randn_like(latents), torch.tensor([0.2, 0.9])
+    noisy = torch.lerp(latents, noise, t[:, None, None, None])
+    F.mse_loss(transformer(noisy, 1000 * t, embeds, mask).sample, noise - latents).backward()
+    assert all(parameter.grad is not None for parameter in transformer.parameters())
+    draws(tiny_fae_text_to_image_pipeline, vae, transformer, ["a cat", "dog"], tmp_path, caplog)
+
+
+def draws(make_pipeline, vae, transformer, conditions, tmp_path, caplog):
     pipe = make_pipeline(vae=vae, transformer=transformer.eval())
     assert type(pipe).from_pipe(pipe).vae is vae
     pipe.save_pretrained(tmp_path)
@@ -77,7 +99,7 @@ def test_pair(tokenizer, generator, tmp_path, caplog):
     loaded.set_progress_bar_config(disable=True)
     assert "Expected types" not in caplog.text
     drawn, again = (
-        some([1, "class 2"], generator=torch.Generator().manual_seed(0), output_type="pt").images
+        some(conditions, generator=torch.Generator().manual_seed(0), output_type="pt").images
         for some in (pipe, loaded)
     )
     assert drawn.shape == (2, 3, 32, 32)

@@ -3,8 +3,16 @@
 import pytest
 import torch
 from factories import tiny_text_encoder
-from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, SiglipTextConfig, SiglipTextModel
-from transformers import T5Config, T5EncoderModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    SiglipTextConfig,
+    SiglipTextModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from hf_fae.text import encode_text
 

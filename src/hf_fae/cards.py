@@ -71,6 +71,7 @@ PAPERS_OF = {
 }
 PIPELINE_TAGS = {"tokenizer": "image-feature-extraction"}
 DRAWING_TAG = "unconditional-image-generation"  # as other class-conditional generators on the Hub have it
+PROMPT = "a teddy bear"  # of a snippet where the run names none
 DINOV3_LICENSE = {
     "license": "other",
     "license_name": "dinov3-license",
@@ -113,7 +114,7 @@ class TrainingRun:
         datasets: Hub ids or folders of the training data.
         step, images_seen: how long it trained.
         results: what was measured on the saved weights.
-        prompts: what the pictures of its last validation were to show: classes or texts.
+        prompts: texts that it draws, or classes; the first one stands in the snippet.
         base_model: Hub id or folder of the pipeline that a LoRA belongs to.
         license: the Hub's identifier of the licence of the weights.
     """
@@ -174,6 +175,8 @@ def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str
     folder = Path(folder)
     source = repo_id or folder.as_posix()
     kind, facts = _read_folder(folder)
+    if kind == "lora" and run and run.base_model:
+        facts["reads_text"] = _reads_text(_component_config(run.base_model, "transformer"))
     if kind == "lora" and not (run and run.base_model):
         raise ValueError(f"run must name the base_model of the LoRA in {str(folder)!r}, got {run}")
     environment = jinja2.Environment(
@@ -191,6 +194,7 @@ def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str
         name=name,
         source=source,
         run=run or TrainingRun(),
+        prompts=_prompts(facts, run),
         pictures=[path.relative_to(folder).as_posix() for path in latest_pictures(folder)] if run else [],
         **facts,
     )
@@ -267,7 +271,7 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
             "components": {name: class_name for name, (_, class_name) in parts.items()},
             "labels": labels,
             "num_classes": transformer.get("num_classes"),
-            "reads_text": transformer.get("caption_channels") is not None,
+            "reads_text": _reads_text(transformer),
             "vae": vae,
             "encoder": vae.get("image_encoder_config"),
             "encoder_id": vae.get("image_encoder_id"),
@@ -310,7 +314,9 @@ def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> 
     """The YAML head. Only Hub ids go there: the Hub makes links of them."""
     tag = "text-to-image" if facts.get("reads_text") else PIPELINE_TAGS.get(kind, DRAWING_TAG)
     base_model = run.base_model if kind == "lora" else facts["encoder_id"]
-    encoder = (facts["encoder"] or _encoder_of_pipeline(run.base_model)).get("model", {})
+    encoder = (facts["encoder"] or _component_config(run.base_model, "vae").get("image_encoder_config") or {}).get(
+        "model", {}
+    )
     if run.license:
         licence = {"license": run.license}
     else:
@@ -336,19 +342,29 @@ def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> 
         tags=["hf_fae", "lora"] if kind == "lora" else ["hf_fae"],
         base_model=base_model if base_model and _is_hub_id(base_model) else None,
         base_model_relation="adapter" if kind == "lora" and _is_hub_id(base_model) else None,
+        widget=[{"text": prompt} for prompt in _prompts(facts, run)] or None,
         datasets=[dataset for dataset in run.datasets if _is_hub_id(dataset)] or None,
         **({"model_name": name, "eval_results": results} if results else {}),
     )
 
 
-def _encoder_of_pipeline(name: str | None) -> dict[str, Any]:
-    """The frozen encoder's config of a pipeline in a folder, or of one on the Hub that has been loaded here."""
+def _component_config(name: str | None, component: str) -> dict[str, Any]:
+    """The config of a component of a pipeline in a folder, or of one on the Hub that has been loaded here."""
     if name is None:
         return {}
-    path = Path(name, "vae", "config.json")
+    path = Path(name, component, "config.json")
     if _is_hub_id(name):
-        path = try_to_load_from_cache(name, "vae/config.json")
-    return (_read_json(Path(path)) if isinstance(path, (str, Path)) else {}).get("image_encoder_config") or {}
+        path = try_to_load_from_cache(name, f"{component}/config.json")
+    return _read_json(Path(path)) if isinstance(path, (str, Path)) else {}
+
+
+def _reads_text(transformer: dict[str, Any]) -> bool:
+    return transformer.get("caption_channels") is not None
+
+
+def _prompts(facts: dict[str, Any], run: TrainingRun | None) -> list[str]:
+    """Texts to show the model with; the Hub's own snippet has the first one of the metadata."""
+    return ((run.prompts if run else []) or [PROMPT]) if facts.get("reads_text") else []
 
 
 def _results_on_hub(results: list[Result]) -> list[Result]:

@@ -30,6 +30,7 @@ PUBLISHED = {
     "FAEDiTPipeline": "hf_fae.pipelines.fae_dit",
     "FAEMARPipeline": "hf_fae.pipelines.fae_mar",
     "FAEStarFlowPipeline": "hf_fae.pipelines.fae_starflow",
+    "FAETextToImagePipeline": "hf_fae.pipelines.fae_text_to_image",
     "FlowMatchEulerMaruyamaScheduler": "hf_fae.schedulers.euler_maruyama",
     "LightningDiTTransformer2DModel": "hf_fae.generators.lightning_dit",
     "MARTransformer2DModel": "hf_fae.generators.mar",

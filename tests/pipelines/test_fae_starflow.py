@@ -64,49 +64,6 @@ def test_class_or_prompt_is_the_first_argument(pipe, text_pipe):
     )
 
 
-class TestText:
-    def test_embeddings_are_zero_behind_the_text(self, text_pipe):
-        embeds, mask = text_pipe.encode_prompt(["ab", "abcdefghij"])
-        assert mask.tolist() == [[True, True, False, False, False, False], [True] * 6]
-        assert embeds.shape == (2, 6, 24)
-        assert not embeds[0, 2:].any() and embeds[0, :2].any(-1).all() and embeds[1].any(-1).all()
-
-    def test_prompt_decides(self, text_pipe):
-        assert not torch.equal(draw(text_pipe, "a cat"), draw(text_pipe, "a dog"))
-
-    def test_embeddings_replace_the_text(self, text_pipe):
-        embeds, _ = text_pipe.encode_prompt(["a cat", "a dog"])
-        expected = draw(text_pipe, ["a cat", "a dog"], generator=seeded(1, 2))
-        assert torch.equal(draw(text_pipe, None, prompt_embeds=embeds, generator=seeded(1, 2)), expected)
-        bare = tiny_text_starflow_pipeline(text_encoder=None, tokenizer=None, guidance_scale=2.0)
-        negative, _ = text_pipe.encode_prompt("")
-        given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
-        found = draw(bare, None, **given, generator=seeded(1, 2))
-        assert torch.equal(found, expected)
-
-    def test_empty_text_is_guided_away_from(self, text_pipe):
-        assert torch.equal(draw(text_pipe, "a cat", negative_prompt=""), draw(text_pipe, "a cat"))
-        assert not torch.equal(draw(text_pipe, "a cat", negative_prompt="a dog"), draw(text_pipe, "a cat"))
-        same = draw(text_pipe, "a cat", negative_prompt="a cat")
-        torch.testing.assert_close(same, draw(text_pipe, "a cat", guidance_scale=1.0), atol=1e-5, rtol=1e-4)
-
-    def test_images_per_prompt(self, text_pipe):
-        many = draw(text_pipe, ["ab", "cd"], num_images_per_prompt=2, generator=seeded(1, 2, 3, 4))
-        each = draw(text_pipe, ["ab", "ab", "cd", "cd"], generator=seeded(1, 2, 3, 4))
-        assert torch.equal(many, each)
-
-    def test_long_texts_are_cut(self, text_pipe):
-        assert torch.equal(draw(text_pipe, "abcdefgh"), draw(text_pipe, "abcdefxy"))
-
-    def test_saved_and_loaded(self, text_pipe, tmp_path):
-        text_pipe.save_pretrained(tmp_path)
-        loaded = type(text_pipe).from_pretrained(tmp_path)
-        loaded.set_progress_bar_config(disable=True)
-        assert_same(draw(loaded, "a cat"), draw(text_pipe, "a cat"))
-        bare = type(text_pipe).from_pretrained(tmp_path, text_encoder=None, tokenizer=None)
-        assert bare.text_encoder is None
-
-
 def test_lora_of_a_flow_brings_a_class(tmp_path):
     from peft import LoraConfig
 

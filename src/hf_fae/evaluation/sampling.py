@@ -65,12 +65,11 @@ class Sampler:
     def __init__(self, args: SamplingArguments, pictures: PictureArguments, device: torch.device):
         self.args, self.pipe, self.data, self.damaged = args, _open_pipeline(args), None, 0
         self.pipe.to(device)
-        config = self.pipe.transformer.config
         height, self.resolution = self.pipe.image_size
         if height != self.resolution:
             raise ValueError(f"model {args.model!r} must draw squares, got pictures of {height} x {self.resolution}")
         self.count = args.num_samples
-        if config.num_classes is None:
+        if self.pipe.reads_text:
             if pictures.caption_column is None:
                 raise ValueError("caption_column must name the prompts of a pipeline that reads text, got None")
             self.data = NumberedPictures(pictures.open(self.resolution, args.seed))

@@ -1,10 +1,7 @@
 """Class-conditional images from a denoiser on any tokenizer's latents."""
 
-import dataclasses
-import inspect
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -12,10 +9,10 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from ..generators.dit_dh import DiTDHTransformer2DModel
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
-from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler, check_sigmas
-from ..schedulers.learned_variance import check_scheduler
+from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
 from .class_labels import ClassLabelsMixin
-from .latent_pipeline import LatentPipeline, Tokenizer
+from .denoising import DenoisingPipeline
+from .latent_pipeline import Tokenizer
 
 
 __all__ = ["FAEDiTPipeline"]
@@ -23,7 +20,7 @@ __all__ = ["FAEDiTPipeline"]
 Denoiser = LightningDiTTransformer2DModel | DiTDHTransformer2DModel
 
 
-class FAEDiTPipeline(LatentPipeline, ClassLabelsMixin):
+class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
     """Images of a class: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
 
     Args:
@@ -57,56 +54,8 @@ class FAEDiTPipeline(LatentPipeline, ClassLabelsMixin):
         self.register_modules(
             vae=vae, transformer=transformer, scheduler=scheduler, guidance_transformer=guidance_transformer
         )
-        self.init_latents()
-        if transformer is not None and scheduler is not None:
-            _check_kinds(transformer, scheduler, guidance_transformer)
-        if guidance_transformer is not None and transformer is not None:
-            for name in ("in_channels", "num_classes"):
-                ours, theirs = transformer.config[name], guidance_transformer.config[name]
-                if ours != theirs:
-                    raise ValueError(f"guidance_transformer must have {name} {ours} as transformer, got {theirs}")
+        self.init_denoising(guidance_scale, num_inference_steps)
         self.register_labels(id2label)
-        self.register_to_config(
-            guidance_scale=dataclasses.asdict(Guidance.of(guidance_scale)), num_inference_steps=num_inference_steps
-        )
-        self._guidance = Guidance.of(guidance_scale)
-
-    def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
-        """Set the scheduler's grid, uniform in sigma before the scheduler's shift."""
-        if isinstance(self.scheduler, DDPMScheduler):
-            if sigmas is not None:
-                raise ValueError(
-                    f"sigmas must be None for a DDPMScheduler, whose times are whole numbers, got {sigmas}"
-                )
-            if num_inference_steps < 2:
-                raise ValueError(
-                    f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}"
-                )
-        elif sigmas is None and isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
-            # Left to itself this scheduler shifts twice (diffusers#13243).
-            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        if sigmas is None:
-            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        else:
-            check_sigmas(sigmas)
-            self.scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
-        return self.scheduler.timesteps
-
-    @property
-    def guidance(self) -> Guidance:
-        """Of the running or latest call."""
-        return self._guidance
-
-    @property
-    def guidance_scale(self) -> float | None:
-        """The scale where it is one for all times, as many callbacks want it; None for a schedule."""
-        scales = {scale for _, _, scale in self._guidance.intervals}
-        covered = sum(high - low for low, high, _ in self._guidance.intervals)
-        return 1.0 if not scales else scales.pop() if len(scales) == 1 and covered == 1 else None
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        return self._guidance.is_active
 
     @torch.no_grad()
     def __call__(
@@ -159,8 +108,7 @@ class FAEDiTPipeline(LatentPipeline, ClassLabelsMixin):
                 "negative_class_labels must be None with a guidance_transformer, which predicts the same classes, "
                 f"got {negative_class_labels!r}"
             )
-        if num_inference_steps is None:
-            num_inference_steps = self.config.num_inference_steps
+        num_inference_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_inputs(
             height,
             width,
@@ -169,47 +117,23 @@ class FAEDiTPipeline(LatentPipeline, ClassLabelsMixin):
             num_inference_steps=num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
         )
-        guidance = self._guidance = Guidance.of(
-            self.config.guidance_scale if guidance_scale is None else guidance_scale
-        )
-        self._interrupt = False
+        self.set_guidance(guidance_scale)
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
         latents = self.prepare_latents(len(labels), height, width, generator, latents)
-        timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
-        # Rounded, so that fp32 does not decide on which side of a guidance interval's bound a step lies.
-        noise_times = [round(t, 6) for t in (timesteps.double() / self.scheduler.config.num_train_timesteps).tolist()]
-        self._num_timesteps = len(timesteps)
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"return_dict": False, **({"generator": generator} if takes_generator else {})}
-
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for step, timestep in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-                scale = guidance.scale_at(noise_times[step])
-                output = self._predict(latents, timestep, labels, attention_kwargs, negative_labels, guidance, scale)
-                latents = self.scheduler.step(output, timestep, latents, **step_kwargs)[0]
-                latents = self.call_back(
-                    callback_on_step_end, step, timestep, latents, callback_on_step_end_tensor_inputs
-                )
-                progress_bar.update()
-
+        latents = self.denoise(
+            latents,
+            (labels,),
+            (negative_labels,),
+            num_inference_steps,
+            sigmas,
+            generator,
+            attention_kwargs,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
         images = self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _predict(self, latents, timestep, labels, attention_kwargs, negative_labels, guidance, scale):
-        """The guided velocity or noise; the variance behind it is the conditional one."""
-        inputs = (latents, timestep, labels)
-        if scale == 1:
-            return _run(self.transformer, *inputs, attention_kwargs=attention_kwargs)
-        if self.guidance_transformer is not None:
-            prediction = _run(self.transformer, *inputs, attention_kwargs=attention_kwargs)
-            negative = _run(self.guidance_transformer, *inputs)
-            return _combine(guidance, prediction, negative, scale, latents.shape[1])
-        both = (torch.cat([latents, latents]), timestep, torch.cat([labels, negative_labels]))
-        predictions = _run(self.transformer, *both, attention_kwargs=attention_kwargs).chunk(2)
-        return _combine(guidance, *predictions, scale, latents.shape[1])
 
     def add_classes(self, rows: dict[str, torch.Tensor]) -> None:
         """As `ClassLabelsMixin.add_classes`.
@@ -235,27 +159,3 @@ class FAEDiTPipeline(LatentPipeline, ClassLabelsMixin):
                 "guidance_transformer must be None for classes to be added or removed, "
                 f"got a {type(self.guidance_transformer).__name__}"
             )
-
-
-def _combine(guidance, conditional, negative, scale, channels):
-    guided = guidance.combine(conditional[:, :channels], negative[:, :channels], scale)
-    return guided if conditional.shape[1] == channels else torch.cat([guided, conditional[:, channels:]], dim=1)
-
-
-def _check_kinds(transformer, scheduler, guidance_transformer):
-    is_ddpm = isinstance(scheduler, DDPMScheduler)
-    if is_ddpm:
-        check_scheduler(scheduler)
-    wanted = "epsilon" if is_ddpm else "velocity"
-    for name, model in (("transformer", transformer), ("guidance_transformer", guidance_transformer)):
-        kind = wanted if model is None else model.config.get("prediction_type", "velocity")
-        if kind != wanted:
-            raise ValueError(
-                f"{name} must have prediction_type {wanted!r} for a {type(scheduler).__name__}, got {kind!r}"
-            )
-
-
-def _run(transformer, latents, timestep, labels, **kwargs):
-    """In fp32: schedulers keep the dtype of what the model gives from step to step."""
-    timestep = timestep.expand(len(labels))
-    return transformer(latents.to(transformer.dtype), timestep, labels, return_dict=False, **kwargs)[0].float()

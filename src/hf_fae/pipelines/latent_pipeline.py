@@ -72,6 +72,11 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
             )
 
     @property
+    def reads_text(self) -> bool:
+        """Whether it draws texts; otherwise it draws classes."""
+        return self.transformer.config.get("caption_channels") is not None
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images that are drawn where a call names none; of latents without a vae."""
         size = grid_size(self.transformer.config.sample_size)

@@ -1,0 +1,165 @@
+"""What pipelines with a denoiser share: the grid of times, guidance, and the loop from noise to latents."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from ..guidance import Guidance
+from ..schedulers.euler_maruyama import check_sigmas
+from ..schedulers.learned_variance import check_scheduler
+from .latent_pipeline import LatentPipeline
+
+
+__all__ = ["DenoisingPipeline"]
+
+
+class DenoisingPipeline(LatentPipeline):
+    """Base of pipelines whose `transformer` denoises under a `scheduler`, maybe guided by a `guidance_transformer`."""
+
+    def init_denoising(self, guidance_scale: float | list | dict, num_inference_steps: int) -> None:
+        """To be called by `__init__` once the components are registered; saves what calls use by default.
+
+        Raises:
+            ValueError: components that do not go together.
+        """
+        self.init_latents()
+        transformer, guide = self.transformer, self.guidance_transformer
+        if transformer is not None and self.scheduler is not None:
+            _check_kinds(transformer, self.scheduler, guide)
+        if guide is not None and transformer is not None:
+            for name in ("in_channels", "num_classes", "caption_channels"):
+                ours, theirs = transformer.config.get(name), guide.config.get(name)
+                if ours != theirs:
+                    raise ValueError(f"guidance_transformer must have {name} {ours} as transformer, got {theirs}")
+        self._guidance = Guidance.of(guidance_scale)
+        self.register_to_config(
+            guidance_scale=dataclasses.asdict(self._guidance), num_inference_steps=num_inference_steps
+        )
+
+    def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
+        """Set the scheduler's grid, uniform in sigma before the scheduler's shift."""
+        if isinstance(self.scheduler, DDPMScheduler):
+            if sigmas is not None:
+                raise ValueError(
+                    f"sigmas must be None for a DDPMScheduler, whose times are whole numbers, got {sigmas}"
+                )
+            if num_inference_steps < 2:
+                raise ValueError(
+                    f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}"
+                )
+        elif sigmas is None and isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            # Left to itself this scheduler shifts twice (diffusers#13243).
+            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        if sigmas is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        else:
+            check_sigmas(sigmas)
+            self.scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
+        return self.scheduler.timesteps
+
+    def set_guidance(self, guidance_scale: float | list | dict | Guidance | None) -> None:
+        """Take the guidance of a call: what it asks for, or the pipeline's own."""
+        self._guidance = Guidance.of(self.config.guidance_scale if guidance_scale is None else guidance_scale)
+
+    @property
+    def guidance(self) -> Guidance:
+        """Of the running or latest call."""
+        return self._guidance
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The scale where it is one for all times, as many callbacks want it; None for a schedule."""
+        scales = {scale for _, _, scale in self._guidance.intervals}
+        covered = sum(high - low for low, high, _ in self._guidance.intervals)
+        return 1.0 if not scales else scales.pop() if len(scales) == 1 and covered == 1 else None
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance.is_active
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        condition: tuple[torch.Tensor, ...],
+        negative_condition: tuple[torch.Tensor, ...] | None,
+        num_inference_steps: int,
+        sigmas: list[float] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        attention_kwargs: dict | None = None,
+        callback: Callable | None = None,
+        callback_tensor_inputs: list[str] = ["latents"],
+    ) -> torch.Tensor:
+        """Latents (images, C, H, W) of noise of that shape, under the guidance that `set_guidance` has set.
+
+        Args:
+            latents: noise.
+            condition: what to draw, as the transformer takes it behind the time: class labels, or text embeddings and
+                their mask, with a row for each image.
+            negative_condition: the same of what to guide away from; of no use without guidance, and none with a
+                `guidance_transformer`.
+
+        The others are those of `__call__`.
+
+        Raises:
+            ValueError: steps or sigmas that the scheduler does not take.
+        """
+        self._interrupt = False
+        timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
+        # Rounded, so that fp32 does not decide on which side of a guidance interval's bound a step lies.
+        noise_times = [round(t, 6) for t in (timesteps.double() / self.scheduler.config.num_train_timesteps).tolist()]
+        self._num_timesteps = len(timesteps)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"return_dict": False, **({"generator": generator} if takes_generator else {})}
+
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                scale = self._guidance.scale_at(noise_times[step])
+                output = self._predict(latents, timestep, condition, negative_condition, scale, attention_kwargs)
+                latents = self.scheduler.step(output, timestep, latents, **step_kwargs)[0]
+                latents = self.call_back(callback, step, timestep, latents, callback_tensor_inputs)
+                progress_bar.update()
+        return latents
+
+    def _predict(self, latents, timestep, condition, negative_condition, scale, attention_kwargs):
+        """The guided velocity or noise; the variance behind it is the conditional one."""
+        if scale == 1:
+            return _run(self.transformer, latents, timestep, condition, attention_kwargs=attention_kwargs)
+        if self.guidance_transformer is not None:
+            prediction = _run(self.transformer, latents, timestep, condition, attention_kwargs=attention_kwargs)
+            negative = _run(self.guidance_transformer, latents, timestep, condition)
+        else:
+            both = [torch.cat(pair) for pair in zip(condition, negative_condition, strict=True)]
+            latents = torch.cat([latents, latents])
+            predictions = _run(self.transformer, latents, timestep, both, attention_kwargs=attention_kwargs)
+            prediction, negative = predictions.chunk(2)
+        return _combine(self._guidance, prediction, negative, scale, latents.shape[1])
+
+
+def _combine(guidance, conditional, negative, scale, channels):
+    guided = guidance.combine(conditional[:, :channels], negative[:, :channels], scale)
+    return guided if conditional.shape[1] == channels else torch.cat([guided, conditional[:, channels:]], dim=1)
+
+
+def _check_kinds(transformer, scheduler, guidance_transformer):
+    is_ddpm = isinstance(scheduler, DDPMScheduler)
+    if is_ddpm:
+        check_scheduler(scheduler)
+    wanted = "epsilon" if is_ddpm else "velocity"
+    for name, model in (("transformer", transformer), ("guidance_transformer", guidance_transformer)):
+        kind = wanted if model is None else model.config.get("prediction_type", "velocity")
+        if kind != wanted:
+            raise ValueError(
+                f"{name} must have prediction_type {wanted!r} for a {type(scheduler).__name__}, got {kind!r}"
+            )
+
+
+def _run(transformer, latents, timestep, condition, **kwargs):
+    """In fp32: schedulers keep the dtype of what the model gives from step to step."""
+    timestep = timestep.expand(len(latents))
+    return transformer(latents.to(transformer.dtype), timestep, *condition, return_dict=False, **kwargs)[0].float()

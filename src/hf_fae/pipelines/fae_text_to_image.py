@@ -1,0 +1,171 @@
+"""Images of a text from a denoiser on any tokenizer's latents."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..generators.mmdit import MMDiTTransformer2DModel
+from ..guidance import Guidance
+from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
+from .denoising import DenoisingPipeline
+from .latent_pipeline import Tokenizer
+from .prompts import PromptMixin
+
+
+__all__ = ["FAETextToImagePipeline"]
+
+
+class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
+    """Images of a text: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
+
+    Args:
+        vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
+        transformer: a denoiser that reads texts, `MMDiTTransformer2DModel`.
+        scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
+            that the denoiser was trained with.
+        text_encoder, tokenizer: any encoder of transformers that has a `last_hidden_state` (the paper: Flan-T5-XL).
+            May be left out; then calls take `prompt_embeds`.
+        guidance_scale, num_inference_steps: what calls use by default, saved with the pipeline: the settings that go
+            with the weights. Forms as in `Guidance.of`; FAE draws with `[(0.0, 0.9, 1.5)]` (appendix D).
+        guidance_transformer: a weaker denoiser of the same latents and texts, as of `FAEDiTPipeline`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->guidance_transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer", "guidance_transformer"]
+
+    def __init__(
+        self,
+        vae: Tokenizer,
+        transformer: MMDiTTransformer2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        guidance_scale: float | list | dict = 1.0,
+        num_inference_steps: int = 250,
+        guidance_transformer: MMDiTTransformer2DModel | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            transformer=transformer,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            guidance_transformer=guidance_transformer,
+        )
+        self.init_denoising(guidance_scale, num_inference_steps)
+        if transformer is not None and transformer.config.get("caption_channels") is None:
+            raise ValueError(
+                f"transformer must have caption_channels, got a {type(transformer).__name__} without text"
+            )
+        self.check_text_encoder()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | list | dict | Guidance | None = None,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        sigmas: list[float] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict | None = None,
+        callback_on_step_end: Callable[["FAETextToImagePipeline", int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            prompt: a text or a list of texts. Of a long one only its beginning is read, with a warning.
+            height, width: of the images in pixels; by default those of training.
+            num_inference_steps: model evaluations; by default the pipeline's own.
+            guidance_scale: one scale, `[(t_low, t_high, scale), ...]` over noise times, or a `Guidance`; by default
+                the pipeline's own. Where the scale is 1 the conditional pass is the only one.
+            negative_prompt: guide away from these texts (one, or one for each prompt), instead of from the empty one.
+            num_images_per_prompt: images for each prompt; those of a prompt follow each other.
+            sigmas: own noise levels, falling within (0, 1], before the scheduler's shift.
+            generator: of all random numbers; with a list, one for each image, an image is the same in any batch.
+            latents: start from these instead of noise (images, C, H, W).
+            prompt_embeds, negative_prompt_embeds: instead of texts (prompts, length, caption_channels), of any length.
+            prompt_attention_mask, negative_prompt_attention_mask: where there is text in them, (prompts, length); by
+                default where they are not zero.
+            output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
+            return_dict: return an `ImagePipelineOutput` instead of a tuple.
+            attention_kwargs: handed to the transformer; `{"scale": s}` scales LoRA layers.
+            callback_on_step_end: called as `(pipe, step, timestep, tensors)` after each step; what it returns
+                replaces the tensors.
+            callback_on_step_end_tensor_inputs: names of these tensors; `"latents"`.
+
+        Returns:
+            `.images`.
+
+        Raises:
+            ValueError: an argument that does not fit; the message names it and its value.
+        """
+        away = negative_prompt if negative_prompt_embeds is None else "negative_prompt_embeds"
+        if self.guidance_transformer is not None and away is not None:
+            raise ValueError(
+                f"negative_prompt must be None with a guidance_transformer, which reads the same texts, got {away!r}"
+            )
+        num_inference_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        self.check_inputs(
+            height,
+            width,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+            num_inference_steps=num_inference_steps,
+            num_images_per_prompt=num_images_per_prompt,
+        )
+        self.set_guidance(guidance_scale)
+        condition, negative_condition = _of_one_length(
+            *self.prepare_prompt_embeds(
+                prompt,
+                negative_prompt,
+                prompt_embeds,
+                negative_prompt_embeds,
+                prompt_attention_mask,
+                negative_prompt_attention_mask,
+                num_images_per_prompt,
+                is_guided=self.do_classifier_free_guidance and self.guidance_transformer is None,
+            )
+        )
+        latents = self.prepare_latents(len(condition[0]), height, width, generator, latents)
+        latents = self.denoise(
+            latents,
+            condition,
+            negative_condition,
+            num_inference_steps,
+            sigmas,
+            generator,
+            attention_kwargs,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        images = self.decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _of_one_length(condition, negative_condition):
+    """Embeddings and masks of both, the shorter ones padded by what is no text."""
+    parts = [part for part in (condition, negative_condition) if part is not None]
+    length = max(embeds.shape[1] for embeds, _ in parts)
+    padded = []
+    for embeds, mask in parts:
+        missing = length - embeds.shape[1]
+        padded.append((F.pad(embeds, (0, 0, 0, missing)), F.pad(mask, (0, missing))))
+    return padded[0], padded[1] if negative_condition is not None else None
