@@ -40,8 +40,9 @@ def pictures(tmp_path):
 
 def test_recipes_change_what_there_is(script):
     emoji = script("emoji")
-    stages = emoji.stages(Path("out"), "encoder", "data")
-    assert emoji.stages(Path("out"), "encoder", "data", "fae").keys() == {"latents", "4-dit", "5-starflow"}
+    sources = (Path("out"), "encoder", "data", "text_encoder")
+    stages, given = emoji.stages(*sources), emoji.stages(*sources, "fae")
+    assert given.keys() == {"latents", "text-latents", "4-dit", "5-starflow", "9-text"}
     known = {field.name for field in fields(LoopArguments)}
     for recipe in emoji.RECIPES.values():
         assert recipe.keys() <= stages.keys()
@@ -49,7 +50,11 @@ def test_recipes_change_what_there_is(script):
     for path, config, _ in stages.values():
         assert (ROOT / "training_scripts" / path).is_file()
         settings = yaml.safe_load((ROOT / "training_scripts" / "configs" / f"emoji256_{config}.yaml").read_text())
-        assert settings.get("balance_column") == "base" or config in ("generator", "starflow")  # as their caches are
+        assert settings.get("balance_column") == "base" or config in (
+            "generator",
+            "starflow",
+            "text",
+        )  # as their caches are
 
 
 def test_export_is_small_and_loads(tmp_path, script):
@@ -61,17 +66,19 @@ def test_export_is_small_and_loads(tmp_path, script):
     tokenizer = weights.read_bytes()
     tiny_fae_dit_pipeline().save_pretrained(tmp_path / "4-dit")
     tiny_fae_starflow_pipeline().save_pretrained(tmp_path / "5-starflow")
+    tiny_fae_text_to_image_pipeline().save_pretrained(tmp_path / "9-text")
     for _ in range(2):  # over what is there, too
         script("emoji").export(tmp_path, checkpoints)
     assert weights.read_bytes() == tokenizer
-    for name in ("fae-dit-emoji-256", "fae-starflow-emoji-256"):
+    for name in script("emoji").PIPELINES.values():
         linked = list((checkpoints / name / "vae").iterdir())
         assert len(linked) == 2 and all(file.is_symlink() and file.is_file() for file in linked)
         pipe = DiffusionPipeline.from_pretrained(checkpoints / name, dtype=torch.float32)
         assert pipe.vae.image_encoder is None and pipe.vae.config.image_encoder_id == "facebook/dinov2-small"
         weights = checkpoints / name / "transformer" / "diffusion_pytorch_model.safetensors"
         assert weights.stat().st_size < 0.75 * sum(4 * p.numel() for p in pipe.transformer.parameters())
-        assert pipe(0, generator=torch.Generator().manual_seed(0)).images[0].size == (32, 32)
+        what = {"class_labels": 0} if hasattr(pipe, "id2label") else {"prompt_embeds": torch.randn(1, 6, 24)}
+        assert pipe(**what, guidance_scale=1.0).images[0].size == (32, 32)
 
 
 def test_pixel_vae(tmp_path, script, pictures):

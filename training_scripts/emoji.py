@@ -1,4 +1,4 @@
-"""An FAE with a LightningDiT and a STARFlow on Fluent Emoji at 256 px, from nothing (docs/training-emoji.md).
+"""An FAE with generators of classes and of texts on Fluent Emoji at 256 px, from nothing (docs/training-emoji.md).
 
     python training_scripts/emoji.py --recipe session --output outputs/emoji256
 
@@ -14,11 +14,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from demo import ENCODER, find_sources, has_fast_bf16, run
+from demo import ENCODER, find, find_sources, has_fast_bf16, run
 from diffusers import DiffusionPipeline
 
 from hf_fae import AutoencoderFAE
 
+
+TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 # Stage -> what replaces the settings of its config. "session" is the configs as they are, about four hours on
 # two CPU cores without the baselines; "overnight" is for as many cores and eight hours, "h100" for 25 minutes of
@@ -34,6 +36,7 @@ RECIPES = {
         "6-raw-dit": {"max_train_steps": 20_000},
         "7-vae": {"max_train_steps": 3000},
         "8-vae-dit": {"max_train_steps": 20_000},
+        "9-text": {"max_train_steps": 20_000},
     },
     "h100": {
         "1-fae": {"max_train_steps": 6000, "train_batch_size": 64},
@@ -44,34 +47,42 @@ RECIPES = {
         "6-raw-dit": {"max_train_steps": 12_000, "train_batch_size": 256, "ema_decay": 0.999},
         "7-vae": {"max_train_steps": 6000, "train_batch_size": 64},
         "8-vae-dit": {"max_train_steps": 12_000, "train_batch_size": 256, "ema_decay": 0.999},
+        "9-text": {"max_train_steps": 12_000, "train_batch_size": 256, "ema_decay": 0.999},
     },
 }
 
 
 def stages(
-    output: Path, encoder: str, data: str, tokenizer: str | None = None
+    output: Path, encoder: str, data: str, text_encoder: str, tokenizer: str | None = None
 ) -> dict[str, tuple[str, str, list[str]]]:
     """Stage -> script, config and arguments, in their order; each stage's folder has its name.
 
     Those that train a tokenizer are left out where there is one.
     """
-    features, pixels, fae, latents, vae, vae_latents = (
-        str(output / name) for name in ("features", "2-pixels", "3-fae", "latents", "7-vae", "vae-latents")
+    features, pixels, fae, latents, text_latents, vae, vae_latents = (
+        str(output / name)
+        for name in ("features", "2-pixels", "3-fae", "latents", "text-latents", "7-vae", "vae-latents")
     )
     pictures = ["--dataset_name", data]
     cached = [*pictures, "--feature_cache", features]
     new = ["--image_encoder", encoder]
     raw = str(output / "0-features")
+    reading = ["--text_encoder", text_encoder]
     generators = {
         "4-dit": ("train_generator.py", "generator", ["--dataset_name", latents]),
         "5-starflow": ("train_starflow.py", "starflow", ["--dataset_name", latents]),
+        "9-text": ("train_text_to_image.py", "text", ["--dataset_name", text_latents]),
     }
     if tokenizer is not None:  # whose statistics stay as they are
         encoding = ["--vae", tokenizer, "--image_encoder", encoder, *pictures]
         generators = {
             name: (*stage, [*arguments, "--vae", tokenizer]) for name, (*stage, arguments) in generators.items()
         }
-        return {"latents": ("cache_latents.py", "latents", encoding), **generators}
+        return {
+            "latents": ("cache_latents.py", "latents", encoding),
+            "text-latents": ("cache_latents.py", "text_latents", [*encoding, *reading]),
+            **generators,
+        }
     return {
         "0-features": ("train_fae.py", "features", [*new, *pictures]),
         "features": ("cache_latents.py", "latents", ["--vae", raw, *pictures]),
@@ -83,6 +94,7 @@ def stages(
             ["--fae", str(output / "1-fae"), "--pixel_decoder", pixels, *cached],
         ),
         "latents": ("cache_latents.py", "latents", ["--vae", fae, *cached]),
+        "text-latents": ("cache_latents.py", "text_latents", ["--vae", fae, *cached, *reading]),
         **generators,
         "6-raw-dit": ("train_generator.py", "generator", ["--vae", pixels, "--dataset_name", features]),
         "7-vae": ("../benchmarks/pixel_vae.py", "vae", pictures),
@@ -91,6 +103,8 @@ def stages(
     }
 
 
+# What is exported, and as what.
+PIPELINES = {"4-dit": "fae-dit-emoji-256", "5-starflow": "fae-starflow-emoji-256", "9-text": "fae-text-emoji-256"}
 BASELINES = ("6-raw-dit", "7-vae", "vae-latents", "8-vae-dit")
 
 
@@ -100,6 +114,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/emoji256"), help="folder of all runs")
     parser.add_argument("--encoder", help="DINOv2-small: a folder or a Hub id (default: the assets, else the Hub)")
     parser.add_argument("--data", help="Fluent Emoji: a folder or a Hub id (default: the assets)")
+    parser.add_argument(
+        "--text_encoder", help="all-MiniLM-L6-v2: a folder or a Hub id (default: the assets, else the Hub)"
+    )
     parser.add_argument("--tokenizer", help="train generators on this FAE: a folder or a Hub id (default: a new one)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode pictures")
     parser.add_argument("--baselines", action="store_true", help="train what the FAE is compared with as well")
@@ -109,8 +126,9 @@ def main() -> None:
         parser.error("--baselines need a run that trains a tokenizer of its own")
 
     encoder, data = find_sources(args.encoder, args.data)
+    text_encoder = args.text_encoder or find(Path(data).parent / TEXT_ENCODER.split("/")[1].lower()) or TEXT_ENCODER
     precision = "bf16" if has_fast_bf16() else "no"
-    for name, (script, config, arguments) in stages(args.output, encoder, data, args.tokenizer).items():
+    for name, (script, config, arguments) in stages(args.output, encoder, data, text_encoder, args.tokenizer).items():
         if name in BASELINES and not args.baselines:
             continue
         settings = RECIPES[args.recipe].get(name, {})
@@ -123,7 +141,7 @@ def main() -> None:
 
 
 def export(output: Path, checkpoints: Path) -> None:
-    """What a run has made, in float16 and without the frozen encoder; the pipelines' tokenizers are links to one.
+    """What a run has made, in float16 and without the frozen encoders; the pipelines' tokenizers are links to one.
 
     A tokenizer and cards that are there already are kept.
     """
@@ -133,12 +151,14 @@ def export(output: Path, checkpoints: Path) -> None:
         # Wherever they were loaded from here.
         vae.register_to_config(image_encoder_id=ENCODER, _name_or_path=tokenizer.name)
         vae.save_pretrained(tokenizer)
-    for name, pipeline in (("4-dit", "fae-dit-emoji-256"), ("5-starflow", "fae-starflow-emoji-256")):
+    for name, pipeline in PIPELINES.items():
         if not (output / name / "model_index.json").is_file():
             continue
         folder = checkpoints / pipeline
         pipe = DiffusionPipeline.from_pretrained(output / name, dtype=torch.float16)
         pipe.vae = AutoencoderFAE.from_pretrained(tokenizer, image_encoder=None, dtype=torch.float16)
+        if hasattr(pipe, "text_encoder"):  # more than twice as large as all the rest
+            pipe.text_encoder = pipe.tokenizer = None
         for part in (pipe, pipe.transformer):
             part.register_to_config(_name_or_path=pipeline)  # not the folder of this run
         pipe.save_pretrained(folder)

@@ -94,6 +94,7 @@ def test_shipped_configs_parse(path, monkeypatch):
         "lora",
         "generator",
         "starflow",
+        "text_to_image",
         "autoregressive",
         "latents",
     ],
@@ -114,6 +115,8 @@ def script_arguments(config):
         return [import_module("cache_latents").CacheArguments]
     if "starflow" in config:
         return [import_module("train_starflow").STARFlowArguments, LoopArguments]
+    if "text" in config or "mmdit" in config:
+        return [import_module("train_text_to_image").TextToImageArguments, LoopArguments]
     if "autoregressive" in config or config.startswith("mar_") or "_ar_" in config:
         return [import_module("train_autoregressive").AutoregressiveArguments, LoopArguments]
     if "pixel_decoder" in config:
