@@ -40,6 +40,7 @@ SMOKE = {
     "train_maetok": "smoke_maetok.yaml",
     "train_pixel_decoder": "smoke_pixel_decoder.yaml",
     "train_starflow": "smoke_starflow.yaml",
+    "train_text_to_image": "smoke_text_to_image.yaml",
 }
 LOOP = {
     "max_train_steps": 1,

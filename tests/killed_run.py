@@ -1,6 +1,8 @@
 """Train in a child process and kill it, again and again, until it gets through. Run by training/test_kills.py.
 
-python killed_run.py FOLDER DATA KILLS STREAMING
+python killed_run.py FOLDER DATA KILLS MODE
+
+MODE is "indexed", "streaming", or "captions": text to image on streamed WebDataset files with captions in their JSON.
 """
 
 import json
@@ -11,13 +13,38 @@ import time
 from pathlib import Path
 
 import torch
+from factories import tiny_fae, tiny_mmdit, tiny_text_encoder
 from killing import kill_repeatedly, wait_until
 from torch import nn
 
 from hf_fae.training.arguments import LoopArguments
+from hf_fae.training.captions import CaptionEncoder
+from hf_fae.training.conditions import TextCondition
 from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.generator_objectives import FlowMatchingObjective
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import Objective
+
+
+def note(path, batch, random):
+    line = json.dumps([random.first_image, batch["row_ids"].tolist()]) + "\n"
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, line.encode())  # one call: a kill leaves all of the line or nothing
+    os.close(file)
+
+
+class CaptionLedger(FlowMatchingObjective):
+    """The objective of text to image, which writes down the same."""
+
+    def __init__(self, path):
+        model, (text_encoder, tokenizer) = tiny_mmdit(), tiny_text_encoder()
+        captions = CaptionEncoder(tokenizer, text_encoder, model.config.max_caption_length)
+        super().__init__(model, tiny_fae(), 0.4, condition=TextCondition(model, captions))
+        self.path = path
+
+    def forward(self, batch, random):
+        note(self.path, batch, random)
+        return super().forward(batch, random)
 
 
 class Ledger(Objective):
@@ -29,19 +56,16 @@ class Ledger(Objective):
         self.path = path
 
     def forward(self, batch, random):
-        line = json.dumps([random.first_image, batch["row_ids"].tolist()]) + "\n"
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(file, line.encode())  # one call: a kill leaves all of the line or nothing
-        os.close(file)
+        note(self.path, batch, random)
         images = nn.functional.adaptive_avg_pool2d(batch["pixel_values"], 8)
         output = self.model(images + 0.1 * random.normal(*images.shape))
         return {"loss": (output - batch["row_ids"][:, None]).square().mean()}
 
 
-def train(folder, dataset, streaming):
+def train(folder, dataset, mode):
     args = LoopArguments(
         output_dir=str(folder),
-        max_train_steps=240,
+        max_train_steps=80 if mode == "captions" else 240,
         train_batch_size=4,
         learning_rate=1e-3,
         ema_decay=0.9,
@@ -52,19 +76,20 @@ def train(folder, dataset, streaming):
         resume_from_checkpoint="latest",
         report_to="none",
     )
-    data = ImageData(
-        DataArguments(dataset_name=dataset, resolution=32, streaming=streaming, shuffle_block=8), args.seed
-    )
+    columns = {"image_column": "jpg", "caption_column": "json.caption"} if mode == "captions" else {}
+    streaming = mode != "indexed"
+    data = ImageData(DataArguments(dataset, resolution=32, streaming=streaming, shuffle_block=8, **columns), args.seed)
     loop = TrainingLoop(args)
-    objective = Ledger(folder.with_suffix(".ledger"))
-    loop.run(objective, data, validate=lambda step: {"norm": objective.model[1].weight.norm().item()})
+    objective = (CaptionLedger if mode == "captions" else Ledger)(folder.with_suffix(".ledger"))
+    first = next(objective.model.parameters())
+    loop.run(objective, data, validate=lambda step: {"norm": first.norm().item()})
 
 
 def count_lines(path):
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def main(folder, dataset, kills, streaming):
+def main(folder, dataset, kills, mode):
     """Kill at random moments and while a checkpoint is written; prints how often that left a half-written one."""
     chance, ledger = random.Random(0), folder.with_suffix(".ledger")
 
@@ -79,9 +104,9 @@ def main(folder, dataset, kills, streaming):
         else:
             wait_until(is_writing)
 
-    print(kill_repeatedly(kills, lambda: train(folder, dataset, streaming), wait, is_writing))
+    print(kill_repeatedly(kills, lambda: train(folder, dataset, mode), wait, is_writing))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "streaming")
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])

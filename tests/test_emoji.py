@@ -8,7 +8,13 @@ import torch
 import yaml
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from diffusers import AutoencoderKL, DiffusionPipeline
-from factories import tiny_fae, tiny_fae_dit_pipeline, tiny_fae_starflow_pipeline, tiny_lightning_dit
+from factories import (
+    tiny_fae,
+    tiny_fae_dit_pipeline,
+    tiny_fae_starflow_pipeline,
+    tiny_fae_text_to_image_pipeline,
+    tiny_lightning_dit,
+)
 from PIL import Image
 
 from hf_fae.latents import encode_images

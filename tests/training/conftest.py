@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixture
 from damaged import CLASSES, damaged_rows
 from factories import tiny_encoder
 from PIL import Image
+from text_models import save_sentence_encoder
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -83,7 +85,7 @@ def damaged_parquet(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def damaged_webdataset(tmp_path_factory):
-    """The same train rows as 4 tar files with columns jpg (which holds every format), cls and txt."""
+    """The same train rows as 4 tar files with columns jpg (which holds every format), cls, txt and json."""
     folder = tmp_path_factory.mktemp("damaged-webdataset")
     rows, _ = damaged_rows()
     for shard in range(4):
@@ -95,6 +97,7 @@ def damaged_webdataset(tmp_path_factory):
                     "jpg": row["image"],
                     "cls": None if label is None else str(label).encode(),
                     "txt": None if caption is None else caption.encode(),
+                    "json": None if caption is None else json.dumps({"key": number, "caption": caption}).encode(),
                 }
                 for extension, data in files.items():
                     if data is not None:
@@ -109,6 +112,14 @@ def encoder(tmp_path_factory):
     """A frozen encoder as it is saved."""
     folder = tmp_path_factory.mktemp("encoder")
     tiny_encoder().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory):
+    """A text encoder as it is saved, of width 24."""
+    folder = tmp_path_factory.mktemp("text-encoder")
+    save_sentence_encoder(folder)
     return folder
 
 

@@ -28,8 +28,8 @@ class Recorder:
         self.model, self.calls = model, []
         model.forward = self
 
-    def __call__(self, latents, noisy, timestep, labels, order):
-        self.calls.append((latents, noisy, timestep, labels, order))
+    def __call__(self, latents, noisy, timestep, order, class_labels):
+        self.calls.append((latents, noisy, timestep, class_labels, order))
         return type(self)._Output(torch.zeros(*noisy.shape[:-1], 2 * noisy.shape[-1], requires_grad=True))
 
     class _Output:

@@ -1,6 +1,8 @@
+import io
 import itertools
 import json
 import shutil
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -206,8 +208,9 @@ class TestDamage:
         self.check_epoch(streaming, take(data, NUM_ROWS // 10, 10, num_workers=num_workers))
 
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_webdataset(self, damaged_webdataset, streaming):
-        columns = {"image_column": "jpg", "label_column": "cls", "caption_column": "txt", "num_classes": 4}
+    @pytest.mark.parametrize("caption", ["txt", "json.caption"])
+    def test_webdataset(self, damaged_webdataset, streaming, caption):
+        columns = {"image_column": "jpg", "label_column": "cls", "caption_column": caption, "num_classes": 4}
         data = make_data(damaged_webdataset, streaming=streaming, **columns)
         assert data.id2label == {0: "0", 1: "1", 2: "2", 3: "3"}
         self.check_epoch(streaming, take(data, NUM_ROWS // 10, 10))
@@ -536,6 +539,47 @@ class TestLabels:
     def test_missing_column(self, parquet_folder, name):
         with pytest.raises(ValueError, match="has no column 'picture'; its columns are"):
             make_data(parquet_folder, **{name: "picture"})
+
+
+class TestCaptionFields:
+    """Several captions of a picture in one WebDataset file: files with extensions of their own, and fields of JSON."""
+
+    @pytest.fixture
+    def shards(self, tmp_path):
+        for split, numbers in (("train", range(6)), ("validation", range(2))):
+            with tarfile.open(tmp_path / f"{split}-0000.tar", "w") as tar:
+                for number in numbers:
+                    meta = {"status": "success", "error_message": None, "llava": f"long {number}"}
+                    files = {
+                        "jpg": encode(noise(seed=number)),
+                        "blip.txt": b"short",
+                        "json": json.dumps(meta).encode(),
+                    }
+                    for extension, data in files.items():
+                        member = tarfile.TarInfo(f"{number:04d}.{extension}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+        return tmp_path
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("column", ["blip.txt", "json.llava"])
+    def test_by_name(self, shards, streaming, column):
+        data = make_data(shards, streaming=streaming, image_column="jpg", caption_column=column)
+        (batch,) = take(data, 1, 6)
+        numbers = [row % 10**9 for row in batch["row_ids"].tolist()]
+        assert batch["captions"] == ["short" if column == "blip.txt" else f"long {number}" for number in numbers]
+
+    @pytest.mark.parametrize(
+        ("column", "message"),
+        [
+            ("json.blip", "no field 'json.blip'; those of 'json' are .'status', 'error_message', 'llava'.$"),
+            ("jpg.llava", "no field 'jpg.llava'; those of 'jpg' are ..$"),
+            ("llava.txt", "no column 'llava.txt'; its columns are .'jpg', 'blip.txt', 'json'"),
+        ],
+    )
+    def test_missing(self, shards, column, message):
+        with pytest.raises(ValueError, match=message):
+            make_data(shards, streaming=True, image_column="jpg", caption_column=column)
 
 
 class TestValidation:

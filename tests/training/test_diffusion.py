@@ -44,7 +44,7 @@ def test_what_is_known_costs_nothing(make_scheduler):
 
 
 def test_nothing_to_train_is_no_endless_loop():
-    objective = DiffusionObjective(nn.Linear(1, 1), tiny_fae()).requires_grad_(False)
+    objective = DiffusionObjective(tiny_dit(), tiny_fae()).requires_grad_(False)
     assert objective.train().training and not objective.model.training and not objective.vae.training
     assert not objective.eval().training
 

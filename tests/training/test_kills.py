@@ -9,8 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit, tiny_rae
+from damaged import damaged_rows
+from factories import (
+    tiny_encoder,
+    tiny_fae,
+    tiny_fae_dit_pipeline,
+    tiny_fae_text_to_image_pipeline,
+    tiny_lightning_dit,
+    tiny_rae,
+)
 from safetensors import safe_open
+from text_models import save_sentence_encoder
 from training_runs import ADVERSARIAL, assert_equal_checkpoints, read_log
 
 
@@ -53,9 +62,28 @@ def test_twenty_kills(tmp_path, parquet_folder, mode):
     assert all(epoch == epochs[0] and len(epoch) == 32 for epoch in epochs)
 
 
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_text_to_image_on_damaged_shards(tmp_path, damaged_webdataset, kills):
+    """Files as those of CC12M, streamed: captions in their JSON, one row in twenty broken or without caption."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_killed(whole, damaged_webdataset, 0, "captions")
+    run_killed(killed, damaged_webdataset, kills, "captions")
+    assert_equal_checkpoints(*(run / "checkpoint-80" for run in (whole, killed)))
+    assert read_log(whole) == read_log(killed)
+    rows = read_ledger(killed)
+    assert rows == read_ledger(whole) and sorted(rows) == list(range(320))
+    reports = [json.loads((run / "damaged_rows.json").read_text()) for run in (whole, killed)]
+    expected = {}
+    for row, kind in sorted(damaged_rows()[1].items()):  # 70 rows of each of 4 files
+        if kind != "bad_label":
+            expected.setdefault(kind, []).append(10**9 * (row // 70) + row % 70)
+    assert reports == [expected, expected]
+    assert not set(rows.values()) & {row for kind in expected.values() for row in kind}
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory, parquet_folder):
-    """What the scripts start from: an encoder, a tokenizer, a pipeline, cached latents."""
+    """What the scripts start from: encoders, a tokenizer, pipelines, cached latents."""
     folder = tmp_path_factory.mktemp("published")
     tiny_encoder().save_pretrained(folder / "encoder")
     tiny_fae().save_pretrained(folder / "fae")
@@ -63,7 +91,10 @@ def published(tmp_path_factory, parquet_folder):
     labels = {0: "circle", 1: "cross", 2: "heart", 3: "star"}
     pipeline = tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=4), id2label=labels)
     pipeline.save_pretrained(folder / "pipeline")
+    tiny_fae_text_to_image_pipeline().save_pretrained(folder / "text-pipeline")
+    save_sentence_encoder(folder / "text-encoder")
     flags = ["--vae", folder / "fae", "--dataset_name", parquet_folder, "--label_column", "kind"]
+    flags += ["--caption_column", "kind", "--text_encoder", folder / "text-encoder", "--max_caption_length", "12"]
     command = [sys.executable, SCRIPTS / "cache_latents.py", *flags, "--output_dir", folder / "latents"]
     config = SCRIPTS / "configs" / "smoke_cache_latents.yaml"
     subprocess.run([str(part) for part in [*command, "--config", config]], check=True, capture_output=True)
@@ -93,6 +124,33 @@ RUNS = {
         ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true", "--shuffle_block", "4"],
     ),
     "generator-latents": ("train_generator.py", "smoke_generator.yaml", ["--dataset_name", "{published}/latents"]),
+    "text-to-image": (
+        "train_text_to_image.py",
+        "smoke_text_to_image.yaml",
+        ["--vae", "{published}/fae", "--text_encoder", "{published}/text-encoder", "--caption_column", "kind"],
+    ),
+    "text-to-image-latents": (
+        "train_text_to_image.py",
+        "smoke_text_to_image.yaml",
+        ["--dataset_name", "{published}/latents"],
+    ),
+    "text-to-image-lora": (
+        "train_lora.py",
+        "smoke_lora.yaml",
+        [
+            "--pipeline",
+            "{published}/text-pipeline",
+            "--image_encoder",
+            "{published}/encoder",
+            "--caption_column",
+            "kind",
+        ],
+    ),
+    "starflow-text-latents": (
+        "train_starflow.py",
+        "smoke_starflow.yaml",
+        ["--dataset_name", "{published}/latents", "--text_encoder", "{published}/text-encoder"],
+    ),
     "starflow": (
         "train_starflow.py",
         "smoke_starflow.yaml",

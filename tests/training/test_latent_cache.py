@@ -20,6 +20,7 @@ from PIL import Image
 
 from hf_fae import AutoencoderFAE
 from hf_fae.latents import normalized_posterior
+from hf_fae.training.captions import load_caption_encoder
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import latent_size, open_tokenizer
 from hf_fae.training.latent_cache import CachedLatents, is_latent_cache, tokenizer_fingerprint
@@ -166,6 +167,69 @@ class TestContents:
         assert latents.id2label is None and take(latents, 1, 2)[0].keys() == {"moments", "row_ids"}
         with pytest.raises(ValueError, match="random_flip must be False: .* has no mirrored copies"):
             CachedLatents(tmp_path)
+
+
+class TestCaptions:
+    """Captions and what a text encoder has made of them, beside the moments."""
+
+    @pytest.fixture(scope="class")
+    def captioned(self, tmp_path_factory, fae, parquet_folder, text_encoder):
+        folder = tmp_path_factory.mktemp("captioned")
+        data = make_data(parquet_folder, caption_column="kind", label_column="number")
+        encode(folder, fae, data, captions=load_caption_encoder(str(text_encoder), 5))
+        return folder
+
+    def test_batches_have_the_embeddings_of_their_captions(self, captioned, text_encoder, parquet_folder):
+        captions, latents = load_caption_encoder(str(text_encoder), 5), CachedLatents(captioned)
+        latents.check_caption_encoder(captions)
+        assert latents.text_encoder == {"source": str(text_encoder), "max_length": 5, "width": 24}
+        data = make_data(parquet_folder, caption_column="kind", label_column="number")
+        for ours, theirs in zip(take(latents, 5), take(data, 5), strict=True):
+            assert ours["captions"] == theirs["captions"]
+            longest = max(map(len, ours["captions"]))  # a token a letter
+            assert ours["caption_embeds"].shape == (8, min(5, longest), 24)
+            expected = captions(theirs["captions"])[:, :longest]
+            torch.testing.assert_close(ours["caption_embeds"], expected, rtol=2**-10, atol=1e-5)
+        (batch,) = latents.validation_batches(8)
+        assert batch["caption_embeds"].shape[:2] == (4, 5)
+
+    def test_moments_are_the_same(self, captioned, fae, parquet_folder, tmp_path):
+        encode(tmp_path, fae, make_data(parquet_folder, label_column="number"))
+        for ours, theirs in zip(*(take(CachedLatents(folder), 4) for folder in (captioned, tmp_path)), strict=True):
+            assert torch.equal(ours["moments"], theirs["moments"])
+            assert torch.equal(ours["class_labels"], theirs["class_labels"])
+
+    def test_another_text_encoder_or_length(self, captioned, text_encoder):
+        latents = CachedLatents(captioned)
+        with pytest.raises(ValueError, match="max_caption_length must be that of the latents in .*, 5, got 6"):
+            latents.check_caption_encoder(load_caption_encoder(str(text_encoder), 6))
+        other = load_caption_encoder(str(text_encoder), 5)
+        other.text_encoder.embeddings.word_embeddings.weight += 1
+        with pytest.raises(ValueError, match="text_encoder did not read the captions in .*: its fingerprint is"):
+            latents.check_caption_encoder(other)
+
+    def test_resuming_with_another_one(self, captioned, fae, parquet_folder, text_encoder, tmp_path):
+        folder = shutil.copytree(captioned, tmp_path / "latents")
+        data = make_data(parquet_folder, caption_column="kind", label_column="number")
+        with pytest.raises(ValueError, match="max_caption_length was 5, now 4"):
+            encode(folder, fae, data, captions=load_caption_encoder(str(text_encoder), 4))
+        with pytest.raises(ValueError, match="text_encoder was '.*', now None; .*max_caption_length was 5, now None"):
+            encode(folder, fae, data)
+        (folder / "train" / "00001.parquet").unlink()
+        encode(folder, fae, data, captions=load_caption_encoder(str(text_encoder), 5))
+        assert shard_bytes(folder) == shard_bytes(captioned)
+
+    def test_no_captions_to_read(self, fae, image_folder, text_encoder, tmp_path):
+        captions = load_caption_encoder(str(text_encoder), 5)
+        with pytest.raises(ValueError, match="caption_column must name the captions for text_encoder, got None"):
+            encode(tmp_path / "latents", fae, make_data(image_folder), captions=captions)
+        assert not (tmp_path / "latents").exists()
+
+    def test_values_beyond_float16(self, fae, parquet_folder, text_encoder, tmp_path):
+        captions = load_caption_encoder(str(text_encoder), 5)
+        captions.text_encoder.encoder.layer[-1].output.LayerNorm.bias += 1e6
+        with pytest.raises(ValueError, match="embeddings in float16 must be finite"):
+            encode(tmp_path, fae, make_data(parquet_folder, caption_column="kind"), captions=captions)
 
 
 class TestReading:
