@@ -17,6 +17,7 @@ def encode_text(
     texts: list[str],
     max_length: int,
     device: torch.device | None = None,
+    warns: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a frozen text encoder makes of texts, token by token (STARFlow, arXiv 2506.06276, appendix B.1).
 
@@ -24,10 +25,10 @@ def encode_text(
         tokenizer, text_encoder: any of transformers that gives a `last_hidden_state`: Flan-T5's encoder, the text
             models of CLIP and SigLIP, BERT, MiniLM, ... SigLIP reads lower-case texts together with their padding, as
             it has learned to.
-        texts: of any length. Those of more tokens than `max_length`, or than the encoder takes, are cut with a
-            warning.
+        texts: of any length. Those of more tokens than `max_length`, or than the encoder takes, are cut.
         max_length: tokens that all texts are padded to.
         device: where the encoder computes; by default where its weights are, which is not so while it is offloaded.
+        warns: say which texts are cut.
 
     Returns:
         Embeddings (texts, max_length, hidden_size) in the dtype of the encoder, zero behind the end of each text, and
@@ -40,9 +41,10 @@ def encode_text(
         texts = [text.lower() for text in texts]
     # CLIP's 77 places and SigLIP's 64 are fewer than most generators take.
     length = min(max_length, tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_length))
-    cut = [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
-    if cut:
-        logger.warning(f"these texts are read up to their token {length} only: {cut}")
+    if warns:
+        cut = [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
+        if cut:
+            logger.warning(f"these texts are read up to their token {length} only: {cut}")
     options = {"padding": "max_length", "padding_side": "right", "truncation": True, "return_attention_mask": True}
     inputs = tokenizer(texts, max_length=length, return_tensors="pt", **options).to(device or text_encoder.device)
     mask = inputs.attention_mask.bool()

@@ -18,9 +18,9 @@ from hf_fae.training.captions import CaptionEncoder, load_caption_encoder, pack_
 
 
 SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-TEXT = {**SIZES, "vocab_size": 28, "max_position_embeddings": 16}
+TEXT = {**SIZES, "vocab_size": 29, "max_position_embeddings": 16}
 TWO_TOWERS = {"text_config": TEXT, "vision_config": {**SIZES, "image_size": 16, "patch_size": 8}}
-T5 = {"vocab_size": 28, "d_model": 24, "d_kv": 12, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+T5 = {"vocab_size": 29, "d_model": 24, "d_kv": 12, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 
 
 @pytest.mark.parametrize(

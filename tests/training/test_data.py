@@ -572,8 +572,8 @@ class TestCaptionFields:
     @pytest.mark.parametrize(
         ("column", "message"),
         [
-            ("json.blip", "no field 'json.blip'; those of 'json' are .'status', 'error_message', 'llava'.$"),
-            ("jpg.llava", "no field 'jpg.llava'; those of 'jpg' are ..$"),
+            ("json.blip", "no field 'json.blip'; the fields of 'json' are .'status', 'error_message', 'llava'.$"),
+            ("jpg.llava", "no field 'jpg.llava'; the fields of 'jpg' are ..$"),
             ("llava.txt", "no column 'llava.txt'; its columns are .'jpg', 'blip.txt', 'json'"),
         ],
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from factories import tiny_encoder, tiny_fae, tiny_lightning_dit
 from safetensors.torch import load_file
+from text_models import save_sentence_encoder
 from torch.distributed.fsdp import FSDPModule
 from training_runs import ADVERSARIAL, ImageNoise, read_log, run
 
@@ -79,6 +80,10 @@ def train_script(script, folder, published, data, batch_size):
         "pixel_decoder": ["--fae", f"{published}/fae", "--stage", "II", *ADVERSARIAL, *AT_ONCE],
         "generator": ["--vae", f"{published}/fae", "--label_column", "label"],
         "starflow": ["--vae", f"{published}/fae", "--label_column", "label"],
+        "text_to_image": [
+            *("--vae", f"{published}/fae", "--caption_column", "kind"),
+            *("--text_encoder", f"{published}/text-encoder", "--label_dropout", "0.5"),
+        ],
         # Not MAR, whose share of masked tokens is one for the batch of a process.
         "autoregressive": ["--vae", f"{published}/fae", "--label_column", "label", "--model", "random"],
     }[script]
@@ -92,17 +97,21 @@ def train_script(script, folder, published, data, batch_size):
 AT_ONCE = ["--discriminator_start", "0", "--adversarial_start", "0"]
 
 
-@pytest.mark.parametrize("script", ["fae", "pixel_decoder", "generator", "starflow", "autoregressive"])
-def test_scripts_in_two_processes_have_the_gradients_of_one(tmp_path, image_folder, monkeypatch, script):
+@pytest.mark.parametrize(
+    "script", ["fae", "pixel_decoder", "generator", "starflow", "text_to_image", "autoregressive"]
+)
+def test_scripts_in_two_processes_have_the_gradients_of_one(
+    tmp_path, parquet_folder, image_folder, monkeypatch, script
+):
     """Of a VAE, of a GAN and of a generator, with all their noise."""
     monkeypatch.syspath_prepend(SCRIPTS)
+    data = str(parquet_folder if script == "text_to_image" else image_folder)
+    save_sentence_encoder(tmp_path / "text-encoder")
     tiny_encoder().save_pretrained(tmp_path / "encoder")
     tiny_fae().save_pretrained(tmp_path / "fae")
     one, two = tmp_path / "one", tmp_path / "two"
-    train_script(script, str(one), str(tmp_path), str(image_folder), 8)
-    run_in_two_processes(
-        tmp_path, f"train_script({script!r}, {str(two)!r}, {str(tmp_path)!r}, {str(image_folder)!r}, 4)"
-    )
+    train_script(script, str(one), str(tmp_path), data, 8)
+    run_in_two_processes(tmp_path, f"train_script({script!r}, {str(two)!r}, {str(tmp_path)!r}, {data!r}, 4)")
     # After the first step AdamW's first moment is the gradient times 1 - beta1, as nothing was clipped.
     left, right = (load_file(run / "checkpoint-1" / "optimizer.safetensors") for run in (one, two))
     assert left.keys() == right.keys()

@@ -72,7 +72,7 @@ def test_pipeline_of_a_run(tmp_path, latents, train_here, parquet_folder, fae):
     config = pipe.transformer.config
     assert (config.caption_channels, config.max_caption_length, config.sample_size) == (24, 12, 4)
     assert pipe.scheduler.config.shift == pytest.approx(2.5) and pipe.config.num_inference_steps == 4
-    assert pipe.guidance.at(0.5) == 1.5 and pipe.guidance.at(0.95) == 1
+    assert pipe.guidance.scale_at(0.5) == 1.5 and pipe.guidance.scale_at(0.95) == 1
     assert draw(pipe, ["ring", "a cross"]).shape == (2, 3, 32, 32)
     with Image.open(first / "validation" / "samples-0000004.png") as grid:
         assert grid.width == 2 * 36

@@ -52,7 +52,7 @@ class CaptionEncoder(nn.Module):
 
     def forward(self, texts: list[str]) -> torch.Tensor:
         """Embeddings (texts, max_length, width) in fp32, zero behind the end of each text."""
-        return encode_text(self.tokenizer, self.text_encoder, texts, self.max_length)[0].float()
+        return encode_text(self.tokenizer, self.text_encoder, texts, self.max_length, warns=False)[0].float()
 
     def fingerprint(self) -> str:
         """Hash of what embeddings depend on, but for `max_length`: weights, as those of tokenizers, and vocabulary.
