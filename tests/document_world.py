@@ -56,6 +56,7 @@ AUTOREGRESSIVE = ["user/mar"]
 LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
 # A file in folders that stand for results which some page makes: there they make way.
 STAND_IN = ".stand-in"
+TEXT_ENCODERS = ["../shared/assets/all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"]
 JUDGE = "../shared/assets/efficientnet-lite0"
 # What runs on tiny data are told of them.
 DATA = {"resolution": 32, "max_train_samples": 24, "max_validation_samples": 4}
@@ -89,7 +90,8 @@ def build_world(folder: Path) -> Path:
         for name in names[1:]:
             shutil.copytree(here / names[0], here / name)
     assets = folder / "shared" / "assets"
-    save_sentence_encoder(assets / "all-minilm-l6-v2")
+    for name in TEXT_ENCODERS:
+        save_sentence_encoder(here / name)
     _save_judge(here / JUDGE)
 
     _save_parquet(assets / "fluent-emoji", ["group", "subgroup", "base", "caption"], ROWS)
@@ -98,6 +100,7 @@ def build_world(folder: Path) -> Path:
         for place in (f"pictures/train/{name}", f"pictures/validation/{name}", "dog-pictures", "my-pictures"):
             (here / place).mkdir(parents=True, exist_ok=True)
             picture(index).save(here / place / f"{index}.png")
+    _save_captioned(here / "captioned-pictures")
     picture(0).resize((50, 40)).save(here / "picture.jpg")
     np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(picture(index)) for index in range(20)]))
     _save_latents(here)
@@ -125,6 +128,17 @@ def _save_parquet(folder: Path, columns: list[str], rows: dict[str, int]) -> Non
             table["caption"] = [f"{name.replace('-', ' ')} {letter}" for name, letter in zip(names, letters)]
         dataset = Dataset.from_dict(table, features=Features({"image": ImageFeature(), **kinds}))
         dataset.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def _save_captioned(folder: Path) -> None:
+    """An imagefolder with captions beside the pictures."""
+    for split in ("train", "validation"):
+        (folder / split).mkdir(parents=True)
+        lines = []
+        for number in range(24):
+            picture(number).save(folder / split / f"{number}.png")
+            lines.append(json.dumps({"file_name": f"{number}.png", "text": f"a {CLASSES[number % 3]}"}))
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines))
 
 
 def _save_judge(folder: Path) -> None:

@@ -31,6 +31,9 @@ from hf_fae.training.latent_cache import CachedLatents
 class STARFlowArguments(CaptionArguments):
     """The tokenizer, the flow, its loss, and how the pipeline draws."""
 
+    text_encoder: str | None = field(
+        default=None, metadata={"help": "Text encoder of a flow of captions (Hub id or folder); none: of classes."}
+    )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
     num_layers: list[int] = field(
         default_factory=lambda: [2, 2, 2, 2, 2, 18],

@@ -82,7 +82,7 @@ def train_script(script, folder, published, data, batch_size):
         "starflow": ["--vae", f"{published}/fae", "--label_column", "label"],
         "text_to_image": [
             *("--vae", f"{published}/fae", "--caption_column", "kind"),
-            *("--text_encoder", f"{published}/text-encoder", "--label_dropout", "0.5"),
+            *("--text_encoder", f"{published}/text-encoder", "--max_caption_length", "12", "--label_dropout", "0.5"),
         ],
         # Not MAR, whose share of masked tokens is one for the batch of a process.
         "autoregressive": ["--vae", f"{published}/fae", "--label_column", "label", "--model", "random"],

@@ -127,7 +127,10 @@ RUNS = {
     "text-to-image": (
         "train_text_to_image.py",
         "smoke_text_to_image.yaml",
-        ["--vae", "{published}/fae", "--text_encoder", "{published}/text-encoder", "--caption_column", "kind"],
+        [
+            *("--vae", "{published}/fae", "--caption_column", "kind"),
+            *("--text_encoder", "{published}/text-encoder", "--max_caption_length", "12"),
+        ],
     ),
     "text-to-image-latents": (
         "train_text_to_image.py",
@@ -138,12 +141,8 @@ RUNS = {
         "train_lora.py",
         "smoke_lora.yaml",
         [
-            "--pipeline",
-            "{published}/text-pipeline",
-            "--image_encoder",
-            "{published}/encoder",
-            "--caption_column",
-            "kind",
+            *("--pipeline", "{published}/text-pipeline", "--image_encoder", "{published}/encoder"),
+            *("--caption_column", "kind"),
         ],
     ),
     "starflow-text-latents": (

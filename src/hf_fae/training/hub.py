@@ -90,7 +90,7 @@ def training_run(
             for name, value in numbers.items()
             if dataset and math.isfinite(value)
         ],
-        prompts=(results or {}).get("prompts", []),
+        prompts=list(dict.fromkeys((results or {}).get("prompts", []))),
         base_model=config.get("pipeline"),
         license=config.get("license"),
     )
