@@ -80,20 +80,18 @@ class TextCondition(nn.Module):
             condition["encoder_attention_mask"] = embeds.any(dim=-1)
         return condition
 
-    @torch.no_grad()
     def prompts(self, batches: list[dict], count: int) -> tuple[list[str], dict]:
         """What `count` pictures are to show: captions spread over those of `batches`, in words and as arguments of the
         pipeline, which then needs no text encoder."""
-        rows = [
-            {name: batch[name][place : place + 1] for name in ("captions", CAPTION_EMBEDS) if name in batch}
-            for batch in batches
-            for place in range(len(batch["captions"]))
-        ]
-        rows, device = _spread(rows, count), self.empty.device
-        rows = [{n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in row.items()} for row in rows]
-        embeds = [_pad(self(row)["encoder_hidden_states"], self.max_length) for row in rows]
-        arguments = {"prompt_embeds": torch.cat(embeds), "negative_prompt_embeds": self.empty}
-        return [row["captions"][0] for row in rows], arguments
+        rows = [(batch, place) for batch in batches for place in range(len(batch["captions"]))]
+        rows = _spread(rows, count)
+        texts = [batch["captions"][place] for batch, place in rows]
+        if self.captions is not None:
+            embeds = self.captions(texts)
+        else:
+            embeds = [_pad(batch[CAPTION_EMBEDS][place : place + 1], self.max_length) for batch, place in rows]
+            embeds = torch.cat(embeds).to(self.empty.device)
+        return texts, {"prompt_embeds": embeds, "negative_prompt_embeds": self.empty}
 
     def describe(self) -> str:
         """The captions in one line, for the start of a run."""
