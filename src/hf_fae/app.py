@@ -1,4 +1,5 @@
-"""The web demo: draw a class or a text, reconstruct a picture, click on patches. `hf-fae demo`, or a Hugging Face Space.
+"""The web demo: draw a class or a text, reconstruct a picture, click on patches. `hf-fae demo`, or a Hugging Face
+Space.
 
 The file stands on its own: as `app.py` of a Space whose requirements name `hf_fae[demo]` it runs there, too (see
 docs/demo.md).
