@@ -1,18 +1,21 @@
-"""How good are pipelines trained on Fluent Emoji? A table, a sweep of guidance and steps, nearest neighbours.
+"""How good are pipelines trained on Fluent Emoji? A table, a sweep of guidance and steps, neighbours, prompts.
 
     python benchmarks/emoji_quality.py table --model fae=outputs/emoji256/dit vae=outputs/emoji256/vae-dit \
         --data ../shared/assets/fluent-emoji --judges ../shared/assets --output outputs/emoji256/quality
     python benchmarks/emoji_quality.py sweep --model fae=outputs/emoji256/dit ...
     python benchmarks/emoji_quality.py nearest --model fae=outputs/emoji256/dit ...
+    python benchmarks/emoji_quality.py prompts --model mmdit=outputs/emoji256/9-text ...
 
 Samples have the labels of random training pictures. They are compared with all training pictures, by `fid_effnet` (the
 Fréchet distance of EfficientNet-Lite0's pooled features) and `kid_dinov2` (the kernel distance of DINOv2-small's class
 tokens): no FID and no KID, to be compared within one table only. The features of the training pictures are kept in
-`output`.
+`output`. `prompts` is for models that read texts, all others for models of classes.
 """
 
 import argparse
 import json
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -34,25 +37,33 @@ EFFNET, DINO = "effnet.features", "dinov2.features"
 
 
 class Judges:
-    """EfficientNet-Lite0 and DINOv2-small, and what they make of the training pictures."""
+    """EfficientNet-Lite0 and DINOv2-small, and how near pictures are to the training pictures by them."""
 
     def __init__(self, folder: Path, data: ImageData, output: Path):
         self.effnet = load_extractors([f"effnet={folder / 'efficientnet-lite0'}"])
         self.dino = load_extractors([f"dinov2={folder / 'dinov2-small'}"])
-        path = output / "training-features.safetensors"
-        if not path.exists():
-            rows = range(len(data))
-            parts = [self(read(data, rows[i : i + BATCH])) for i in tqdm(rows[::BATCH], desc="training pictures")]
-            save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, path)
-        self.training = load_file(path)
-        self.statistics = GaussianStatistics.of([self.training[EFFNET]])
+        self.data, self.path = data, output / "training-features.safetensors"
 
-    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features of 8-bit pictures (B, 3, H, W)."""
-        return judge([*self.effnet, *self.dino], images)
+    @cached_property
+    def training(self) -> dict[str, torch.Tensor]:
+        """Features of the training pictures, computed where no run before has done so."""
+        if not self.path.exists():
+            judges, rows = [*self.effnet, *self.dino], range(len(self.data))
+            starts = tqdm(rows[::BATCH], desc="training pictures")
+            parts = [judge(judges, read(self.data, rows[start : start + BATCH])) for start in starts]
+            save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, self.path)
+        return load_file(self.path)
+
+    @cached_property
+    def statistics(self) -> GaussianStatistics:
+        return GaussianStatistics.of([self.training[EFFNET]])
 
     def fid(self, images: torch.Tensor) -> float:
         return frechet_distance(GaussianStatistics.of([judge(self.effnet, images)[EFFNET]]), self.statistics)
+
+    def directions(self, images: torch.Tensor) -> torch.Tensor:
+        """DINOv2's class tokens (B, C), of unit length: their products are cosines."""
+        return F.normalize(judge(self.dino, images)[DINO], dim=1)
 
     def kid(self, images: torch.Tensor) -> float:
         return kernel_distance(judge(self.dino, images)[DINO], self.training[DINO])[0]
@@ -63,14 +74,14 @@ def read(data: ImageData, places) -> torch.Tensor:
 
 
 @torch.no_grad()
-def draw(pipe, labels: list[int], precision: str, **options) -> torch.Tensor:
-    """8-bit pictures (N, 3, H, W), each from a seed of its own: its number."""
+def draw(pipe, conditions: list[int] | list[str], precision: str, **options) -> torch.Tensor:
+    """8-bit pictures (N, 3, H, W) of classes or of prompts, each from a seed of its own: its number."""
     parts = []
-    for start in tqdm(range(0, len(labels), BATCH), leave=False, unit="batch"):
-        part = labels[start : start + BATCH]
+    for start in tqdm(range(0, len(conditions), BATCH), leave=False, unit="batch"):
+        part = conditions[start : start + BATCH]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            latents = pipe(class_labels=part, generator=generators, output_type="latent", **options).images
+            latents = pipe(part, generator=generators, output_type="latent", **options).images
             parts.append(to_uint8(decode_latents(pipe.vae, latents)))
     return torch.cat(parts)
 
@@ -143,7 +154,7 @@ def nearest(args, judges, data, labels) -> None:
     classes = torch.tensor([data.class_label(row) for row in data.train])
 
     def find(images, labels):
-        similarity, places = (F.normalize(judge(judges.dino, images)[DINO], dim=1) @ training.T).max(1)
+        similarity, places = (judges.directions(images) @ training.T).max(1)
         return similarity, places.tolist(), (classes[places] == torch.as_tensor(labels)).float().mean()
 
     batches = list(data.validation_batches(BATCH))
@@ -164,6 +175,36 @@ def nearest(args, judges, data, labels) -> None:
         texts = [text for i in shown for text in (pipe.id2label[labels[i]], f"nearest: {similarity[i]:.2f}")]
         sheet = make_grid(to_pil(from_uint8(torch.stack(pairs))), columns=8, labels=texts)
         sheet.quantize(256).save(args.output / f"nearest-{name}.png", optimize=True)
+
+
+def prompts(args, judges, data, labels) -> None:
+    """Do pictures of held-out captions show what these say? The group of the nearest validation picture by DINOv2.
+
+    One picture for each emoji of the validation split, whatever its skin tones. The emoji themselves, compared with
+    all others, say what can be expected; chance is the group of a random validation picture.
+    """
+    settings = {"label_column": "group", "caption_column": "caption", "balance_column": "base"}
+    data = ImageData(replace(data.args, **settings), data.seed)
+    rows = list({row["base"]: row for row in data.rows("validation")[1]}.values())
+    examples = [data.example(row) for row in rows]
+    groups = torch.tensor([example["class_labels"] for example in examples])
+    captions = [example["captions"] for example in examples]
+    real = judges.directions(to_uint8(torch.stack([example["pixel_values"] for example in examples])))
+
+    def line(name, similarity):
+        print(f"| {name} | {(groups[similarity.argmax(1)] == groups).float().mean():.1%} |", flush=True)
+
+    chance = (groups[:, None] == groups).float().mean()
+    print(f"| pictures of {len(rows)} captions | their nearest is of the right group |\n|---|---|")
+    print(f"| chance | {chance:.1%} |")
+    line("the emoji themselves", (real @ real.T).fill_diagonal_(-1))
+    for name, path in args.model:
+        pipe = open_pipeline(path)
+        pictures = draw(pipe, captions, args.mixed_precision)
+        line(name, judges.directions(pictures) @ real.T)
+        shown = range(0, len(rows), -(-len(rows) // args.shown))
+        sheet = make_grid(to_pil(from_uint8(pictures[list(shown)])), labels=[captions[i] for i in shown])
+        sheet.quantize(256).save(args.output / f"prompts-{name}.png", optimize=True)
 
 
 def named_path(text: str) -> tuple[str, str]:
@@ -188,7 +229,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-TASKS = {"table": table, "sweep": sweep, "nearest": nearest}
+TASKS = {"table": table, "sweep": sweep, "nearest": nearest, "prompts": prompts}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -139,3 +139,5 @@ class TestEmoji:
         script("emoji_drorae").main([*flags, "--report_to", "none", "--patch_size", "8"])
         assert os.listdir(tmp_path / "out" / "seed-0")
         assert "| all layers, phase 3 |" in (tmp_path / "out" / "results.md").read_text()
+        with Image.open(tmp_path / "out" / "reconstructions.png") as sheet:
+            assert sheet.size == (4 * 36, 4 * 36)

@@ -6,11 +6,19 @@ For every seed, by train_drorae.py with the configs `configs/emoji_drorae_phase*
 all twelve layers of DINOv2-small before its decoder (phase 2), and the decoder behind that (phase 3). Two controls
 show what else could have helped: the RAE trained on for as long as phase 3, and phases 2 and 3 with an expert for the
 last layer alone, as wide as the twelve together. `results.md` has the error on the validation split: the mean absolute
-difference of pixels on the [0, 1] scale. A run that was stopped goes on where it was.
+difference of pixels on the [0, 1] scale; `reconstructions.png` has validation pictures above what the three phases of
+the first seed make of them. A run that was stopped goes on where it was.
 """
 
+from pathlib import Path
+
+import torch
 from demo import last
 from experiment import parse, repeat, spread, train
+
+from hf_fae import AutoencoderDRoRAE
+from hf_fae.images import make_grid, to_pil
+from hf_fae.training.data import DataArguments, ImageData
 
 
 # Run -> what it is in the table, its config, the run that it goes on from, and further settings.
@@ -29,6 +37,7 @@ RUNS = {
     "last-decoder": ("last layer alone, phase 3", 3, "last-fusion", {}),
 }
 METRICS = {"reconstruction": "mean absolute error", "psnr": "PSNR in dB"}
+SHOWN = 10
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         return {name: {metric: last(folder / name, f"validation/{metric}") for metric in METRICS} for name in RUNS}
 
     repeat(args, once, table)
+    save_reconstructions(args.output / "reconstructions.png", args.output / "seed-0", args.data)
 
 
 def table(results: list[dict]) -> str:
@@ -61,6 +71,16 @@ def table(results: list[dict]) -> str:
         count = sum(result[name]["reconstruction"] < result[other]["reconstruction"] for result in results)
         lines.append(f"| {RUNS[name][0]} | {RUNS[other][0]} | {count} of {len(results)} |")
     return "\n".join(lines)
+
+
+@torch.no_grad()
+def save_reconstructions(path: Path, folder: Path, data: str) -> None:
+    """A sheet of validation pictures, and below them what a seed's tokenizers of phases 1, 2 and 3 make of them."""
+    tokenizers = [AutoencoderDRoRAE.from_pretrained(folder / name).eval() for name in ("rae", "fusion", "decoder")]
+    size = tokenizers[0].config.sample_size
+    images = next(ImageData(DataArguments(data, resolution=size)).validation_batches(SHOWN))["pixel_values"]
+    rows = [images, *(vae(images).sample for vae in tokenizers)]
+    make_grid([picture for row in rows for picture in to_pil(row)], columns=len(images)).save(path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""The experiments on emoji: what they run, what they measure, what they say."""
+
+from dataclasses import fields
+
+import pytest
+import timm
+import torch
+from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
+from factories import tiny_detok, tiny_encoder
+from PIL import Image
+from timm.models import save_for_hf
+
+
+TINY = ["--max_train_steps", "1", "--train_batch_size", "4", "--lr_warmup_steps", "0", "--report_to", "none"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A data set with the columns of Fluent Emoji that the scripts read."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    names = ["group", "subgroup", "base"]
+    features = Features({"image": ImageFeature(), **{name: Value("string") for name in names}})
+    for split, count in (("train", 60), ("validation", 8)):
+        columns = {
+            "image": [Image.effect_noise((32, 32), 20 + number).convert("RGB") for number in range(count)],
+            **{name: [str(number % 2 if name != "base" else number) for number in range(count)] for name in names},
+        }
+        path = tmp_path / "pictures" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        Dataset.from_dict(columns, features=features).to_parquet(path)
+    return str(tmp_path / "pictures")
+
+
+@pytest.mark.parametrize("kind, arguments", [("detok", "DeTokArguments"), ("maetok", "MAETokArguments")])
+def test_runs_change_what_there_is(script, kind, arguments):
+    known = {field.name for field in fields(getattr(script(f"train_{kind}"), arguments))}
+    for _, *_, settings in script(f"emoji_{kind}").RUNS.values():
+        assert settings.keys() <= known
+
+
+def test_generators_change_what_there_is(script):
+    emoji = script("emoji_generators")
+    arguments = {
+        "generator": script("train_generator").DenoiserArguments,
+        "autoregressive": script("train_autoregressive").AutoregressiveArguments,
+    }
+    for _, config, settings in emoji.GENERATORS.values():
+        assert settings.keys() | {"patch_size"} <= {field.name for field in fields(arguments[config])}
+
+
+def test_errors_of_damaged_latents(script, tmp_path, pictures):
+    emoji, vae = script("emoji_detok"), tiny_detok()
+    vae.save_pretrained(tmp_path / "vae")
+    errors = emoji.damaged_errors(tmp_path / "vae", pictures)
+    assert errors.keys() == emoji.METRICS.keys() - {"fid_effnet"}
+    data = emoji.ImageData(emoji.DataArguments(pictures, resolution=32))
+    (batch,) = data.validation_batches(8)
+    images = batch["pixel_values"]
+    with torch.no_grad():
+        expected = ((vae(images).sample - images) / 2).square().mean().item()
+    assert errors["error_0.0"] == pytest.approx(expected, rel=1e-4)
+    assert len(set(errors.values())) == len(errors)
+
+
+def test_tables(script):
+    emoji = script("emoji_detok")
+    results = [
+        {name: dict.fromkeys(emoji.METRICS, sign * place) for place, name in enumerate(emoji.RUNS)} for sign in (1, -1)
+    ]
+    text = emoji.table(results)
+    assert "| fid_effnet of samples | noise and masks | plain autoencoder | 1 of 2 |" in text
+    assert "| masks | 0.0000 ± 1.4142 |" in text
+    emoji = script("emoji_maetok")
+    results = [{name: dict.fromkeys(emoji.METRICS, float(place)) for place, name in enumerate(emoji.RUNS)}]
+    text = emoji.table(results)
+    assert "| linear probe | masks, 40 to 60 % | plain autoencoder | 1 of 1 |" in text
+    assert "| denoising loss | masks, 40 to 60 % | plain autoencoder | 0 of 1 |" in text
+    assert "| plain autoencoder | 0.0000 | 0.0000 |" in text
+    emoji = script("emoji_generators")
+    results = [{name: dict.fromkeys(emoji.GENERATORS, place) for name, place in places} for places in PLACES]
+    text = emoji.table(results)
+    assert "| MAR | 1.5000 ± 0.7071 | 1.5000 ± 0.7071 | 3.0000 ± 0.0000 | 1 of 2 |" in text
+
+
+PLACES = [[("fae", 2), ("detok", 1), ("maetok", 3)], [("fae", 1), ("detok", 2), ("maetok", 3)]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["detok", "maetok"])
+def test_experiment(script, tmp_path, pictures, monkeypatch, kind):
+    emoji = script(f"emoji_{kind}")
+    monkeypatch.setattr(emoji, "RUNS", {"both": emoji.RUNS["both"]})
+    monkeypatch.setattr(emoji, "table", lambda results: str(sorted(results[0]["both"])))
+    if kind == "detok":
+        monkeypatch.setattr(emoji, "SAMPLES", 10)
+    else:
+        monkeypatch.setattr(emoji, "LATENTS", {"components": [1, 2], "denoising_steps": 1})
+        monkeypatch.setattr(emoji, "PROBE", {**emoji.PROBE, "probe_steps": 2, "probe_batch_size": 16})
+    run(emoji, tmp_path, pictures)
+    assert (tmp_path / "out" / "results.md").read_text() == f"{sorted(emoji.METRICS)}\n"
+
+
+@pytest.mark.slow
+def test_generators_on_a_tokenizer(script, tmp_path, pictures, monkeypatch):
+    emoji = script("emoji_generators")
+    monkeypatch.setattr(emoji, "TOKENIZERS", {"detok": emoji.TOKENIZERS["detok"]})
+    monkeypatch.setattr(emoji, "GENERATORS", {name: emoji.GENERATORS[name] for name in ("mar", "sit")})
+    monkeypatch.setattr(emoji, "SAMPLES", 10)
+    run(emoji, tmp_path, pictures)
+    lines = (tmp_path / "out" / "results.md").read_text().splitlines()
+    assert len(lines) == 2 + len(emoji.GENERATORS) and all(line.endswith("| 1 of 1 |") for line in lines[2:])
+
+
+def run(emoji, folder, pictures):
+    tiny_encoder().save_pretrained(folder / "encoder")
+    save_for_hf(timm.create_model("test_efficientnet", num_classes=10), folder / "judge", safe_serialization=True)
+    flags = ["--encoder", str(folder / "encoder"), "--data", pictures, "--judge", str(folder / "judge")]
+    emoji.main([*flags, "--seeds", "1", "--output", str(folder / "out"), "--flags", *TINY])
