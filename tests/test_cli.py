@@ -169,6 +169,17 @@ def test_generate_texts(saved, tmp_path, capsys, make):
     classes = ["generate", "--model", saved / "pipeline", *flags]
     assert "is a FAEDiTPipeline that draws classes: use --class" in fail(capsys, *classes, "--prompt", "a cat")
     assert "one of the arguments --class --prompt is required" in fail(capsys, *classes)
+    own = fail(capsys, *argv, "--prompt", "a dog", "--text_encoder", "x")
+    assert "text_encoder must be None with this pipeline, which has its own, got 'x'" in own
+
+    pipe = make(guidance_scale=2.0)
+    for part in (pipe.text_encoder, pipe.tokenizer):
+        part.save_pretrained(tmp_path / "text")
+    make(guidance_scale=2.0, text_encoder=None, tokenizer=None).save_pretrained(tmp_path / "texts")
+    assert "text_encoder must name that of the pipeline" in fail(capsys, *argv, "--prompt", "a cat")
+    assert "text_encoder 'none' cannot be loaded" in fail(capsys, *argv, "--prompt", "a", "--text_encoder", "none")
+    main([*argv, "--prompt", "a cat", "--seed", "5", "--text_encoder", str(tmp_path / "text")])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), alone)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -158,7 +158,8 @@ def export(output: Path, checkpoints: Path) -> None:
         pipe = DiffusionPipeline.from_pretrained(output / name, dtype=torch.float16)
         pipe.vae = AutoencoderFAE.from_pretrained(tokenizer, image_encoder=None, dtype=torch.float16)
         if hasattr(pipe, "text_encoder"):  # more than twice as large as all the rest
-            pipe.text_encoder = pipe.tokenizer = None
+            pipe.register_modules(text_encoder=None, tokenizer=None)
+            pipe.register_to_config(text_encoder_id=TEXT_ENCODER)
         for part in (pipe, pipe.transformer):
             part.register_to_config(_name_or_path=pipeline)  # not the folder of this run
         pipe.save_pretrained(folder)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
 
+from hf_fae.loading import complete_text_encoder
 from hf_fae.training.arguments import LoopArguments, parse_arguments
 from hf_fae.training.conditions import open_condition
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.generation import (
     GeneratorValidation,
-    complete_text_encoder,
     load_trained_pipeline,
     objective_of,
 )

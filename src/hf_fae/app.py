@@ -26,7 +26,7 @@ from hf_fae.guidance import FlowGuidance, Guidance, TokenGuidance
 from hf_fae.images import from_uint8, to_pil
 from hf_fae.inspection import count_parameters
 from hf_fae.layers.positions import grid_size
-from hf_fae.loading import loading
+from hf_fae.loading import complete_text_encoder, loading
 from hf_fae.pipelines.latent_pipeline import LatentPipeline
 from hf_fae.training.pictures import center_crop, decode_image
 
@@ -70,10 +70,11 @@ class Models:
     Args:
         image_encoder: folder or Hub id of the frozen encoder of tokenizers that come without it; by default the one
             that they name.
+        text_encoder: the same for pipelines that read texts and come without theirs.
     """
 
-    def __init__(self, image_encoder: str | None = None):
-        self.image_encoder = image_encoder
+    def __init__(self, image_encoder: str | None = None, text_encoder: str | None = None):
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.device, self.dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
         self.loaded = {}
 
@@ -88,6 +89,8 @@ class Models:
                 pipe = DiffusionPipeline.from_pretrained(name, dtype=self.dtype)
             if not isinstance(pipe, LatentPipeline):
                 raise ValueError(f"model {name!r} is a {type(pipe).__name__}, which is no pipeline of hf_fae")
+            if pipe.reads_text and pipe.text_encoder is None:
+                complete_text_encoder(pipe, self.text_encoder)
             pipe.set_progress_bar_config(disable=True)
             self.loaded[name] = pipe.to(self.device)
         return self.loaded[name]
@@ -305,14 +308,14 @@ def _told():
         raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
 
-def build(models: list[str], image_encoder: str | None = None) -> gr.Blocks:
+def build(models: list[str], image_encoder: str | None = None, text_encoder: str | None = None) -> gr.Blocks:
     """The page.
 
     Args:
         models: folders or Hub ids of pipelines; the first one is opened with the page.
-        image_encoder: as for `Models`.
+        image_encoder, text_encoder: as for `Models`.
     """
-    demo = Demo(Models(image_encoder))
+    demo = Demo(Models(image_encoder, text_encoder))
     # Models are no friends of threads: whatever needs one waits for its turn.
     one_at_a_time = {"concurrency_id": "models", "concurrency_limit": 1}
     with gr.Blocks(title="hf_fae", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)) as page:
@@ -385,13 +388,14 @@ def _picture(title, **kwargs):
 def main(
     models: list[str] | None = None,
     image_encoder: str | None = None,
+    text_encoder: str | None = None,
     host: str | None = None,
     port: int | None = None,
 ) -> None:
     """Serve the page until interrupted.
 
     Args:
-        models, image_encoder: as for `build`; by default `default_models()`.
+        models, image_encoder, text_encoder: as for `build`; by default `default_models()`.
         host, port: where; by default where the variables GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, as in a Space,
             else at the loopback address and the first free port from 7860.
 
@@ -399,7 +403,7 @@ def main(
         ValueError: there are no models.
         OSError: the port is taken.
     """
-    page = build(models or default_models(), image_encoder)
+    page = build(models or default_models(), image_encoder, text_encoder)
     # gradio's own fonts lack half of their bold letters
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(server_name=host, server_port=port, max_file_size=MAX_UPLOAD, theme=theme, footer_links=["api"])

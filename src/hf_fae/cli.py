@@ -14,6 +14,8 @@ from .evaluation.arguments import DTYPES
 
 __all__ = ["main"]
 
+TEXT_ENCODER_HELP = "the text encoder, for pipelines that read texts and come without it"
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command. On bad input exits with code 2 after one sentence on standard error; nothing is written then."""
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--num-images-per-prompt", type=_positive, default=1, metavar="N", help="samples per class or text"
     )
+    generate.add_argument("--text_encoder", metavar="PATH_OR_ID", help=TEXT_ENCODER_HELP)
     generate.add_argument("--num-inference-steps", type=_positive, metavar="N", help="default: the pipeline's own")
     generate.add_argument("--guidance-scale", type=float, metavar="SCALE", help="default: the pipeline's own")
     generate.add_argument("--seed", type=int, default=0, help="of the first picture; the others count on (default: 0)")
@@ -84,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--image_encoder", metavar="PATH_OR_ID", help="the frozen encoder, for pipelines that come without it"
     )
+    demo.add_argument("--text_encoder", metavar="PATH_OR_ID", help=TEXT_ENCODER_HELP)
     demo.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
     demo.add_argument("--port", type=_positive, help="default: the first free one from 7860")
     demo.set_defaults(run=_demo)
@@ -129,7 +133,7 @@ def _generate(args: argparse.Namespace) -> None:
     from diffusers import DiffusionPipeline
 
     from .images import make_grid
-    from .loading import loading
+    from .loading import complete_text_encoder, loading
     from .pipelines.latent_pipeline import LatentPipeline
 
     with loading("--model", args.model):
@@ -145,6 +149,7 @@ def _generate(args: argparse.Namespace) -> None:
             raise ValueError(f"--num-inference-steps has no meaning for a {type(pipe).__name__}, got {args.model!r}")
         options["num_inference_steps"] = args.num_inference_steps
     if pipe.reads_text:
+        complete_text_encoder(pipe, args.text_encoder)
         wanted = captions = args.prompt
     else:
         names = [int(name) if name.isdecimal() and name not in pipe.label2id else name for name in args.class_labels]
@@ -232,7 +237,7 @@ def _demo(args: argparse.Namespace) -> None:
         if error.name != "gradio":
             raise
         raise ValueError("the demo needs gradio: pip install hf_fae[demo]") from error
-    app.main(args.model, args.image_encoder, args.host, args.port)
+    app.main(args.model, args.image_encoder, args.text_encoder, args.host, args.port)
 
 
 def _inspect(args: argparse.Namespace) -> None:

@@ -9,9 +9,10 @@ from diffusers import AutoencoderKL, AutoModel
 
 from .autoencoders.frozen_encoder import FrozenEncoderMixin
 from .latents import LatentAutoencoderMixin
+from .pipelines.latent_pipeline import LatentPipeline
 
 
-__all__ = ["loading", "open_tokenizer"]
+__all__ = ["complete_text_encoder", "loading", "open_tokenizer"]
 
 
 @contextlib.contextmanager
@@ -67,3 +68,25 @@ def open_tokenizer(
         with loading("--encoder", name):
             vae.load_encoder(encoder)
     return vae
+
+
+def complete_text_encoder(pipeline: LatentPipeline, text_encoder: str | None = None) -> None:
+    """Give a pipeline that reads texts the text encoder that it comes without.
+
+    Args:
+        text_encoder: Hub id or folder; by default the one that the pipeline names.
+
+    Raises:
+        ValueError: it cannot be loaded or does not fit, there is none, or one more than is needed.
+    """
+    needs_one = pipeline.reads_text and pipeline.text_encoder is None
+    if text_encoder is not None and not needs_one:
+        reason = "has its own" if pipeline.reads_text else "reads no texts"
+        raise ValueError(f"text_encoder must be None with this pipeline, which {reason}, got {text_encoder!r}")
+    if not needs_one:
+        return
+    name = text_encoder or pipeline.config.text_encoder_id
+    if name is None:
+        raise ValueError("text_encoder must name that of the pipeline, which comes without, got None")
+    with loading("text_encoder", name):
+        pipeline.load_text_encoder(name)

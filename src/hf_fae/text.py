@@ -1,13 +1,29 @@
 """How texts become the condition of a generator: embeddings of a frozen text encoder, and where there are any."""
 
 import torch
+import transformers
 from diffusers.utils import logging
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 
-__all__ = ["encode_text"]
+__all__ = ["encode_text", "load_text_encoder"]
 
 logger = logging.get_logger(__name__)
+
+
+def load_text_encoder(
+    path: str, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and the text encoder of a Hub id or a folder: T5, BERT, MiniLM, ..., or the text tower of CLIP or
+    SigLIP."""
+    config = AutoConfig.from_pretrained(path)
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        model_class = AutoModelForTextEncoding
+    else:
+        text_config = getattr(config, "text_config", config)
+        model_class = getattr(transformers, type(text_config).__name__.replace("Config", "Model"))
+    return AutoTokenizer.from_pretrained(path), model_class.from_pretrained(path, dtype=dtype)
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from drawing import assert_same, draw, seeded
-from factories import tiny_fae_text_to_image_pipeline, tiny_text_starflow_pipeline
+from factories import tiny_fae_text_to_image_pipeline, tiny_text_encoder, tiny_text_starflow_pipeline
+from transformers import BertConfig, BertModel
 
 
 PIPELINES = {"MMDiT": tiny_fae_text_to_image_pipeline, "STARFlow": tiny_text_starflow_pipeline}
@@ -70,6 +71,34 @@ def test_loads_without_text_encoder(pipe, tmp_path):
     given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
     bare.set_progress_bar_config(disable=True)
     assert_same(draw(bare, None, **given), draw(pipe, "a cat"))
+
+
+def test_text_encoder_is_fetched(make, pipe, tmp_path):
+    for part in (pipe.text_encoder, pipe.tokenizer):
+        part.save_pretrained(tmp_path / "text")
+    name = str(tmp_path / "text")
+    make(text_encoder=None, tokenizer=None, text_encoder_id=name, guidance_scale=2.0).save_pretrained(
+        tmp_path / "bare"
+    )
+    bare = DiffusionPipeline.from_pretrained(tmp_path / "bare")
+    bare.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match=f"prompt cannot be read without .* load_text_encoder.. to fetch '{name}'"):
+        draw(bare, "a cat")
+    bare.load_text_encoder()
+    assert_same(draw(bare, "a cat"), draw(pipe, "a cat"))
+
+
+def test_text_encoder_of_another_width_is_not_taken(make, tmp_path):
+    bare = make(text_encoder=None, tokenizer=None)
+    with pytest.raises(ValueError, match="config.text_encoder_id is None: pass a Hub id or folder"):
+        bare.load_text_encoder()
+    text_encoder, tokenizer = tiny_text_encoder()
+    wide = BertModel(BertConfig(**{**text_encoder.config.to_diff_dict(), "hidden_size": 32}))
+    for part in (wide, tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="caption_channels 32, as the text_encoder has hidden_size, got 24"):
+        bare.load_text_encoder(str(tmp_path))
+    assert bare.text_encoder is None and bare.tokenizer is None
 
 
 def test_lora_with_classes_is_refused(pipe):

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 from ..images import to_uint8
 from ..latents import check_finite, decode_latents
-from ..loading import loading
+from ..loading import complete_text_encoder, loading
 from ..pipelines.latent_pipeline import LatentPipeline
 from ..training.randomness import mix_seed
 from .arguments import DTYPES, EvaluationArguments, check_positive
@@ -32,6 +32,9 @@ __all__ = ["Sampler", "SamplingArguments", "SavedSamples"]
 class SamplingArguments(EvaluationArguments):
     """Which pictures to draw, and how."""
 
+    text_encoder: str | None = field(
+        default=None, metadata={"help": "Text encoder (Hub id or folder) of a pipeline that comes without it."}
+    )
     num_samples: int = field(default=50_000, metadata={"help": "Pictures to draw."})
     labels: Literal["balanced", "random"] = field(
         default="balanced", metadata={"help": "Classes: in turn, so that each has as many pictures, or at random."}
@@ -64,6 +67,7 @@ class Sampler:
 
     def __init__(self, args: SamplingArguments, pictures: PictureArguments, device: torch.device):
         self.args, self.pipe, self.data, self.damaged = args, _open_pipeline(args), None, 0
+        complete_text_encoder(self.pipe, args.text_encoder)
         self.pipe.to(device)
         height, self.resolution = self.pipe.image_size
         if height != self.resolution:
@@ -89,6 +93,7 @@ class Sampler:
             "num_samples": self.count,
             "labels": args.labels if self.data is None else None,
             "prompts": self.data and self.data.describe(),
+            "text_encoder": args.text_encoder,
             "scheduler": scheduler and {"class": type(scheduler).__name__, **_plain(scheduler.config)},
             **self.call,
             "guidance_scale": dataclasses.asdict(self.call["guidance_scale"]),

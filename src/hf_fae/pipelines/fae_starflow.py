@@ -28,7 +28,9 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
         transformer: a flow, such as `STARFlowTransformer2DModel`.
         text_encoder, tokenizer: of a flow with captions: any encoder of transformers that has a `last_hidden_state`
-            (the paper: Flan-T5-XL). May be left out; then calls take `prompt_embeds`.
+            (the paper: Flan-T5-XL). May be left out; then calls take `prompt_embeds`, or `load_text_encoder` comes
+            first.
+        text_encoder_id: where that finds them if it is told nothing else, saved with the pipeline.
         id2label: names of the classes, `{id: name}`.
         guidance_scale, denoise: what calls use by default, saved with the pipeline: the settings that go with the
             weights. The scale is 1 + w of the paper, in a form of `FlowGuidance.of`.
@@ -46,11 +48,12 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         id2label: dict | None = None,
         guidance_scale: float | dict = 1.0,
         denoise: bool = True,
+        text_encoder_id: str | None = None,
     ):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
         self.init_latents()
-        self.check_text_encoder()
+        self.init_prompts(text_encoder_id)
         if transformer is not None:
             config = transformer.config
             if config.num_classes is None and config.caption_channels is None:

@@ -1,26 +1,50 @@
 """Prompts as texts or as embeddings, as all text-conditional pipelines take them."""
 
 import torch
+from transformers import PreTrainedModel
 
 from ..latents import check_finite
-from ..text import encode_text
+from ..text import encode_text, load_text_encoder
 
 
 __all__ = ["PromptMixin"]
 
 
 class PromptMixin:
-    """For a pipeline with `text_encoder`, `tokenizer` and a `transformer` that has `config.caption_channels`."""
+    """For a pipeline with `text_encoder`, `tokenizer` and a `transformer` that has `config.caption_channels`.
 
-    def check_text_encoder(self) -> None:
+    Both may be absent, which spares a checkpoint what is often its largest part: `config.text_encoder_id` says then
+    what `load_text_encoder` is to fetch.
+    """
+
+    def init_prompts(self, text_encoder_id: str | None) -> None:
         """To be called by `__init__` once the components are registered.
 
         Raises:
             ValueError: text encoder and transformer have different widths.
         """
-        if self.text_encoder is None or self.transformer is None:
-            return
-        width = self.text_encoder.config.hidden_size
+        self.register_to_config(text_encoder_id=text_encoder_id)
+        if self.text_encoder is not None and self.transformer is not None:
+            self._check_text_encoder(self.text_encoder)
+
+    def load_text_encoder(self, pretrained_model_name_or_path: str | None = None) -> None:
+        """Attach the text encoder and its tokenizer, in dtype and on the device of the transformer.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder; by default `config.text_encoder_id`.
+
+        Raises:
+            ValueError: none is named here or in the config, or it has another width than the transformer reads.
+        """
+        path = pretrained_model_name_or_path or self.config.text_encoder_id
+        if path is None:
+            raise ValueError("config.text_encoder_id is None: pass a Hub id or folder to load_text_encoder")
+        tokenizer, text_encoder = load_text_encoder(path, self.transformer.dtype)
+        self._check_text_encoder(text_encoder)
+        self.register_modules(text_encoder=text_encoder.to(self.transformer.device), tokenizer=tokenizer)
+
+    def _check_text_encoder(self, text_encoder: PreTrainedModel):
+        width = text_encoder.config.hidden_size
         if self.transformer.config.caption_channels != width:
             raise ValueError(
                 f"transformer must have caption_channels {width}, as the text_encoder has hidden_size, "
@@ -39,7 +63,10 @@ class PromptMixin:
         if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
             raise ValueError(f"{name} must be a text or a list of texts, got {prompt!r}")
         if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(f"{name} cannot be read without text_encoder and tokenizer: pass {name}_embeds instead")
+            raise ValueError(
+                f"{name} cannot be read without text_encoder and tokenizer: call load_text_encoder() to fetch "
+                f"{self.config.text_encoder_id!r}, or load_text_encoder(PATH_OR_ID), or pass {name}_embeds"
+            )
         length = self.transformer.config.max_caption_length
         return encode_text(self.tokenizer, self.text_encoder, list(prompts), length, self._execution_device)
 

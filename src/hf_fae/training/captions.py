@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..text import encode_text
+from ..text import encode_text, load_text_encoder
 from .fingerprints import fingerprint_parameters
 
 
@@ -65,19 +63,12 @@ class CaptionEncoder(nn.Module):
 
 
 def load_caption_encoder(path: str, max_length: int = CAPTION_LENGTH) -> CaptionEncoder:
-    """The text encoder of a Hub id or a folder, in fp32: T5, BERT, MiniLM, ..., or the text tower of CLIP or SigLIP.
+    """The text encoder of a Hub id or a folder, in fp32.
 
     Raises:
         ValueError: as `CaptionEncoder`.
     """
-    config = AutoConfig.from_pretrained(path)
-    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
-        model_class = AutoModelForTextEncoding
-    else:
-        text_config = getattr(config, "text_config", config)
-        model_class = getattr(transformers, type(text_config).__name__.replace("Config", "Model"))
-    text_encoder = model_class.from_pretrained(path, dtype=torch.float32)
-    return CaptionEncoder(AutoTokenizer.from_pretrained(path), text_encoder, max_length, path)
+    return CaptionEncoder(*load_text_encoder(path), max_length, path)
 
 
 def pack_embeds(embeds: torch.Tensor) -> list[bytes]:

@@ -11,6 +11,7 @@ from ..generators.mar import MARTransformer2DModel
 from ..images import make_grid
 from ..latents import LatentAutoencoderMixin
 from ..latents import latent_size as vae_latent_size
+from ..loading import complete_text_encoder
 from ..pipelines.fae_mar import FAEMARPipeline
 from ..pipelines.fae_starflow import FAEStarFlowPipeline
 from ..pipelines.latent_pipeline import LatentPipeline
@@ -32,7 +33,6 @@ __all__ = [
     "GeneratorArguments",
     "GeneratorValidation",
     "class_names",
-    "complete_text_encoder",
     "latent_size",
     "load_trained_pipeline",
     "objective_of",
@@ -224,7 +224,7 @@ def open_pipeline(
 
     Args:
         vae: must be None: the pipeline has one.
-        text_encoder: as in `complete_text_encoder`.
+        text_encoder: as in `loading.complete_text_encoder`.
 
     The others are as in `load_trained_pipeline` and `open_tokenizer`.
     """
@@ -237,28 +237,6 @@ def open_pipeline(
     else:
         complete_tokenizer(pipeline.vae, image_encoder, data.args.resolution)
     return pipeline
-
-
-def complete_text_encoder(pipeline: LatentPipeline, text_encoder: str | None) -> None:
-    """Give a pipeline that reads texts the text encoder that it comes without.
-
-    Args:
-        text_encoder: Hub id or folder.
-
-    Raises:
-        ValueError: there is none, or one more than is needed.
-    """
-    reads_text = pipeline.transformer.config.get("caption_channels") is not None
-    needs_one = reads_text and pipeline.text_encoder is None
-    if needs_one and text_encoder is None:
-        raise ValueError("text_encoder must name that of the pipeline, which comes without, got None")
-    if text_encoder is not None and not needs_one:
-        reason = "has its own" if reads_text else "reads no texts"
-        raise ValueError(f"text_encoder must be None with this pipeline, which {reason}, got {text_encoder!r}")
-    if needs_one:
-        captions = load_caption_encoder(text_encoder)
-        pipeline.register_modules(text_encoder=captions.text_encoder, tokenizer=captions.tokenizer)
-        pipeline.check_text_encoder()
 
 
 def objective_of(pipeline: LatentPipeline, condition: nn.Module, label_dropout: float) -> GeneratorObjective:
