@@ -1,6 +1,7 @@
 """How fast are the models, as a share of what the machine can multiply, and beside diffusers' own?
 
     python benchmarks/throughput.py
+    python benchmarks/throughput.py --models mmdit --model-size s --batch-size 4
     python benchmarks/throughput.py --device cuda --dtype bfloat16 --compile --model-size xl --batch-size 64
 
 Every round measures the matmul ceiling, each job, and the same job of its peer, one after the other: neighbours on a
@@ -16,14 +17,14 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from diffusers import AutoencoderRAE, DiTTransformer2DModel
+from diffusers import AutoencoderRAE, DiTTransformer2DModel, SD3Transformer2DModel
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_fae import AutoencoderFAE, LightningDiTTransformer2DModel, VisionEncoder
+from hf_fae import AutoencoderFAE, LightningDiTTransformer2DModel, MMDiTTransformer2DModel, VisionEncoder
 
 
-SIZES = {"b": (12, 12, 64), "xl": (28, 16, 72)}  # layers, heads, width of a head
+SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "xl": (28, 16, 72)}  # layers, heads, width of a head
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -31,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--model-size", choices=SIZES, default="b", help="of the denoiser")
+    models = ["fae", "lightningdit", "mmdit"]
+    parser.add_argument("--models", nargs="+", choices=models, default=models[:2])
+    parser.add_argument("--model-size", choices=SIZES, default="b", help="of the denoisers")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compile both sides with torch.compile")
@@ -48,7 +51,8 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, dtype: torch.dtype) -> dict:
     """Rounds of seconds for the ceiling and for each job, with its floating point operations."""
-    jobs = {**autoencoder_jobs(args, dtype), **denoiser_jobs(args, dtype)}
+    makers = {"fae": autoencoder_jobs, "lightningdit": class_jobs, "mmdit": text_jobs}
+    jobs = {name: job for model in args.models for name, job in makers[model](args, dtype).items()}
     flops = {}
     for name, job in jobs.items():
         with FlopCounterMode(display=False) as counter:
@@ -114,25 +118,69 @@ def autoencoder_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
     }
 
 
-def denoiser_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
+def class_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
     """LightningDiT beside diffusers' DiT of the same width and depth, patch 1 on 32 x 16 x 16 latents."""
+    size, labels = size_of(args), torch.zeros(args.batch_size, dtype=torch.long, device=args.device)
+
+    def peer():
+        return DiTTransformer2DModel(**size, out_channels=32, sample_size=16, patch_size=1)
+
+    condition = {"class_labels": labels}
+    return {
+        **denoiser_jobs(args, dtype, "", lambda: LightningDiTTransformer2DModel(**size), condition),
+        **denoiser_jobs(args, dtype, ", peer", peer, condition),
+    }
+
+
+def text_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
+    """MMDiT beside diffusers' SD3 of the same width and depth, on the same latents and 128 tokens of Flan-T5-XL.
+
+    The half of the tokens is masked in ours; theirs knows no mask.
+    """
+    size = size_of(args)
+    embeds = torch.randn(args.batch_size, 128, 2048, device=args.device)
+    mask = torch.arange(128, device=args.device).expand(args.batch_size, -1) < 64
+    pooled = torch.zeros(args.batch_size, 768, device=args.device)
+
+    def peer():
+        width = size["num_attention_heads"] * size["attention_head_dim"]
+        return SD3Transformer2DModel(
+            **size,
+            out_channels=32,
+            sample_size=16,
+            patch_size=1,
+            joint_attention_dim=2048,
+            caption_projection_dim=width,
+            pooled_projection_dim=768,
+            pos_embed_max_size=16,
+        )
+
+    ours = {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+    theirs = {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+    return {
+        **denoiser_jobs(args, dtype, " text", lambda: MMDiTTransformer2DModel(**size), ours),
+        **denoiser_jobs(args, dtype, " text, peer", peer, theirs),
+    }
+
+
+def size_of(args: argparse.Namespace) -> dict:
     layers, heads, head_dim = SIZES[args.model_size]
-    size = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": head_dim, "in_channels": 32}
+    return {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": head_dim, "in_channels": 32}
+
+
+def denoiser_jobs(args: argparse.Namespace, dtype: torch.dtype, suffix: str, make, condition: dict) -> dict:
+    """A step of sampling and one of training of the model that `make` gives, patch 1 on 32 x 16 x 16 latents."""
     noisy = torch.randn(args.batch_size, 32, 16, 16, device=args.device)
     timestep = torch.full((args.batch_size,), 500.0, device=args.device)
-    labels = torch.zeros(args.batch_size, dtype=torch.long, device=args.device)
-    jobs = {}
-    for suffix, make in (
-        ("", lambda: LightningDiTTransformer2DModel(**size)),
-        (", peer", lambda: DiTTransformer2DModel(**size, out_channels=32, sample_size=16, patch_size=1)),
-    ):
-        model = make().to(args.device, dtype).eval()
-        x = noisy.to(dtype)
-        jobs[f"denoise{suffix}"] = inference(
-            args, lambda model=model, x=x: model(x, timestep, class_labels=labels).sample
-        )
-        jobs[f"train{suffix}"] = training(args, dtype, make().to(args.device).train(), noisy, timestep, labels)
-    return jobs
+    model, x = make().to(args.device, dtype).eval(), noisy.to(dtype)
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
+    trained = make().to(args.device).train()
+    return {
+        f"denoise{suffix}": inference(args, lambda: model(hidden_states=x, timestep=timestep, **cast).sample),
+        f"train{suffix}": training(
+            args, dtype, trained, lambda: trained(hidden_states=noisy, timestep=timestep, **condition).sample
+        ),
+    }
 
 
 def inference(args: argparse.Namespace, job):
@@ -140,14 +188,14 @@ def inference(args: argparse.Namespace, job):
     return torch.inference_mode()(compiled)
 
 
-def training(args: argparse.Namespace, dtype, model, noisy, timestep, labels):
+def training(args: argparse.Namespace, dtype, model, predict):
     """Forward, backward and AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     device = args.device.split(":")[0]
 
     def loss():
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            return model(noisy, timestep, class_labels=labels).sample.float().square().mean()
+            return predict().float().square().mean()
 
     compiled = torch.compile(loss) if args.compile else loss
 

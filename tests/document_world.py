@@ -21,6 +21,7 @@ from factories import (
     tiny_fae_dit_pipeline,
     tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
+    tiny_fae_text_to_image_pipeline,
     tiny_lightning_dit,
     tiny_maetok,
     tiny_mar,
@@ -52,6 +53,7 @@ PIXEL_TOKENIZERS = {"user/detok": tiny_detok, "user/maetok": tiny_maetok}
 DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-dit", "user/my-generator"]
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
 AUTOREGRESSIVE = ["user/mar"]
+TEXT = ["user/text-to-image"]
 # Caches of latents.
 LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
 # A file in folders that stand for results which some page makes: there they make way.
@@ -84,6 +86,7 @@ def build_world(folder: Path) -> Path:
         *(([name], make()) for name, make in PIXEL_TOKENIZERS.items()),
         (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
         (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),
+        (TEXT, tiny_fae_text_to_image_pipeline(with_encoder=True, guidance_scale=1.5, num_inference_steps=2)),
         (AUTOREGRESSIVE, tiny_fae_mar_pipeline(with_encoder=True, **mar)),
     ):
         model.save_pretrained(here / names[0])
@@ -104,7 +107,7 @@ def build_world(folder: Path) -> Path:
     picture(0).resize((50, 40)).save(here / "picture.jpg")
     np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(picture(index)) for index in range(20)]))
     _save_latents(here)
-    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *LATENTS):
+    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *TEXT, *LATENTS):
         (here / name / STAND_IN).touch()
     return here
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from damaged import damaged_pictures, encode, noise, odd_pictures
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from factories import (
     tiny_encoder,
     tiny_fae,
     tiny_fae_dit_pipeline,
     tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
+    tiny_fae_text_to_image_pipeline,
     tiny_kl,
     tiny_text_starflow_pipeline,
 )
@@ -31,6 +33,8 @@ gr = pytest.importorskip("gradio", reason="needs gradio: pip install hf_fae[demo
 app = pytest.importorskip("hf_fae.app")
 
 SCHEDULE = [(0.9, 1.0, 0.9), (0.0, 0.7, 2.5)]
+UNET = {"block_out_channels": (8,), "norm_num_groups": 4, "down_block_types": ["DownBlock2D"]}
+UNET |= {"up_block_types": ["UpBlock2D"], "layers_per_block": 1}
 FACE = encode(noise(60, 40))
 
 
@@ -42,7 +46,10 @@ def saved(tmp_path_factory) -> Path:
     tiny_fae_starflow_pipeline(guidance_scale=3.0, id2label=None).save_pretrained(folder / "flow")
     tiny_fae_mar_pipeline(guidance_scale=3.9).save_pretrained(folder / "mar")
     tiny_fae_dit_pipeline(vae=tiny_kl()).save_pretrained(folder / "kl")
-    tiny_text_starflow_pipeline().save_pretrained(folder / "texts")
+    tiny_text_starflow_pipeline(guidance_scale=3.0).save_pretrained(folder / "text-flow")
+    tiny_fae_text_to_image_pipeline(guidance_scale=[(0.0, 0.9, 1.5)]).save_pretrained(folder / "texts")
+    (folder / "foreign").mkdir()
+    DDPMPipeline(UNet2DModel(sample_size=8, **UNET), DDPMScheduler()).save_pretrained(folder / "foreign")
     tiny_encoder().save_pretrained(folder / "encoder")
     (folder / "broken").mkdir()
     (folder / "broken" / "model_index.json").write_text("{")
@@ -80,33 +87,50 @@ def test_folders_of_one_name_are_told_apart(saved, tmp_path):
 
 
 def test_choose_a_denoiser(saved, demo):
-    about, label, steps, scale, button = demo.choose(str(saved / "dit"))
+    about, label, text, steps, scale, button = demo.choose(str(saved / "dit"))
     assert "FAEDiTPipeline" in about and "32 x 32 pixels" in about
     assert label["choices"][3] == ("class 3", 3) and len(label["choices"]) == 10
+    assert label["visible"] and not text["visible"]
     assert steps["visible"] and steps["value"] == 4
     assert scale["value"] == 2.5 and "own schedule" in scale["info"]
     assert button["interactive"]
 
 
 def test_choose_a_flow(saved, demo):
-    about, label, steps, scale, _ = demo.choose(str(saved / "flow"))
+    about, label, text, steps, scale, _ = demo.choose(str(saved / "flow"))
     assert "FAEStarFlowPipeline" in about
     assert label["choices"][3] == ("class 3", 3)
     assert not steps["visible"]
     assert scale["value"] == 3 and "schedule" not in scale["info"]
 
 
-@pytest.mark.parametrize(("name", "why"), [("broken", "cannot be loaded"), ("texts", "draws no classes")])
+@pytest.mark.parametrize(("name", "why"), [("broken", "cannot be loaded"), ("foreign", "no pipeline of hf_fae")])
 def test_choose_what_cannot_be_used(saved, demo, name, why):
-    about, label, _, _, button = demo.choose(str(saved / name))
+    about, label, _, _, _, button = demo.choose(str(saved / name))
     assert why in about and not label["choices"] and not button["interactive"]
     with pytest.raises(gr.Error, match=why):
-        demo.generate(str(saved / name), 0, 1, 0, 2, 1.0)
+        demo.generate(str(saved / name), 0, "", 1, 0, 2, 1.0)
+
+
+@pytest.mark.parametrize(("name", "own", "steps"), [("texts", 1.5, 4), ("text-flow", 3.0, None)])
+def test_a_pipeline_that_reads_texts(saved, demo, name, own, steps):
+    about, label, text, shown_steps, scale, button = demo.choose(str(saved / name))
+    assert "Pipeline" in about and button["interactive"]
+    assert text["visible"] and not label["visible"] and not label["choices"] and label["value"] is None
+    assert scale["value"] == own and shown_steps["visible"] == (steps is not None)
+    drawn = demo.generate(str(saved / name), None, " a cat ", 2, 5, steps, own)
+    assert [caption for _, caption in drawn["value"]] == ["a cat, seed 5", "a cat, seed 6"]
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    expected = demo.models.pipeline(str(saved / name))(["a cat"] * 2, generator=generators).images
+    for picture, image in zip(pixels(drawn), expected, strict=True):
+        assert np.array_equal(picture, np.asarray(image))
+    with pytest.raises(gr.Error, match="a text must be written"):
+        demo.generate(str(saved / name), None, " ", 1, 0, steps, own)
 
 
 def test_same_seed_same_picture(saved, demo):
     def draw(count, seed):
-        return demo.generate(str(saved / "dit"), 3, count, seed, 2, 2.0)
+        return demo.generate(str(saved / "dit"), 3, "", count, seed, 2, 2.0)
 
     three = draw(3, 5)
     assert [caption for _, caption in three["value"]] == [f"class 3, seed {seed}" for seed in (5, 6, 7)]
@@ -119,7 +143,7 @@ def test_same_seed_same_picture(saved, demo):
 def test_defaults_are_those_of_the_pipeline(saved, demo, name, own, steps):
     pipe = demo.models.pipeline(str(saved / name))
     for scale, options in ((own, {}), (1.5, {"guidance_scale": 1.5})):
-        (drawn,) = pixels(demo.generate(str(saved / name), 3, 1, 11, steps, scale))
+        (drawn,) = pixels(demo.generate(str(saved / name), 3, "", 1, 11, steps, scale))
         expected = pipe(class_labels=3, generator=torch.Generator().manual_seed(11), **options).images[0]
         assert np.array_equal(drawn, np.asarray(expected))
 
@@ -136,7 +160,7 @@ def test_another_scale_keeps_the_rest_of_a_guidance():
 @pytest.mark.parametrize(("name", "count"), [("dit", 3), ("flow", 4)])
 def test_progress(saved, demo, name, count):
     seen = []
-    demo.generate(str(saved / name), 0, 1, 0, 3, 1.0, progress=lambda value, desc: seen.append(value))
+    demo.generate(str(saved / name), 0, "", 1, 0, 3, 1.0, progress=lambda value, desc: seen.append(value))
     assert seen == [0, *((step + 1, count) for step in range(count))]
 
 
@@ -151,7 +175,7 @@ def test_progress(saved, demo, name, count):
     ],
 )
 def test_generate_refuses(saved, demo, changed, message):
-    arguments = {"label": 1, "count": 1, "seed": 0, "steps": 2, "scale": 1.0, **changed}
+    arguments = {"label": 1, "prompt": "", "count": 1, "seed": 0, "steps": 2, "scale": 1.0, **changed}
     with pytest.raises(gr.Error, match=message):
         demo.generate(str(saved / "dit"), **arguments)
 

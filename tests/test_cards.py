@@ -76,7 +76,7 @@ def test_metadata_of_a_pipeline(tmp_path):
     tiny_fae_dit_pipeline(vae=tiny_fae(image_encoder_id="tester/encoder")).save_pretrained(tmp_path)
     data = ModelCard(render_card(tmp_path)).data
     assert (data.pipeline_tag, data.base_model) == ("unconditional-image-generation", "tester/encoder")
-    assert data.eval_results is None and data.datasets is None and data.widget is None
+    assert data.eval_results is None and data.datasets is None and "widget" not in data.to_dict()
 
 
 def test_prompts_of_a_pipeline_that_reads_text(tmp_path):

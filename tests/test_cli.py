@@ -17,6 +17,7 @@ from factories import (
     tiny_fae_dit_pipeline,
     tiny_fae_mar_pipeline,
     tiny_fae_starflow_pipeline,
+    tiny_fae_text_to_image_pipeline,
     tiny_kl,
     tiny_maetok,
     tiny_mar,
@@ -150,6 +151,26 @@ def test_generate(saved, tmp_path, capsys):
     assert not np.array_equal(np.asarray(Image.open(output)), second)
 
 
+@pytest.mark.parametrize("make", [tiny_fae_text_to_image_pipeline, tiny_text_starflow_pipeline])
+def test_generate_texts(saved, tmp_path, capsys, make):
+    make(guidance_scale=2.0).save_pretrained(tmp_path / "texts")
+    flags = ["--output", str(tmp_path / "grid.png")]
+    argv = ["generate", "--model", str(tmp_path / "texts"), *flags]
+    main([*argv, "--prompt", "a cat", "dog", "--seed", "5"])
+    assert "wrote 2 pictures" in capsys.readouterr().out
+    both = np.asarray(Image.open(tmp_path / "grid.png"))
+    main([*argv, "--prompt", "a cat", "--seed", "5"])
+    alone = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert np.array_equal(both[:, : alone.shape[1]], alone)
+    main([*argv, "--prompt", "a dog", "--seed", "5"])
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), alone)
+    capsys.readouterr()
+    assert "Pipeline that draws texts: use --prompt" in fail(capsys, *argv, "--class", "1")
+    classes = ["generate", "--model", saved / "pipeline", *flags]
+    assert "is a FAEDiTPipeline that draws classes: use --class" in fail(capsys, *classes, "--prompt", "a cat")
+    assert "one of the arguments --class --prompt is required" in fail(capsys, *classes)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", ["pipeline", "pipeline/vae"])
 def test_reconstruct(saved, tmp_path, capsys, model, dtype):
@@ -188,6 +209,7 @@ def test_reconstruct_with_a_given_encoder_is_the_same(saved, tmp_path):
         (["--class", "clas 7"], "did you mean 'class 7'"),
         (["--class", "10"], "from 0 to 9, got 10"),
         (["--class"], "--class"),
+        (["--prompt", "a cat"], "argument --prompt: not allowed with argument --class"),
         (["--num-inference-steps", "0"], "positive whole number, got '0'"),
         (["--num-images-per-prompt", "two"], "positive whole number, got 'two'"),
         (["--guidance-scale", "nan"], "got nan"),
@@ -292,9 +314,8 @@ def test_autoregressive_models(tmp_path, capsys):
     assert "conditions: 16 x 32" in capsys.readouterr().out
 
 
-def test_flow_of_texts_draws_no_classes(tmp_path, capsys):
-    tiny_text_starflow_pipeline().save_pretrained(tmp_path / "flow")
-    flags = ["--model", tmp_path / "flow", "--output", tmp_path / "a.png", "--class", "1"]
-    assert "is a FAEStarFlowPipeline, which draws no classes" in fail(capsys, "generate", *flags)
-    main(["inspect", str(tmp_path / "flow")])
+@pytest.mark.parametrize("make", [tiny_fae_text_to_image_pipeline, tiny_text_starflow_pipeline])
+def test_inspect_a_pipeline_of_texts(tmp_path, capsys, make):
+    make().save_pretrained(tmp_path)
+    main(["inspect", str(tmp_path)])
     assert "encoder_hidden_states: 6 x 24" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixture
 from document_checks import check, parses
 from document_world import build_world
 from documents import ROOT, Shell, blocks, inline_commands, pages
-from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline
+from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_fae_text_to_image_pipeline
 from PIL import Image
 
 import hf_fae
@@ -42,6 +42,11 @@ GIVEN = {
         "pipe": tiny_fae_starflow_pipeline(),
         "latents": torch.zeros(2, 4, 4, 4),
         "class_labels": torch.tensor([0, 1]),
+    },
+    "docs/text-to-image.md": lambda: {
+        "pipe": tiny_fae_text_to_image_pipeline(),
+        "latents": torch.zeros(2, 4, 4, 4),
+        "timestep": torch.tensor(500.0),
     },
 }
 

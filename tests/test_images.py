@@ -46,3 +46,9 @@ def test_bad_input():
         make_grid([])
     with pytest.raises(ValueError, match="labels must be as many as the 2 images, got 1"):
         make_grid([Image.new("RGB", (4, 4))] * 2, labels=["one"])
+
+
+def test_labels_have_one_line():
+    pictures = [Image.new("RGB", (64, 64))]
+    one, other = (make_grid(pictures, labels=[label]) for label in ("a  cat\n", "a cat"))
+    assert one.tobytes() == other.tobytes()

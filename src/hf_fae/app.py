@@ -1,4 +1,5 @@
-"""The web demo: draw pictures of a class, reconstruct one, click on patches. `hf-fae demo`, or a Hugging Face Space.
+"""The web demo: draw a class or a text, reconstruct a picture, click on patches. `hf-fae demo`, or a Hugging Face
+Space.
 
 The file stands on its own: as `app.py` of a Space whose requirements name `hf_fae[demo]` it runs there, too (see
 docs/demo.md).
@@ -26,6 +27,7 @@ from hf_fae.images import from_uint8, to_pil
 from hf_fae.inspection import count_parameters
 from hf_fae.layers.positions import grid_size
 from hf_fae.loading import loading
+from hf_fae.pipelines.latent_pipeline import LatentPipeline
 from hf_fae.training.pictures import center_crop, decode_image
 
 
@@ -39,6 +41,7 @@ MODELS_VARIABLE = "HF_FAE_MODELS"
 MIN_SIDE = 16  # of an uploaded picture, as of those to train on
 MAX_UPLOAD = "32mb"
 UPLOAD_SECONDS = 3600  # how long uploads and pictures stay on the server's disk
+MAX_TEXT = 1000  # letters of a text to draw
 SHOWN_SIDE = 448  # pixels of a picture to click on, and of its heat maps
 HEAT = {"black": "#000004", "mid": "#bc3754", "white": "#fcffa4"}  # matplotlib's inferno at 0, 1/2 and 1
 
@@ -60,7 +63,7 @@ def default_models() -> list[str]:
 
 
 class Models:
-    """Class-conditional pipelines by folder or Hub id, each loaded when it is first asked for, and kept.
+    """Pipelines by folder or Hub id, each loaded when it is first asked for, and kept.
 
     In bf16 on a CUDA device where there is one, else in fp32 on the CPU.
 
@@ -78,13 +81,13 @@ class Models:
         """The pipeline of that name.
 
         Raises:
-            ValueError: it cannot be loaded, or draws no classes.
+            ValueError: it cannot be loaded, or is none of hf_fae.
         """
         if name not in self.loaded:
             with loading("model", name):
                 pipe = DiffusionPipeline.from_pretrained(name, dtype=self.dtype)
-            if not hasattr(pipe, "label_ids") or pipe.transformer.config.num_classes is None:
-                raise ValueError(f"model {name!r} is a {type(pipe).__name__}, which draws no classes")
+            if not isinstance(pipe, LatentPipeline):
+                raise ValueError(f"model {name!r} is a {type(pipe).__name__}, which is no pipeline of hf_fae")
             pipe.set_progress_bar_config(disable=True)
             self.loaded[name] = pipe.to(self.device)
         return self.loaded[name]
@@ -123,14 +126,18 @@ class Demo:
         self.models = models
 
     def choose(self, name: str):
-        """For a chosen model: what it is, or why it cannot be used; its classes and settings."""
+        """For a chosen model: what it is, or why it cannot be used; its classes or a text, and settings."""
         try:
             pipe = self.models.pipeline(name)
         except (ValueError, OSError) as error:
             says = f"⚠️ {html.escape(str(error))}"
-            return says, gr.update(choices=[], value=None), gr.skip(), gr.skip(), gr.update(interactive=False)
-        config = pipe.transformer.config
-        classes = [(pipe.id2label.get(index, f"class {index}"), index) for index in range(config.num_classes)]
+            none = gr.update(choices=[], value=None)
+            return says, none, gr.skip(), gr.skip(), gr.skip(), gr.update(interactive=False)
+        if pipe.reads_text:
+            classes = []
+        else:
+            count = pipe.transformer.config.num_classes
+            classes = [(pipe.id2label.get(index, f"class {index}"), index) for index in range(count)]
         sides = " x ".join(map(str, pipe.image_size))
         millions = (count_parameters(pipe.transformer) + count_parameters(pipe.vae)) / 1e6
         guidance = _own_guidance(pipe)
@@ -140,7 +147,8 @@ class Demo:
         kind, device = type(pipe).__name__, self.models.device
         return (
             f"`{kind}`, {millions:.1f} M parameters, pictures of {sides} pixels, on {device}",
-            gr.update(choices=classes, value=0),
+            gr.update(choices=classes, value=None if pipe.reads_text else 0, visible=not pipe.reads_text),
+            gr.update(visible=pipe.reads_text),
             gr.update(visible=_has_steps(pipe), value=pipe.config.get("num_inference_steps")),
             gr.update(value=scale, info=hint),
             gr.update(interactive=True),
@@ -149,24 +157,26 @@ class Demo:
     def generate(
         self,
         name: str,
-        label: int,
+        label: int | None,
+        prompt: str,
         count: int,
         seed: int,
         steps: int,
         scale: float,
         progress=gr.Progress(),  # noqa: B008 - gradio finds it by the default
     ):
-        """Pictures of a class with their captions; the first has the seed, the others count on.
+        """Pictures of a class or a text with their captions; the first has the seed, the others count on.
 
         A picture depends on its own seed alone, not on how many there are.
         """
         with _told():
-            if label is None:
-                raise ValueError("a class must be chosen")
             if seed is None:
                 raise ValueError("the seed must be a whole number")
             progress(0, desc="loading")
             pipe = self.models.pipeline(name)
+            wanted = prompt.strip() if pipe.reads_text else label
+            if wanted in (None, ""):
+                raise ValueError("a text must be written" if pipe.reads_text else "a class must be chosen")
             seeds = range(int(seed), int(seed) + int(count))
             options = {"num_inference_steps": int(steps)} if _has_steps(pipe) else {}
 
@@ -175,13 +185,13 @@ class Demo:
                 return tensors
 
             images = pipe(
-                class_labels=[label] * len(seeds),
+                [wanted] * len(seeds),
                 guidance_scale=_with_scale(_own_guidance(pipe), scale),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 callback_on_step_end=show_progress,
                 **options,
             ).images
-            caption = pipe.id2label.get(label, f"class {label}")
+            caption = wanted if pipe.reads_text else pipe.id2label.get(label, f"class {label}")
             pairs = [(image, f"{caption}, seed {seed}") for image, seed in zip(images, seeds, strict=True)]
             return gr.update(value=pairs, columns=min(3, len(pairs)))
 
@@ -299,7 +309,7 @@ def build(models: list[str], image_encoder: str | None = None) -> gr.Blocks:
     """The page.
 
     Args:
-        models: folders or Hub ids of class-conditional pipelines; the first one is opened with the page.
+        models: folders or Hub ids of pipelines; the first one is opened with the page.
         image_encoder: as for `Models`.
     """
     demo = Demo(Models(image_encoder))
@@ -317,6 +327,7 @@ def build(models: list[str], image_encoder: str | None = None) -> gr.Blocks:
         with gr.Tab("Generate"), gr.Row():
             with gr.Column(scale=1):
                 label = gr.Dropdown([], label="Class")
+                prompt = gr.Textbox("teddy bear", label="Text", visible=False, max_length=MAX_TEXT)
                 count = gr.Slider(1, 9, value=4, step=1, label="Pictures")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
                 steps = gr.Slider(1, 250, value=50, step=1, label="Steps")
@@ -339,9 +350,9 @@ def build(models: list[str], image_encoder: str | None = None) -> gr.Blocks:
                 heat_maps = [_picture(TITLES[space].capitalize()) for space in SPACES]
             patches = gr.State()
 
-        settings = [about, label, steps, scale, button]
+        settings = [about, label, prompt, steps, scale, button]
         gr.on([page.load, model.change], demo.choose, model, settings, show_progress_on=about, **one_at_a_time)
-        button.click(demo.generate, [model, label, count, seed, steps, scale], gallery, **one_at_a_time)
+        button.click(demo.generate, [model, label, prompt, count, seed, steps, scale], gallery, **one_at_a_time)
         for upload, work, before, pictures, words in (
             (reconstruct_upload, demo.reconstruct, [], [original, reconstruction], scores),
             (patches_upload, demo.open_patches, [patches], [clicked, *heat_maps], colours),

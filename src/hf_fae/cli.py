@@ -44,12 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="hf-fae", description="Generate, reconstruct and inspect with hf_fae models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    generate = commands.add_parser("generate", help="draw samples of classes into one labelled picture")
-    _add_model_arguments(generate, "folder or Hub id of a class-conditional pipeline")
+    generate = commands.add_parser("generate", help="draw samples of classes or texts into one labelled picture")
+    _add_model_arguments(generate, "folder or Hub id of a pipeline")
+    what = generate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--class", dest="class_labels", nargs="+", metavar="NAME_OR_ID", help="classes to draw")
+    what.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts to draw, each in quotation marks")
     generate.add_argument(
-        "--class", dest="class_labels", nargs="+", required=True, metavar="NAME_OR_ID", help="classes to draw"
+        "--num-images-per-prompt", type=_positive, default=1, metavar="N", help="samples per class or text"
     )
-    generate.add_argument("--num-images-per-prompt", type=_positive, default=1, metavar="N", help="samples per class")
     generate.add_argument("--num-inference-steps", type=_positive, metavar="N", help="default: the pipeline's own")
     generate.add_argument("--guidance-scale", type=float, metavar="SCALE", help="default: the pipeline's own")
     generate.add_argument("--seed", type=int, default=0, help="of the first picture; the others count on (default: 0)")
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         metavar="PATH_OR_ID",
-        help="folders or Hub ids of class-conditional pipelines (default: those in the environment variable "
+        help="folders or Hub ids of pipelines (default: those in the environment variable "
         "HF_FAE_MODELS, else those in checkpoints/ of the clone)",
     )
     demo.add_argument(
@@ -128,24 +130,32 @@ def _generate(args: argparse.Namespace) -> None:
 
     from .images import make_grid
     from .loading import loading
+    from .pipelines.latent_pipeline import LatentPipeline
 
     with loading("--model", args.model):
         pipe = DiffusionPipeline.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(args.device)
-    if not hasattr(pipe, "label_ids") or pipe.transformer.config.num_classes is None:
-        raise ValueError(f"--model {args.model!r} is a {type(pipe).__name__}, which draws no classes")
+    if not isinstance(pipe, LatentPipeline):
+        raise ValueError(f"--model {args.model!r} is a {type(pipe).__name__}, which is no pipeline of hf_fae")
+    if (args.prompt is not None) != pipe.reads_text:
+        draws = "texts: use --prompt" if pipe.reads_text else "classes: use --class"
+        raise ValueError(f"--model {args.model!r} is a {type(pipe).__name__} that draws {draws}")
     options = {"guidance_scale": args.guidance_scale}
     if args.num_inference_steps is not None:
         if not hasattr(pipe, "scheduler"):
             raise ValueError(f"--num-inference-steps has no meaning for a {type(pipe).__name__}, got {args.model!r}")
         options["num_inference_steps"] = args.num_inference_steps
-    names = [int(name) if name.isdecimal() and name not in pipe.label2id else name for name in args.class_labels]
-    labels = [label for label in pipe.label_ids(names, "--class") for _ in range(args.num_images_per_prompt)]
+    if pipe.reads_text:
+        wanted = captions = args.prompt
+    else:
+        names = [int(name) if name.isdecimal() and name not in pipe.label2id else name for name in args.class_labels]
+        wanted = pipe.label_ids(names, "--class")
+        captions = [pipe.id2label.get(label, f"class {label}") for label in wanted]
+    count = args.num_images_per_prompt
+    wanted, captions = ([one for one in many for _ in range(count)] for many in (wanted, captions))
     # A generator of its own for each picture: it stays the same when others are added.
-    generators = [torch.Generator().manual_seed(args.seed + index) for index in range(len(labels))]
-    images = pipe(labels, generator=generators, **options).images
-    captions = [pipe.id2label.get(label, f"class {label}") for label in labels]
-    columns = args.num_images_per_prompt if args.num_images_per_prompt > 1 else None
-    make_grid(images, columns=columns, labels=captions).save(args.output)
+    generators = [torch.Generator().manual_seed(args.seed + index) for index in range(len(wanted))]
+    images = pipe(wanted, generator=generators, **options).images
+    make_grid(images, columns=count if count > 1 else None, labels=captions).save(args.output)
     print(f"wrote {len(images)} pictures to {args.output}")
 
 

@@ -63,7 +63,8 @@ def make_grid(images: list, columns: int | None = None, labels: list[str] | None
 
 
 def _shorten(text, font, width):
-    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+    """`text` in one line, cut with an ellipsis where it is wider than `width` pixels."""
+    text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
