@@ -1,7 +1,9 @@
 """Any tokenizer works with any generator: each pair learns a step, draws, and is the same when it is loaded again.
 
-A new tokenizer or generator is one more line.
+A new tokenizer or generator is one more line. The table in the README is made here, of the pairs that are tested.
 """
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,11 +30,14 @@ from factories import (
     tiny_random_autoregressive,
     tiny_sit,
     tiny_starflow,
+    tiny_text_starflow,
+    tiny_text_starflow_pipeline,
 )
-from torch.nn import functional as F
 
-from hf_fae.latents import encode_images, latent_size
+from hf_fae.latents import latent_size
 from hf_fae.training.autoregression import AutoregressiveObjective, MARObjective
+from hf_fae.training.captions import CaptionEncoder
+from hf_fae.training.conditions import TextCondition
 from hf_fae.training.diffusion import DiffusionObjective
 from hf_fae.training.generator_objectives import FlowMatchingObjective, STARFlowObjective
 from hf_fae.training.randomness import ImageRandom
@@ -56,6 +61,8 @@ GENERATORS = {
     "RasterAR": (tiny_autoregressive, tiny_fae_mar_pipeline, AutoregressiveObjective),
     "RandomAR": (tiny_random_autoregressive, tiny_fae_mar_pipeline, AutoregressiveObjective),
     "STARFlow": (tiny_starflow, tiny_fae_starflow_pipeline, STARFlowObjective),
+    "MMDiT": (tiny_mmdit, tiny_fae_text_to_image_pipeline, FlowMatchingObjective),
+    "STARFlow of texts": (tiny_text_starflow, tiny_text_starflow_pipeline, STARFlowObjective),
 }
 
 
@@ -63,45 +70,76 @@ GENERATORS = {
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_pair(tokenizer, generator, tmp_path, caplog):
     vae = TOKENIZERS[tokenizer]()
-    make, make_pipeline, objective = GENERATORS[generator]
+    make, make_pipeline, make_objective = GENERATORS[generator]
     transformer = make(in_channels=vae.config.latent_channels, sample_size=list(latent_size(vae, 32, 32)))
+    pipe = make_pipeline(vae=vae, transformer=transformer)
+    condition, wanted = None, [1, "class 2"]
+    if pipe.reads_text:
+        captions = CaptionEncoder(pipe.tokenizer, pipe.text_encoder, transformer.config.max_caption_length)
+        condition, wanted = TextCondition(transformer, captions), ["a cat", "dog"]
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    objective = objective(transformer, vae).train()
-    objective({"pixel_values": images, "class_labels": torch.tensor([1, 2])}, ImageRandom(0, 0, "cpu"))[
-        "loss"
-    ].backward()
+    batch = {"pixel_values": images, "class_labels": torch.tensor([1, 2]), "captions": ["a cat", "dog"]}
+    make_objective(transformer, vae, condition=condition).train()(batch, ImageRandom(0, 0, "cpu"))["loss"].backward()
     assert all(parameter.grad is not None for parameter in transformer.parameters() if parameter.requires_grad)
     assert all(parameter.grad is None for parameter in vae.parameters())
 
-    draws(make_pipeline, vae, transformer, [1, "class 2"], tmp_path, caplog)
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_pair_with_text(tokenizer, tmp_path, caplog):
-    vae = TOKENIZERS[tokenizer]()
-    channels, size = vae.config.latent_channels, latent_size(vae, 32, 32)
-    transformer = tiny_mmdit(in_channels=channels, sample_size=list(size)).train()
-    with torch.no_grad():
-        latents = encode_images(vae, torch.rand(2, 3, 32, 32) * 2 - 1).mode()
-    embeds, mask = torch.randn(2, 6, 24), torch.arange(6) < torch.tensor([[6], [2]])
-    noise, t = torch.randn_like(latents), torch.tensor([0.2, 0.9])
-    noisy = torch.lerp(latents, noise, t[:, None, None, None])
-    F.mse_loss(transformer(noisy, 1000 * t, embeds, mask).sample, noise - latents).backward()
-    assert all(parameter.grad is not None for parameter in transformer.parameters())
-    draws(tiny_fae_text_to_image_pipeline, vae, transformer, ["a cat", "dog"], tmp_path, caplog)
-
-
-def draws(make_pipeline, vae, transformer, conditions, tmp_path, caplog):
-    pipe = make_pipeline(vae=vae, transformer=transformer.eval())
+    transformer.eval()
     assert type(pipe).from_pipe(pipe).vae is vae
     pipe.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert "Expected types" not in caplog.text
     drawn, again = (
-        some(conditions, generator=torch.Generator().manual_seed(0), output_type="pt").images
-        for some in (pipe, loaded)
+        some(wanted, generator=torch.Generator().manual_seed(0), output_type="pt").images for some in (pipe, loaded)
     )
     assert drawn.shape == (2, 3, 32, 32)
     # Not to the bit: matrix products of weights that lie elsewhere in memory are rounded otherwise.
     torch.testing.assert_close(drawn, again, atol=1e-5, rtol=0)
+
+
+# Of the README's table: row -> its tokenizers, column -> its generators, and where a pair was trained in earnest.
+ROWS = {
+    "FAE": ["FAE"],
+    "RAE, DRoRAE": ["RAE", "DRoRAE"],
+    "l-DeTok": ["l-DeTok"],
+    "MAETok": ["MAETok"],
+    "the encoder's own features": ["features"],
+    "diffusers' autoencoders": ["AutoencoderKL"],
+}
+COLUMNS = {
+    "DiT, SiT, LightningDiT": ["DiT", "SiT", "LightningDiT"],
+    "DiT^DH": ["DiT^DH"],
+    "MMDiT": ["MMDiT"],
+    "STARFlow": ["STARFlow", "STARFlow of texts"],
+    "MAR": ["MAR"],
+    "RasterAR, RandomAR": ["RasterAR", "RandomAR"],
+}
+TRAINED = {
+    ("FAE", "DiT, SiT, LightningDiT"): "docs/training-emoji.md",
+    ("FAE", "STARFlow"): "docs/training-emoji.md",
+}
+
+
+def readme_table() -> str:
+    """Tokenizers x generators with the classes of both and the pipelines."""
+
+    def names(makers):
+        return ", ".join(dict.fromkeys(f"`{type(make()).__name__}`" for make in makers))
+
+    def line(*cells):
+        return f"| {' | '.join(cells)} |"
+
+    lines = [line("latents of", "class", *COLUMNS), "|---" * (2 + len(COLUMNS)) + "|"]
+    for row, tokenizers in ROWS.items():
+        cells = [f"[trained]({TRAINED[row, column]})" if (row, column) in TRAINED else "tested" for column in COLUMNS]
+        lines.append(line(row, names(TOKENIZERS[name] for name in tokenizers), *cells))
+    for title, place in (("class", 0), ("pipeline", 1)):
+        cells = [names(GENERATORS[name][place] for name in generators) for generators in COLUMNS.values()]
+        lines.append(line(title, "", *cells))
+    return "\n".join(lines)
+
+
+def test_readme_has_the_table_of_what_is_tested():
+    for groups, tested in ((ROWS, TOKENIZERS), (COLUMNS, GENERATORS)):
+        assert sorted(name for group in groups.values() for name in group) == sorted(tested)
+    assert readme_table() in (Path(__file__).parents[1] / "README.md").read_text()
