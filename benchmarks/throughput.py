@@ -21,7 +21,14 @@ from diffusers import AutoencoderRAE, DiTTransformer2DModel, SD3Transformer2DMod
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_fae import AutoencoderFAE, LightningDiTTransformer2DModel, MMDiTTransformer2DModel, VisionEncoder
+from hf_fae import (
+    AutoencoderFAE,
+    LightningDiTTransformer2DModel,
+    MMDiTTransformer2DModel,
+    VisionEncoder,
+    build_preset,
+)
+from hf_fae.latents import latent_size
 
 
 SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "xl": (28, 16, 72)}  # layers, heads, width of a head
@@ -32,8 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    models = ["fae", "lightningdit", "mmdit"]
-    parser.add_argument("--models", nargs="+", choices=models, default=models[:2])
+    parser.add_argument("--models", nargs="+", choices=JOBS, default=["fae", "lightningdit"])
     parser.add_argument("--model-size", choices=SIZES, default="b", help="of the denoisers")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
@@ -51,8 +57,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, dtype: torch.dtype) -> dict:
     """Rounds of seconds for the ceiling and for each job, with its floating point operations."""
-    makers = {"fae": autoencoder_jobs, "lightningdit": class_jobs, "mmdit": text_jobs}
-    jobs = {name: job for model in args.models for name, job in makers[model](args, dtype).items()}
+    jobs = {name: job for model in args.models for name, job in JOBS[model](args, dtype).items()}
     flops = {}
     for name, job in jobs.items():
         with FlopCounterMode(display=False) as counter:
@@ -118,6 +123,34 @@ def autoencoder_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
     }
 
 
+def pixel_tokenizer_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
+    """l-DeTok and MAETok of base size at 256 px, without a peer: 256 tokens of 16 channels, 128 of 32."""
+    images = torch.rand(args.batch_size, 3, 256, 256, device=args.device, dtype=dtype)
+    jobs = {}
+    for name, preset in (("l-DeTok", "detok-bb"), ("MAETok", "maetok-b-128")):
+        vae = build_preset(preset).to(args.device, dtype).eval()
+        shape = (args.batch_size, vae.config.latent_channels, *latent_size(vae, 256, 256))
+        latents = torch.randn(shape, device=args.device, dtype=dtype)
+        jobs[f"{name} encode"] = inference(args, lambda vae=vae: vae.encode(images).latent_dist.mode())
+        jobs[f"{name} decode"] = inference(args, lambda vae=vae, latents=latents: vae.decode(latents).sample)
+    return jobs
+
+
+def token_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
+    """LightningDiT on MAETok's 128 tokens beside itself on 256."""
+    jobs, labels = {}, torch.zeros(args.batch_size, dtype=torch.long, device=args.device)
+    for suffix, size in ((" 128 tokens", [1, 128]), (" 128 tokens, peer", [16, 16])):
+        jobs |= denoiser_jobs(
+            args,
+            dtype,
+            suffix,
+            lambda size=size: LightningDiTTransformer2DModel(**size_of(args), sample_size=size),
+            {"class_labels": labels},
+            size,
+        )
+    return jobs
+
+
 def class_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
     """LightningDiT beside diffusers' DiT of the same width and depth, patch 1 on 32 x 16 x 16 latents."""
     size, labels = size_of(args), torch.zeros(args.batch_size, dtype=torch.long, device=args.device)
@@ -168,9 +201,11 @@ def size_of(args: argparse.Namespace) -> dict:
     return {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": head_dim, "in_channels": 32}
 
 
-def denoiser_jobs(args: argparse.Namespace, dtype: torch.dtype, suffix: str, make, condition: dict) -> dict:
-    """A step of sampling and one of training of the model that `make` gives, patch 1 on 32 x 16 x 16 latents."""
-    noisy = torch.randn(args.batch_size, 32, 16, 16, device=args.device)
+def denoiser_jobs(
+    args: argparse.Namespace, dtype: torch.dtype, suffix: str, make, condition: dict, size: tuple = (16, 16)
+) -> dict:
+    """A step of sampling and one of training of the model that `make` gives, patch 1 on latents of 32 channels."""
+    noisy = torch.randn(args.batch_size, 32, *size, device=args.device)
     timestep = torch.full((args.batch_size,), 500.0, device=args.device)
     model, x = make().to(args.device, dtype).eval(), noisy.to(dtype)
     cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
@@ -213,19 +248,27 @@ def print_table(dtype: str, result: dict, batch_size: int) -> None:
     print("|---|---|---|---|---|---|")
     for name in [name for name in result["seconds"] if not name.endswith("peer")]:
         peer = f"{name.split(',')[0]}, peer"
-        ratios = [theirs / ours for ours, theirs in zip(result["seconds"][name], result["seconds"][peer], strict=True)]
+        beside = "| |"
+        if peer in result["seconds"]:
+            pairs = zip(result["seconds"][name], result["seconds"][peer], strict=True)
+            beside = f"{share(result, peer):.0%} | {median(theirs / ours for ours, theirs in pairs):.2f} x |"
         rate = batch_size / median(result["seconds"][name])
         tflops = rate * result["flops"][name] / batch_size / 1e12
-        print(
-            f"| {name} | {rate:.2f} | {tflops:.3f} | {share(result, name):.0%} | {share(result, peer):.0%} "
-            f"| {median(ratios):.2f} x |"
-        )
+        print(f"| {name} | {rate:.2f} | {tflops:.3f} | {share(result, name):.0%} | {beside}")
 
 
 def share(result: dict, name: str) -> float:
     rounds = zip(result["seconds"][name], result["ceiling"], strict=True)
     return median(result["flops"][name] / seconds / ceiling for seconds, ceiling in rounds)
 
+
+JOBS = {
+    "fae": autoencoder_jobs,
+    "pixel-tokenizers": pixel_tokenizer_jobs,
+    "lightningdit": class_jobs,
+    "tokens": token_jobs,
+    "mmdit": text_jobs,
+}
 
 if __name__ == "__main__":
     main()
