@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         block_out_channels=args.block_out_channels,
         layers_per_block=args.layers_per_block,
         latent_channels=args.latent_channels,
-        norm_num_groups=16,
+        norm_num_groups=8,
         sample_size=data_args.resolution,
     ).to(loop.device, memory_format=torch.channels_last)
     loop.print(data.describe())
