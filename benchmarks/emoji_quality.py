@@ -29,6 +29,7 @@ from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance, ke
 from hf_fae.evaluation.extractors import judge, load_extractors
 from hf_fae.images import from_uint8, make_grid, to_pil, to_uint8
 from hf_fae.latents import decode_latents, encode_images
+from hf_fae.loading import complete_text_encoder
 from hf_fae.training.data import DataArguments, ImageData
 
 
@@ -200,6 +201,7 @@ def prompts(args, judges, data, labels) -> None:
     line("the emoji themselves", (real @ real.T).fill_diagonal_(-1))
     for name, path in args.model:
         pipe = open_pipeline(path)
+        complete_text_encoder(pipe, args.text_encoder)
         pictures = draw(pipe, captions, args.mixed_precision)
         line(name, judges.directions(pictures) @ real.T)
         shown = range(0, len(rows), -(-len(rows) // args.shown))
@@ -221,6 +223,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="Fluent Emoji: a folder or a Hub id")
     parser.add_argument("--judges", type=Path, required=True, help="folder of efficientnet-lite0 and dinov2-small")
     parser.add_argument("--output", type=Path, required=True, help="folder of features and pictures")
+    parser.add_argument("--text_encoder", help="prompts: of pipelines that come without it, a folder or a Hub id")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no", help="of drawing")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])

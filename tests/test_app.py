@@ -265,9 +265,10 @@ def test_command_without_models(monkeypatch, capsys, tmp_path):
 def test_command_passes_its_arguments(monkeypatch):
     passed = []
     monkeypatch.setattr(app, "main", lambda *args: passed.append(args))
-    main(["demo", "--model", "a", "b", "--model", "c", "--image_encoder", "d", "--host", "0.0.0.0", "--port", "80"])
+    encoders = ["--image_encoder", "d", "--text_encoder", "e"]
+    main(["demo", "--model", "a", "b", "--model", "c", *encoders, "--host", "0.0.0.0", "--port", "80"])
     main(["demo"])
-    assert passed == [(["a", "b", "c"], "d", "0.0.0.0", 80), (None, None, None, None)]
+    assert passed == [(["a", "b", "c"], "d", "e", "0.0.0.0", 80), (None,) * 5]
 
 
 def test_command_without_gradio(monkeypatch, capsys):

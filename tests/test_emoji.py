@@ -31,11 +31,14 @@ def pictures(tmp_path):
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    features = Features({"image": ImageFeature(), "subgroup": Value("string"), "base": Value("string")})
+    names = ["group", "subgroup", "base", "caption"]
+    features = Features({"image": ImageFeature(), **{name: Value("string") for name in names}})
     for split, count in (("train", 12), ("validation", 4)):
         columns = {
             "image": [Image.effect_noise((40, 40), 20 + number).convert("RGB") for number in range(count)],
+            "group": [str(number % 3 == 0) for number in range(count)],
             "subgroup": [CLASSES[number % 2] for number in range(count)],
+            "caption": ["abcdefghijkl"[number] for number in range(count)],
             "base": [str(number // 3) for number in range(count)],
         }
         path = tmp_path / "pictures" / f"{split}-00000-of-00001.parquet"
@@ -128,3 +131,16 @@ def test_quality(tmp_path, script, pictures, assets, task, capsys):
         assert "| tiny |" in printed and "| validation pictures |" in printed
         with Image.open(tmp_path / "out" / "nearest-tiny.png") as sheet:
             assert sheet.width == 8 * 36
+
+
+def test_pictures_of_prompts(tmp_path, script, pictures, assets, capsys):
+    """The four validation pictures are of two emoji, each alone in its group."""
+    tiny_fae_text_to_image_pipeline(guidance_scale=2.0).save_pretrained(tmp_path / "text")
+    flags = ["--model", f"tiny={tmp_path / 'text'}", "--data", pictures, "--judges", str(assets), "--shown", "2"]
+    script("emoji_quality").main(["prompts", *flags, "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "| pictures of 2 captions |" in printed and "| tiny |" in printed
+    assert "| chance | 50.0% |" in printed and "| the emoji themselves | 0.0% |" in printed
+    with Image.open(tmp_path / "out" / "prompts-tiny.png") as sheet:
+        assert sheet.width == 2 * 36
+    assert not (tmp_path / "out" / "training-features.safetensors").exists()

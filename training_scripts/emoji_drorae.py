@@ -78,7 +78,9 @@ def save_reconstructions(path: Path, folder: Path, data: str) -> None:
     """A sheet of validation pictures, and below them what a seed's tokenizers of phases 1, 2 and 3 make of them."""
     tokenizers = [AutoencoderDRoRAE.from_pretrained(folder / name).eval() for name in ("rae", "fusion", "decoder")]
     size = tokenizers[0].config.sample_size
-    images = next(ImageData(DataArguments(data, resolution=size)).validation_batches(SHOWN))["pixel_values"]
+    batches = ImageData(DataArguments(data, resolution=size)).validation_batches(32)
+    images = torch.cat([batch["pixel_values"] for batch in batches])
+    images = images[torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()]
     rows = [images, *(vae(images).sample for vae in tokenizers)]
     make_grid([picture for row in rows for picture in to_pil(row)], columns=len(images)).save(path)
 
