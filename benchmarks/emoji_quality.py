@@ -6,7 +6,7 @@
     python benchmarks/emoji_quality.py nearest --model fae=outputs/emoji256/dit ...
     python benchmarks/emoji_quality.py prompts --model mmdit=outputs/emoji256/9-text ...
 
-Samples have the labels of random training pictures. They are compared with all training pictures, by `fid_effnet` (the
+Samples have the labels of random training pictures. They are compared with the training pictures, by `fid_effnet` (the
 Fréchet distance of EfficientNet-Lite0's pooled features) and `kid_dinov2` (the kernel distance of DINOv2-small's class
 tokens): no FID and no KID, to be compared within one table only. The features of the training pictures are kept in
 `output`. `prompts` is for models that read texts, all others for models of classes.
@@ -40,18 +40,20 @@ EFFNET, DINO = "effnet.features", "dinov2.features"
 class Judges:
     """EfficientNet-Lite0 and DINOv2-small, and how near pictures are to the training pictures by them."""
 
-    def __init__(self, folder: Path, data: ImageData, output: Path):
+    def __init__(self, folder: Path, data: ImageData, output: Path, count: int | None = None):
         self.effnet = load_extractors([f"effnet={folder / 'efficientnet-lite0'}"])
         self.dino = load_extractors([f"dinov2={folder / 'dinov2-small'}"])
-        self.data, self.path = data, output / "training-features.safetensors"
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+        self.data, self.rows = data, rows.sort().values.tolist()
+        self.path = output / f"training-features-{len(rows)}.safetensors"
 
     @cached_property
     def training(self) -> dict[str, torch.Tensor]:
         """Features of the training pictures, computed where no run before has done so."""
         if not self.path.exists():
-            judges, rows = [*self.effnet, *self.dino], range(len(self.data))
-            starts = tqdm(rows[::BATCH], desc="training pictures")
-            parts = [judge(judges, read(self.data, rows[start : start + BATCH])) for start in starts]
+            judges, starts = [*self.effnet, *self.dino], range(0, len(self.rows), BATCH)
+            batches = (self.rows[start : start + BATCH] for start in tqdm(starts, desc="training pictures"))
+            parts = [judge(judges, read(self.data, rows)) for rows in batches]
             save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, self.path)
         return load_file(self.path)
 
@@ -152,7 +154,7 @@ def nearest(args, judges, data, labels) -> None:
     the class of the picture itself.
     """
     training = F.normalize(judges.training[DINO], dim=1)
-    classes = torch.tensor([data.class_label(row) for row in data.train])
+    classes = torch.tensor([data.class_label(data.train[row]) for row in judges.rows])
 
     def find(images, labels):
         similarity, places = (judges.directions(images) @ training.T).max(1)
@@ -172,7 +174,7 @@ def nearest(args, judges, data, labels) -> None:
         near = (similarity > known.quantile(0.95)).float().mean()
         print(f"| {name} | {similarity.median():.3f} | {near:.1%} | {same:.1%} |", flush=True)
         shown = range(args.shown)
-        pairs = [picture for i in shown for picture in (pictures[i], read(data, [places[i]])[0])]
+        pairs = [picture for i in shown for picture in (pictures[i], read(data, [judges.rows[places[i]]])[0])]
         texts = [text for i in shown for text in (pipe.id2label[labels[i]], f"nearest: {similarity[i]:.2f}")]
         sheet = make_grid(to_pil(from_uint8(torch.stack(pairs))), columns=8, labels=texts)
         sheet.quantize(256).save(args.output / f"nearest-{name}.png", optimize=True)
@@ -225,6 +227,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of features and pictures")
     parser.add_argument("--text_encoder", help="prompts: of pipelines that come without it, a folder or a Hub id")
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--training_samples", type=int, help="training pictures to compare with (default: all)")
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no", help="of drawing")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25, 50, 100])
@@ -244,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     chosen = torch.randint(len(data), (args.samples,), generator=torch.Generator().manual_seed(0))
     labels = [data.class_label(data.train[place]) for place in chosen.tolist()]
-    TASKS[args.task](args, Judges(args.judges, data, args.output), data, labels)
+    TASKS[args.task](args, Judges(args.judges, data, args.output, args.training_samples), data, labels)
 
 
 if __name__ == "__main__":

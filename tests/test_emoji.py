@@ -143,4 +143,4 @@ def test_pictures_of_prompts(tmp_path, script, pictures, assets, capsys):
     assert "| chance | 50.0% |" in printed and "| the emoji themselves | 0.0% |" in printed
     with Image.open(tmp_path / "out" / "prompts-tiny.png") as sheet:
         assert sheet.width == 2 * 36
-    assert not (tmp_path / "out" / "training-features.safetensors").exists()
+    assert not (tmp_path / "out" / "training-features-12.safetensors").exists()
