@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from damaged import noise
-from factories import tiny_encoder, tiny_fae_dit_pipeline, tiny_fae_starflow_pipeline
+from factories import tiny_encoder, tiny_fae_dit_pipeline, tiny_fae_starflow_pipeline, tiny_fae_text_to_image_pipeline
 
 import hf_fae
 
@@ -29,8 +29,12 @@ CLI = [sys.executable, "-c", "from hf_fae.cli import main; main()", "demo"]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """A folder with two pipelines without their encoder, that encoder, a picture and a file that is none."""
+    """A folder with three pipelines without their encoders, these, a picture and a file that is none."""
     folder = tmp_path_factory.mktemp("saved")
+    texts = tiny_fae_text_to_image_pipeline()
+    for part in (texts.text_encoder, texts.tokenizer):
+        part.save_pretrained(folder / "text-encoder")
+    tiny_fae_text_to_image_pipeline(text_encoder=None, tokenizer=None).save_pretrained(folder / "texts")
     tiny_fae_dit_pipeline().save_pretrained(folder / "dit")
     tiny_fae_starflow_pipeline().save_pretrained(folder / "flow")
     tiny_encoder().save_pretrained(folder / "encoder")
@@ -149,8 +153,9 @@ class Page:
 
 @pytest.fixture(scope="module")
 def page(saved, chromium):
-    command = [*CLI, "--model", str(saved / "dit"), str(saved / "flow"), "--image_encoder", str(saved / "encoder")]
-    with serving([*command, "--port", "PORT"], saved / "demo.log") as url:
+    command = [*CLI, "--model", *(str(saved / name) for name in ("dit", "flow", "texts")), "--port", "PORT"]
+    encoders = ["--image_encoder", str(saved / "encoder"), "--text_encoder", str(saved / "text-encoder")]
+    with serving([*command, *encoders], saved / "demo.log") as url:
         yield Page(chromium, url)
     assert "Traceback" not in (saved / "demo.log").read_text()
 
@@ -167,7 +172,16 @@ def test_generate(page):
     page.until_says("FAEStarFlowPipeline")
     assert not page.find("input[aria-label='number input for Steps']")
     page.find("#generate")[0].click()
+    drawn += page.until_pictures("#gallery img", 4, drawn)
+    page.choose("Generator", "texts")
+    page.until_says("FAETextToImagePipeline")
+    assert not page.find("input[aria-label='Class']")
+    (text,) = page.find("textarea")
+    text.clear()
+    text.send_keys("a fox")
+    page.find("#generate")[0].click()
     page.until_pictures("#gallery img", 4, drawn)
+    page.until_says("a fox, seed 3")
 
 
 def test_reconstruct(page, saved):
