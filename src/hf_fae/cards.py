@@ -175,10 +175,10 @@ def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str
     folder = Path(folder)
     source = repo_id or folder.as_posix()
     kind, facts = _read_folder(folder)
-    if kind == "lora" and run and run.base_model:
+    if kind == "lora":
+        if not (run and run.base_model):
+            raise ValueError(f"run must name the base_model of the LoRA in {str(folder)!r}, got {run}")
         facts["reads_text"] = _reads_text(_component_config(run.base_model, "transformer"))
-    if kind == "lora" and not (run and run.base_model):
-        raise ValueError(f"run must name the base_model of the LoRA in {str(folder)!r}, got {run}")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "model_cards"),
         undefined=jinja2.StrictUndefined,
