@@ -57,6 +57,7 @@ def measure(folder: Path, name: str, seed: int, args, judge: str) -> dict[str, f
     train("train_generator.py", "emoji_sit.yaml", generator, {"dataset_name": latents, **common}, args.flags)
     settings = {"model": generator, **data, "split": "train", "label_column": "subgroup", "num_samples": SAMPLES}
     settings |= {"extractors": [f"effnet={judge}"], "metrics": ["fid"]}
+    settings["reference_cache"] = args.output / "reference"
     samples = evaluate("generation", folder / f"{name}-samples", settings)
     return {**damaged_errors(tokenizer, args.data), "fid_effnet": samples["fid_effnet"]}
 

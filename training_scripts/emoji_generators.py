@@ -73,6 +73,7 @@ def measure(folder: Path, tokenizer: str, kind: str, latents: Path, seed: int, a
     train(f"train_{config}.py", f"emoji_table_{config}.yaml", folder, settings, args.flags)
     settings = {"model": folder, "dataset_name": args.data, "split": "train", "label_column": "subgroup"}
     settings |= {"num_samples": SAMPLES, "extractors": [f"effnet={judge}"], "metrics": ["fid"]}
+    settings["reference_cache"] = args.output / "reference"
     return evaluate("generation", folder.with_name(f"{folder.name}-samples"), settings)["fid_effnet"]
 
 

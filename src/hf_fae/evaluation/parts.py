@@ -16,7 +16,7 @@ from ..training.files import write_whole
 from .extractors import CHUNK
 
 
-__all__ = ["Parts", "check_settings", "process_state"]
+__all__ = ["Parts", "check_settings", "process_state", "without_places"]
 
 
 def process_state():
@@ -109,7 +109,7 @@ def check_settings(folder: str | Path, settings: dict) -> None:
     except OSError as error:
         raise ValueError(f"output_dir {str(folder)!r} cannot be used: {error}") from error
     if before is not None:
-        one, other = _without_places(before), _without_places(settings)
+        one, other = without_places(before), without_places(settings)
         if changed := sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)):
             key = changed[0]
             raise ValueError(
@@ -128,10 +128,10 @@ def check_settings(folder: str | Path, settings: dict) -> None:
     state.wait_for_everyone()
 
 
-def _without_places(settings):
-    """Nested settings without the places of what has a hash beside them."""
+def without_places(settings):
+    """Nested settings without the places of what has a hash beside them, which is the same wherever it lies."""
     if not isinstance(settings, dict):
         return settings
     hashed = settings.keys() & {"sha256", "fingerprint", "revision"}
     places = ("path", "dataset", "file") if hashed else ()
-    return {key: _without_places(value) for key, value in settings.items() if key not in places}
+    return {key: without_places(value) for key, value in settings.items() if key not in places}

@@ -119,6 +119,25 @@ def test_an_evaluation_that_was_cut_off_goes_on(options, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_evaluations_share_what_judges_see_in_a_reference(options, tmp_path):
+    alone = run("generation", **options)
+    cached = options | {"reference_cache": tmp_path / "cache"}
+    first = run("generation", **cached | {"output_dir": tmp_path / "first"})
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    second = run("generation", **cached | {"output_dir": tmp_path / "second", "seed": 1})
+    assert first.metrics == alone.metrics != second.metrics
+    assert parts == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert not (tmp_path / "first" / "parts" / "reference").exists()
+    run("generation", **cached | {"output_dir": tmp_path / "third", "max_samples": 20})  # another reference
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="reference_cache '.*file' cannot be used"):
+        run("generation", **options | {"output_dir": tmp_path / "new", "reference_cache": tmp_path / "file"})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_seeds_and_settings_reach_the_pictures(options, tmp_path):
     def score(**changes):
         folder = tmp_path / "-".join(f"{name}={value}" for name, value in changes.items())

@@ -1,5 +1,7 @@
 """How good are the pictures that a pipeline draws? gFID and its companions, as ADM's evaluator defines them."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,7 +10,7 @@ from ...images import from_uint8, to_pil
 from ...loading import loading
 from ..distances import clip_score
 from ..extractors import INCEPTION, judge, load_extractors
-from ..parts import Parts, check_settings, process_state
+from ..parts import Parts, check_settings, process_state, without_places
 from ..pictures import NumberedPictures, PictureArguments
 from ..references import Reference, ReferenceBatch, write_batch
 from ..report import Evaluation
@@ -28,6 +30,12 @@ class GenerationArguments(SamplingArguments):
 
     reference: str | None = field(
         default=None, metadata={"help": "ADM's reference npz; none: the pictures of dataset_name."}
+    )
+    reference_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder in which evaluations, one after another, share the judges' features of a reference."
+        },
     )
     extractors: list[str] = field(
         default_factory=lambda: [INCEPTION],
@@ -80,7 +88,7 @@ def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -
         "save_images": args.save_images,
     }
     folder = Path(args.output_dir)
-    reference = Reference(source, extractors, folder / "parts" / "reference", args.batch_size)
+    reference = Reference(source, extractors, _reference_folder(args, sampler, settings), args.batch_size)
     check_settings(folder, {"task": "generation", **settings})
 
     reference.compute()
@@ -129,6 +137,19 @@ def _open_reference(args, sampler, pictures):
             f"{args.model!r} draws them, got {batch.shape[1]} x {batch.shape[2]}"
         )
     return batch
+
+
+def _reference_folder(args, sampler, settings):
+    if args.reference_cache is None:
+        return Path(args.output_dir, "parts", "reference")
+    seen = {name: settings[name] for name in ("reference", "extractors")}
+    seen |= {"resolution": sampler.resolution, "batch_size": args.batch_size}
+    folder = Path(args.reference_cache, hashlib.sha256(json.dumps(without_places(seen)).encode()).hexdigest()[:16])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"reference_cache {args.reference_cache!r} cannot be used: {error}") from error
+    return folder
 
 
 def _open_text_model(args, sampler, device):
