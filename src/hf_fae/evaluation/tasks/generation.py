@@ -33,9 +33,7 @@ class GenerationArguments(SamplingArguments):
     )
     reference_cache: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder in which evaluations, one after another, share the judges' features of a reference."
-        },
+        metadata={"help": "Folder in which evaluations, one at a time, share judges' features of a reference."},
     )
     extractors: list[str] = field(
         default_factory=lambda: [INCEPTION],
