@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
-from factories import tiny_detok, tiny_encoder
+from factories import tiny_detok, tiny_encoder, tiny_maetok
 from PIL import Image
 from timm.models import save_for_hf
 
@@ -64,6 +64,31 @@ def test_errors_of_damaged_latents(script, tmp_path, pictures):
     assert len(set(errors.values())) == len(errors)
 
 
+@pytest.mark.filterwarnings("ignore")  # so few pictures
+def test_measures_of_latents(script, tmp_path, pictures, monkeypatch):
+    """Tokenizers that differ by the scale of their latents, which statistics undo, are alike; others are not."""
+    emoji = script("emoji_maetok")
+    monkeypatch.setattr(emoji, "MIXTURES", {"components": [1, 2]})
+    monkeypatch.setattr(emoji, "DENOISER", {"steps": 2, "batch_size": 4})
+    monkeypatch.setattr(emoji, "PROBE", {"steps": 2, "batch_size": 16})
+    vae, other = tiny_maetok(), tiny_maetok(encoder_num_layers=1)
+    folders = {name: tmp_path / name for name in ("one", "scaled", "other")}
+    vae.save_pretrained(folders["one"])
+    other.save_pretrained(folders["other"])
+    with torch.no_grad():
+        for buffer in (vae.latents_mean, vae.latents_std):
+            buffer *= 2
+        for parameter in vae.encoder.proj_out.parameters():
+            parameter *= 2
+    vae.save_pretrained(folders["scaled"])
+    for folder in folders.values():
+        (folder / "log.jsonl").write_text('{"validation/psnr": 20.0}\n')
+    found = emoji.measure(folders, pictures, seed=0)
+    assert found["one"].keys() == emoji.METRICS.keys()
+    assert found["scaled"] == pytest.approx(found["one"], rel=1e-3)
+    assert abs(found["other"]["nll"] - found["one"]["nll"]) > 1e-3
+
+
 def test_tables(script):
     emoji = script("emoji_detok")
     results = [
@@ -96,8 +121,9 @@ def test_experiment(script, tmp_path, pictures, monkeypatch, kind):
     if kind == "detok":
         monkeypatch.setattr(emoji, "SAMPLES", 10)
     else:
-        monkeypatch.setattr(emoji, "LATENTS", {"components": [1, 2], "denoising_steps": 1})
-        monkeypatch.setattr(emoji, "PROBE", {**emoji.PROBE, "probe_steps": 2, "probe_batch_size": 16})
+        monkeypatch.setattr(emoji, "MIXTURES", {"components": [1, 2]})
+        monkeypatch.setattr(emoji, "DENOISER", {"steps": 1, "batch_size": 4})
+        monkeypatch.setattr(emoji, "PROBE", {"steps": 2, "batch_size": 16})
     run(emoji, tmp_path, pictures)
     assert (tmp_path / "out" / "results.md").read_text() == f"{sorted(emoji.METRICS)}\n"
 

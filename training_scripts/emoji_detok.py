@@ -1,9 +1,9 @@
-"""Do noise and masks make latents that forgive? l-DeTok on Fluent Emoji at 128 px, three seeds.
+"""Do noise and masks make latents that forgive? l-DeTok on Fluent Emoji at 64 px, three seeds.
 
     python training_scripts/emoji_detok.py --output outputs/emoji-detok
 
 For every seed and way to damage latents, by train_detok.py with the config `configs/emoji_detok.yaml`: a tokenizer of
-64 latents, then a small SiT on its latents, equally long for all. `results.md` has the mean squared error (of pixels
+16 latents, then a small SiT on its latents, equally long for all. `results.md` has the mean squared error (of pixels
 from 0 to 1) of validation pictures that come back from latents as they are, from noisy ones, and from those of half of
 the patches; and `fid_effnet` of samples. Noise is (1 - tau) z + tau eps on normalised latents, where it is as much for
 one tokenizer as for another. A run that was stopped goes on where it was.
@@ -12,7 +12,7 @@ one tokenizer as for another. A run that was stopped goes on where it was.
 from pathlib import Path
 
 import torch
-from experiment import evaluate, find_judge, parse, repeat, spread, train
+from experiment import evaluate, find_judge, parse, repeat, shrink, spread, train
 
 from hf_fae import AutoencoderDeTok
 from hf_fae.training.data import DataArguments, ImageData
@@ -35,12 +35,14 @@ NOISE_LEVELS = (0.0, 0.25, 0.5, 0.75)
 MASKED = 0.5
 METRICS = {f"error_{tau}": f"error at tau = {tau}" for tau in NOISE_LEVELS}
 METRICS |= {"error_masked": "half of the patches", "fid_effnet": "fid_effnet of samples"}
-SAMPLES = 1000
+RESOLUTION = 64
+SAMPLES = 300
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(__doc__, "outputs/emoji-detok", argv)
     judge = find_judge(args.judge)
+    args.data = shrink(args.data, RESOLUTION, args.output / "pictures")
 
     def once(folder, seed):
         return {name: measure(folder, name, seed, args, judge) for name in RUNS}
@@ -53,7 +55,7 @@ def measure(folder: Path, name: str, seed: int, args, judge: str) -> dict[str, f
     tokenizer, latents, generator = (folder / f"{name}{part}" for part in ("", "-latents", "-sit"))
     data, common = {"dataset_name": args.data}, {"seed": seed}
     train("train_detok.py", "emoji_detok.yaml", tokenizer, {**data, **common, **RUNS[name][1]}, args.flags)
-    train("cache_latents.py", "demo_latents.yaml", latents, {**data, "vae": tokenizer}, [])
+    train("cache_latents.py", "demo_latents.yaml", latents, {**data, "vae": tokenizer, "resolution": RESOLUTION}, [])
     train("train_generator.py", "emoji_sit.yaml", generator, {"dataset_name": latents, **common}, args.flags)
     settings = {"model": generator, **data, "split": "train", "label_column": "subgroup", "num_samples": SAMPLES}
     settings |= {"extractors": [f"effnet={judge}"], "metrics": ["fid"]}

@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 
+from datasets import load_dataset
 from demo import ROOT, find, find_sources, run, run_cli
 
+from hf_fae.training.files import write_whole
+from hf_fae.training.pictures import center_crop, decode_image
 
-__all__ = ["evaluate", "find_judge", "parse", "repeat", "spread", "to_flags", "train"]
+
+__all__ = ["evaluate", "find_judge", "parse", "repeat", "shrink", "spread", "to_flags", "train"]
 
 
 def parse(description: str, output: str, argv: list[str] | None) -> argparse.Namespace:
@@ -46,6 +50,22 @@ def find_judge(judge: str | None) -> str:
     )
 
 
+def shrink(data: str, size: int, folder: Path) -> str:
+    """A data set whose pictures have the size that trainings ask for, so that none has to decode larger ones."""
+    for split, rows in load_dataset(data).items():
+        path = folder / f"{split}-00000-of-00001.parquet"
+        if not path.exists():
+            rows = rows.map(
+                lambda row: {"image": center_crop(decode_image(row["image"]), size)},
+                features=rows.features,
+                keep_in_memory=True,
+            )
+            folder.mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+    return str(folder)
+
+
 def to_flags(settings: dict) -> list[str]:
     """Settings as flags; a list gives several values."""
     return [
@@ -68,16 +88,18 @@ def evaluate(task: str, folder: Path, settings: dict) -> dict[str, float]:
 
 
 def repeat(args: argparse.Namespace, once: Callable[[Path, int], dict], table: Callable[[list[dict]], str]) -> None:
-    """Everything once for each seed; after each, `results.json` and the table so far, `results.md`.
+    """Everything once for each seed, whose results are kept; after each, the table so far, `results.md`.
 
     Args:
         once: folder and seed -> run -> metric -> number.
     """
     results = []
     for seed in range(args.seeds):
-        results.append(once(args.output / f"seed-{seed}", seed))
+        folder = args.output / f"seed-{seed}"
+        if not (folder / "results.json").exists():
+            write_whole(folder / "results.json", json.dumps(once(folder, seed), indent=2))
+        results.append(json.loads((folder / "results.json").read_text()))
         text = table(results)
-        (args.output / "results.json").write_text(json.dumps(results, indent=2))
         (args.output / "results.md").write_text(text + "\n")
     print(f"\n{text}")
 
