@@ -93,6 +93,8 @@ def test_pipeline_of_a_run(tmp_path, latents, train_here, parquet_folder, fae):
     plain = ["--vae", str(fae), "--dataset_name", str(parquet_folder)]
     with pytest.raises(ValueError, match="text_encoder must name what reads the captions, got None"):
         train_here(*SCRIPT, tmp_path / "never", *plain, "--caption_column", "kind")
+    with pytest.raises(ValueError, match="text_encoder 'absent' cannot be loaded"):
+        train_here(*SCRIPT, tmp_path / "never", *plain, "--caption_column", "kind", "--text_encoder", "absent")
     with pytest.raises(ValueError, match="either from caption_column .*, got no captions"):
         train_here(*SCRIPT, tmp_path / "never", *plain, "--text_encoder", str(first / "text_encoder"))
     assert not (tmp_path / "never" / "log.jsonl").exists()
@@ -189,3 +191,14 @@ def test_pushed_to_the_hub(hub, fae, parquet_folder, text_encoder, script):
     )
     files = hub.files("tester/text")
     assert {"README.md", "model_index.json", "text_encoder/config.json", "log.jsonl"} <= set(files)
+
+    before = len(hub.downloads("tester/text"))
+    hub.run(
+        "import hf_fae\n"
+        "from diffusers import DiffusionPipeline\n"
+        "pipe = DiffusionPipeline.from_pretrained('tester/text', text_encoder=None)\n"
+        "assert pipe.text_encoder is None and pipe.transformer is not None\n"
+    )
+    fetched = hub.downloads("tester/text")[before:]
+    assert "transformer/diffusion_pytorch_model.safetensors" in fetched
+    assert "text_encoder/model.safetensors" not in fetched  # but it may be many times as large

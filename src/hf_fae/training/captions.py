@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..loading import loading
 from ..text import encode_text, load_text_encoder
 from .fingerprints import fingerprint_parameters
 
@@ -66,9 +67,11 @@ def load_caption_encoder(path: str, max_length: int = CAPTION_LENGTH) -> Caption
     """The text encoder of a Hub id or a folder, in fp32.
 
     Raises:
-        ValueError: as `CaptionEncoder`.
+        ValueError: it cannot be loaded, or as `CaptionEncoder`.
     """
-    return CaptionEncoder(*load_text_encoder(path), max_length, path)
+    with loading("text_encoder", path):
+        tokenizer, text_encoder = load_text_encoder(path)
+    return CaptionEncoder(tokenizer, text_encoder, max_length, path)
 
 
 def pack_embeds(embeds: torch.Tensor) -> list[bytes]:
