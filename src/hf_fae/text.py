@@ -39,8 +39,8 @@ def encode_text(
 
     Args:
         tokenizer, text_encoder: any of transformers that gives a `last_hidden_state`: Flan-T5's encoder, the text
-            models of CLIP and SigLIP, BERT, MiniLM, ... SigLIP reads lower-case texts together with their padding, as
-            it has learned to.
+            models of CLIP and SigLIP, BERT, MiniLM, ... SigLIP reads lower-case texts together with their padding to
+            64 tokens, as it has learned to.
         texts: of any length. Those of more tokens than `max_length`, or than the encoder takes, are cut.
         max_length: tokens that all texts are padded to.
         device: where the encoder computes; by default where its weights are, which is not so while it is offloaded.
@@ -56,16 +56,18 @@ def encode_text(
     if reads_padding:
         texts = [text.lower() for text in texts]
     # CLIP's 77 places and SigLIP's 64 are fewer than most generators take.
-    length = min(max_length, tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_length))
+    places = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length))
+    length = min(max_length, places)
     if warns:
         cut = [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
         if cut:
             logger.warning(f"these texts are read up to their token {length} only: {cut}")
     options = {"padding": "max_length", "padding_side": "right", "truncation": True, "return_attention_mask": True}
-    inputs = tokenizer(texts, max_length=length, return_tensors="pt", **options).to(device or text_encoder.device)
-    mask = inputs.attention_mask.bool()
+    read = places if reads_padding else length
+    inputs = tokenizer(texts, max_length=read, return_tensors="pt", **options).to(device or text_encoder.device)
+    mask = inputs.attention_mask[:, :length].bool()
     attention = {} if reads_padding else {"attention_mask": inputs.attention_mask}
-    embeds = text_encoder(input_ids=inputs.input_ids, **attention).last_hidden_state
+    embeds = text_encoder(input_ids=inputs.input_ids, **attention).last_hidden_state[:, :length]
     behind = max_length - length
     embeds = torch.nn.functional.pad(embeds.masked_fill(~mask[..., None], 0), (0, 0, 0, behind))
     return embeds, torch.nn.functional.pad(mask, (0, behind))

@@ -62,6 +62,17 @@ def test_embeddings_have_any_length(pipe):
     assert_same(draw(pipe, None, prompt_embeds=embeds[:, :3], negative_prompt_embeds=negative), away)
 
 
+def test_padding_of_all_texts_is_not_computed(pipe):
+    lengths = []
+    handle = pipe.transformer.caption_projection.register_forward_hook(
+        lambda _, args, out: lengths.append(out.shape[1])
+    )
+    for prompt, negative in (("cat", ""), (["cat", "abcdefgh"], ""), ("a", "a dog"), ("", "")):
+        draw(pipe, prompt, negative_prompt=negative, num_inference_steps=1)
+    handle.remove()
+    assert lengths == [3, 6, 5, 1]
+
+
 class TestAutoGuidance:
     """A weak model in place of the prediction without text."""
 

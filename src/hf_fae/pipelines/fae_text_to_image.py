@@ -163,11 +163,12 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
 
 
 def _of_one_length(condition, negative_condition):
-    """Embeddings and masks of both, the shorter ones padded by what is no text."""
+    """Embeddings and masks of both, as long as their longest text: behind a mask padding is nothing but work."""
     parts = [part for part in (condition, negative_condition) if part is not None]
-    length = max(embeds.shape[1] for embeds, _ in parts)
-    padded = []
-    for embeds, mask in parts:
-        missing = length - embeds.shape[1]
-        padded.append((F.pad(embeds, (0, 0, 0, missing)), F.pad(mask, (0, missing))))
-    return padded[0], padded[1] if negative_condition is not None else None
+    ends = [(mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().item() for _, mask in parts]
+    length = max(1, *ends)
+    parts = [
+        (F.pad(embeds, (0, 0, 0, length - embeds.shape[1])), F.pad(mask, (0, length - mask.shape[1])))
+        for embeds, mask in parts
+    ]
+    return parts[0], parts[1] if negative_condition is not None else None
