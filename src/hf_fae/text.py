@@ -16,14 +16,23 @@ def load_text_encoder(
     path: str, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """The tokenizer and the text encoder of a Hub id or a folder: T5, BERT, MiniLM, ..., or the text tower of CLIP or
-    SigLIP."""
+    SigLIP.
+
+    Raises:
+        ValueError: the checkpoint lacks weights of the encoder; a pooler, which nobody reads, may be missing.
+        OSError: files that are not there.
+    """
     config = AutoConfig.from_pretrained(path)
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
         model_class = AutoModelForTextEncoding
     else:
         text_config = getattr(config, "text_config", config)
         model_class = getattr(transformers, type(text_config).__name__.replace("Config", "Model"))
-    return AutoTokenizer.from_pretrained(path), model_class.from_pretrained(path, dtype=dtype)
+    model, info = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    # transformers only warns and leaves these random
+    if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
+        raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
+    return AutoTokenizer.from_pretrained(path), model
 
 
 @torch.no_grad()
