@@ -63,6 +63,7 @@ def new_pipeline(args: STARFlowArguments, data: ImageData | CachedLatents) -> FA
             "max_caption_length": captions.max_length,
         }
         components = {"text_encoder": captions.text_encoder, "tokenizer": captions.tokenizer}
+        components["text_encoder_id"] = captions.hub_id
     transformer = STARFlowTransformer2DModel(
         sample_size=latent_size(vae, data),
         patch_size=args.patch_size,

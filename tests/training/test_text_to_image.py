@@ -173,14 +173,17 @@ class TestLora:
         assert "pipe('my dog')" in card or 'pipe("my dog")' in card
 
 
-def test_pushed_to_the_hub(hub, fae, parquet_folder, text_encoder, script):
-    """What a training pushes draws a prompt by the snippet that the Hub prints."""
+def test_pushed_to_the_hub(hub, fae, parquet_folder):
+    """What a training pushes draws a prompt by the snippet that the Hub prints, and knows its text encoder."""
     from pathlib import Path
 
     scripts = Path(__file__).parents[2] / "training_scripts"
     flags = ["--config", str(scripts / "configs" / SCRIPT[1]), "--vae", str(fae), "--output_dir", "run"]
-    flags += ["--dataset_name", str(parquet_folder), "--caption_column", "kind", "--text_encoder", str(text_encoder)]
+    flags += ["--dataset_name", str(parquet_folder), "--caption_column", "kind", "--text_encoder", "tester/words"]
     hub.run(
+        "from factories import tiny_text_encoder\n"
+        "for part in tiny_text_encoder():\n"
+        "    part.push_to_hub('tester/words')\n"
         f"import sys; sys.path.insert(0, {str(scripts)!r})\n"
         "import train_text_to_image\n"
         f"train_text_to_image.main([*{flags!r}, '--push_to_hub', '--hub_model_id', 'tester/text'])\n"
@@ -196,8 +199,10 @@ def test_pushed_to_the_hub(hub, fae, parquet_folder, text_encoder, script):
     hub.run(
         "import hf_fae\n"
         "from diffusers import DiffusionPipeline\n"
-        "pipe = DiffusionPipeline.from_pretrained('tester/text', text_encoder=None)\n"
-        "assert pipe.text_encoder is None and pipe.transformer is not None\n"
+        "pipe = DiffusionPipeline.from_pretrained('tester/text', text_encoder=None, tokenizer=None)\n"
+        "assert pipe.text_encoder is None\n"
+        "pipe.load_text_encoder()\n"
+        "assert pipe('a ring').images[0].size == (32, 32)\n"
     )
     fetched = hub.downloads("tester/text")[before:]
     assert "transformer/diffusion_pytorch_model.safetensors" in fetched

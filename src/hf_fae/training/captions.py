@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,6 +49,11 @@ class CaptionEncoder(nn.Module):
     def width(self) -> int:
         """Of the embeddings."""
         return self.text_encoder.config.hidden_size
+
+    @property
+    def hub_id(self) -> str | None:
+        """Where everybody finds the text encoder; None if it came from a folder."""
+        return None if self.source is None or Path(self.source).is_dir() else self.source
 
     def forward(self, texts: list[str]) -> torch.Tensor:
         """Embeddings (texts, max_length, width) in fp32, zero behind the end of each text."""
