@@ -330,6 +330,8 @@ def tiny_fae_starflow_pipeline(with_encoder: bool = False, **kwargs) -> FAEStarF
     kwargs = {
         "vae": tiny_fae(with_encoder),
         "transformer": tiny_starflow(),
+        "text_encoder": None,
+        "tokenizer": None,
         "id2label": {index: f"class {index}" for index in range(10)},
         **kwargs,
     }

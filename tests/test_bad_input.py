@@ -158,6 +158,10 @@ TEXT = {
         {"prompt": None, "prompt_embeds": torch.zeros(0, 6, 24)},
         r"prompt_embeds must have shape \(prompts, length, 24\), got \(0, 6, 24\)",
     ),
+    "embeddings with their mask": (
+        {"prompt": None, "prompt_embeds": (torch.zeros(1, 6, 24), torch.ones(1, 6))},
+        "prompt_embeds must be a tensor, got a tuple",
+    ),
     "NaN embeddings": (
         {"prompt": None, "prompt_embeds": torch.full((1, 6, 24), NAN)},
         "prompt_embeds must be finite, got 144 NaN",
@@ -187,13 +191,13 @@ def test_call_of_a_pipeline_with_text(request, kind, arguments, message):
 
 TEXT_FLOW = {
     "class": ({"class_labels": 1}, "class_labels must be None for a flow of captions, which takes a prompt"),
-    "prefix too long": (
+    "too long": (
         {"prompt": None, "prompt_embeds": torch.zeros(1, 7, 24)},
-        r"encoder_hidden_states must have 1 to 6 tokens of width 24, got 7 of 24",
+        "^prompt_embeds must have at most 6 tokens, got 7",
     ),
-    "negative length": (
-        {"negative_prompt_embeds": torch.zeros(1, 3, 24), "guidance_scale": 2.0},
-        "negative_encoder_hidden_states must have 6 tokens as encoder_hidden_states, got 3",
+    "negative too long": (
+        {"negative_prompt_embeds": torch.zeros(1, 7, 24), "guidance_scale": 2.0},
+        "^negative_prompt_embeds must have at most 6 tokens, got 7",
     ),
 }
 
@@ -208,6 +212,10 @@ MASKS = {
     "shape": (
         {"prompt": None, "prompt_embeds": torch.zeros(1, 6, 24), "prompt_attention_mask": torch.ones(1, 5)},
         r"prompt_attention_mask must have shape \(1, 6\) as prompt_embeds, got \(1, 5\)",
+    ),
+    "list": (
+        {"prompt": None, "prompt_embeds": torch.zeros(1, 6, 24), "prompt_attention_mask": [[1] * 6]},
+        "prompt_attention_mask must be a tensor, got a list",
     ),
     "of a text": (
         {"prompt_attention_mask": torch.ones(1, 6)},

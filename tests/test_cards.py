@@ -182,6 +182,25 @@ def test_missing_encoder_is_fetched_in_the_snippet(folder):
     assert "load_encoder" not in snippet(render_card(folder))
 
 
+@pytest.mark.parametrize(
+    "text_encoder_id, line",
+    [
+        ("tester/text", "pipe.load_text_encoder()  # saved without its text encoder: fetches tester/text"),
+        (None, 'pipe.load_text_encoder("PATH_OR_ID")  # saved without its text encoder'),
+    ],
+)
+def test_missing_text_encoder_is_fetched_in_the_snippet(tmp_path, text_encoder_id, line):
+    pipeline, lora = tmp_path / "pipeline", tmp_path / "lora"
+    bare = {"text_encoder": None, "tokenizer": None, "text_encoder_id": text_encoder_id}
+    tiny_fae_text_to_image_pipeline(**bare).save_pretrained(pipeline)
+    lora.mkdir()
+    save_file({}, lora / "pytorch_lora_weights.safetensors")
+    for card in (render_card(pipeline), render_card(lora, TrainingRun(base_model=str(pipeline)))):
+        assert line in snippet(card).splitlines()
+    tiny_fae_text_to_image_pipeline(text_encoder_id=text_encoder_id).save_pretrained(pipeline)
+    assert "load_text_encoder" not in snippet(render_card(pipeline))
+
+
 def test_newest_pictures_of_the_run(folder):
     (folder / "validation").mkdir()
     for name in ("samples-0000200.png", "samples-0001000.png", "pairs-0000200.png"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from factories import tiny_text_encoder
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -14,7 +15,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from hf_fae.text import encode_text
+from hf_fae.text import encode_text, load_text_encoder
 
 
 SIZES = {"vocab_size": 29, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -47,8 +48,8 @@ def test_texts_are_what_each_is_alone_and_zero_behind(encoder, tokenizer):
     for text, row, length in zip(TEXTS, embeds, mask.sum(1).tolist(), strict=True):
         ids = torch.tensor([tokenizer(text).input_ids])
         assert length == ids.shape[1] == len(text)
-        if encoder.config.model_type.startswith("siglip"):  # reads the padding as well, which is token 0
-            ids = torch.nn.functional.pad(ids, (0, 12 - length))
+        if encoder.config.model_type.startswith("siglip"):  # reads its padding as well, which is token 0
+            ids = torch.nn.functional.pad(ids, (0, 16 - length))
         with torch.no_grad():
             alone = encoder(input_ids=ids).last_hidden_state[0, :length]
         torch.testing.assert_close(row[:length], alone, atol=1e-5, rtol=1e-4)
@@ -56,8 +57,6 @@ def test_texts_are_what_each_is_alone_and_zero_behind(encoder, tokenizer):
 
 
 def test_padding_longer_changes_no_text(encoder, tokenizer):
-    if encoder.config.model_type.startswith("siglip"):
-        pytest.skip("reads its padding")
     short, long = (encode_text(tokenizer, encoder, TEXTS, length)[0] for length in (9, 14))
     torch.testing.assert_close(long[:, :9], short, atol=1e-5, rtol=1e-4)
 
@@ -85,6 +84,20 @@ def test_siglip_reads_lower_case(tokenizer):
 def test_empty_text_has_no_token(encoder, tokenizer):
     embeds, mask = encode_text(tokenizer, encoder, ["", "a"], 6)
     assert not mask[0].any() and not embeds[0].any() and embeds.isfinite().all()
+
+
+def test_encoders_are_loaded_whole_or_not_at_all(encoder, tokenizer, tmp_path):
+    for part in (encoder, tokenizer):
+        part.save_pretrained(tmp_path)
+    _, loaded = load_text_encoder(str(tmp_path))
+    assert type(loaded) is type(encoder)
+    assert torch.equal(*(encode_text(tokenizer, model, TEXTS, 12)[0] for model in (encoder, loaded.eval())))
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "norm" in name.lower())
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"(?i)lacks 1 weights of {type(encoder).__name__}, such as .*norm"):
+        load_text_encoder(str(tmp_path))
 
 
 def test_real_sentence_encoder(assets):

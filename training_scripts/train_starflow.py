@@ -54,7 +54,7 @@ def new_pipeline(args: STARFlowArguments, data: ImageData | CachedLatents) -> FA
     vae = open_tokenizer(args.vae, args.image_encoder, data)
     if args.text_encoder is None:
         condition = {"num_classes": len(class_names(data))}
-        components = {"id2label": data.id2label}
+        components = {"text_encoder": None, "tokenizer": None, "id2label": data.id2label}
     else:
         captions = open_caption_encoder(args.text_encoder, args.max_caption_length, data)
         condition = {
@@ -63,6 +63,7 @@ def new_pipeline(args: STARFlowArguments, data: ImageData | CachedLatents) -> FA
             "max_caption_length": captions.max_length,
         }
         components = {"text_encoder": captions.text_encoder, "tokenizer": captions.tokenizer}
+        components["text_encoder_id"] = captions.hub_id
     transformer = STARFlowTransformer2DModel(
         sample_size=latent_size(vae, data),
         patch_size=args.patch_size,

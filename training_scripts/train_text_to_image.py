@@ -72,6 +72,7 @@ def new_pipeline(args: TextToImageArguments, data: ImageData | CachedLatents) ->
         captions.tokenizer,
         guidance_scale=[(0.0, args.guidance_t_high, args.guidance_scale)],
         num_inference_steps=args.num_inference_steps,
+        text_encoder_id=captions.hub_id,
     )
 
 

@@ -178,7 +178,7 @@ def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str
     if kind == "lora":
         if not (run and run.base_model):
             raise ValueError(f"run must name the base_model of the LoRA in {str(folder)!r}, got {run}")
-        facts["reads_text"] = _reads_text(_component_config(run.base_model, "transformer"))
+        facts |= _reading(_config_of(run.base_model), _config_of(run.base_model, "transformer"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "model_cards"),
         undefined=jinja2.StrictUndefined,
@@ -271,7 +271,7 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
             "components": {name: class_name for name, (_, class_name) in parts.items()},
             "labels": labels,
             "num_classes": transformer.get("num_classes"),
-            "reads_text": _reads_text(transformer),
+            **_reading(index, transformer),
             "vae": vae,
             "encoder": vae.get("image_encoder_config"),
             "encoder_id": vae.get("image_encoder_id"),
@@ -314,9 +314,8 @@ def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> 
     """The YAML head. Only Hub ids go there: the Hub makes links of them."""
     tag = "text-to-image" if facts.get("reads_text") else PIPELINE_TAGS.get(kind, DRAWING_TAG)
     base_model = run.base_model if kind == "lora" else facts["encoder_id"]
-    encoder = (facts["encoder"] or _component_config(run.base_model, "vae").get("image_encoder_config") or {}).get(
-        "model", {}
-    )
+    encoder = facts["encoder"] or _config_of(run.base_model, "vae").get("image_encoder_config") or {}
+    encoder = encoder.get("model", {})
     if run.license:
         licence = {"license": run.license}
     else:
@@ -348,18 +347,24 @@ def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> 
     )
 
 
-def _component_config(name: str | None, component: str) -> dict[str, Any]:
-    """The config of a component of a pipeline in a folder, or of one on the Hub that has been loaded here."""
+def _config_of(name: str | None, component: str | None = None) -> dict[str, Any]:
+    """The config of a component of a pipeline, or its own, in a folder or on the Hub if it has been loaded here."""
     if name is None:
         return {}
-    path = Path(name, component, "config.json")
-    if _is_hub_id(name):
-        path = try_to_load_from_cache(name, f"{component}/config.json")
+    file = f"{component}/config.json" if component else "model_index.json"
+    path = try_to_load_from_cache(name, file) if _is_hub_id(name) else Path(name, file)
     return _read_json(Path(path)) if isinstance(path, (str, Path)) else {}
 
 
-def _reads_text(transformer: dict[str, Any]) -> bool:
-    return transformer.get("caption_channels") is not None
+def _reading(index: dict[str, Any], transformer: dict[str, Any]) -> dict[str, Any]:
+    """What a snippet has to know of a pipeline's texts, by the configs of itself and of its transformer."""
+    reads_text = transformer.get("caption_channels") is not None
+    _, text_encoder = index.get("text_encoder") or (None, None)
+    return {
+        "reads_text": reads_text,
+        "lacks_text_encoder": reads_text and text_encoder is None,
+        "text_encoder_id": index.get("text_encoder_id"),
+    }
 
 
 def _prompts(facts: dict[str, Any], run: TrainingRun | None) -> list[str]:

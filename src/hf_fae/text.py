@@ -16,14 +16,23 @@ def load_text_encoder(
     path: str, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """The tokenizer and the text encoder of a Hub id or a folder: T5, BERT, MiniLM, ..., or the text tower of CLIP or
-    SigLIP."""
+    SigLIP.
+
+    Raises:
+        ValueError: the checkpoint lacks weights of the encoder; a pooler, which nobody reads, may be missing.
+        OSError: files that are not there.
+    """
     config = AutoConfig.from_pretrained(path)
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
         model_class = AutoModelForTextEncoding
     else:
         text_config = getattr(config, "text_config", config)
         model_class = getattr(transformers, type(text_config).__name__.replace("Config", "Model"))
-    return AutoTokenizer.from_pretrained(path), model_class.from_pretrained(path, dtype=dtype)
+    model, info = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    # transformers only warns and leaves these random
+    if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
+        raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
+    return AutoTokenizer.from_pretrained(path), model
 
 
 @torch.no_grad()
@@ -39,8 +48,8 @@ def encode_text(
 
     Args:
         tokenizer, text_encoder: any of transformers that gives a `last_hidden_state`: Flan-T5's encoder, the text
-            models of CLIP and SigLIP, BERT, MiniLM, ... SigLIP reads lower-case texts together with their padding, as
-            it has learned to.
+            models of CLIP and SigLIP, BERT, MiniLM, ... SigLIP reads lower-case texts together with their padding to
+            64 tokens, as it has learned to.
         texts: of any length. Those of more tokens than `max_length`, or than the encoder takes, are cut.
         max_length: tokens that all texts are padded to.
         device: where the encoder computes; by default where its weights are, which is not so while it is offloaded.
@@ -56,16 +65,18 @@ def encode_text(
     if reads_padding:
         texts = [text.lower() for text in texts]
     # CLIP's 77 places and SigLIP's 64 are fewer than most generators take.
-    length = min(max_length, tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_length))
+    places = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length))
+    length = min(max_length, places)
     if warns:
         cut = [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > length]
         if cut:
             logger.warning(f"these texts are read up to their token {length} only: {cut}")
     options = {"padding": "max_length", "padding_side": "right", "truncation": True, "return_attention_mask": True}
-    inputs = tokenizer(texts, max_length=length, return_tensors="pt", **options).to(device or text_encoder.device)
-    mask = inputs.attention_mask.bool()
+    read = places if reads_padding else length
+    inputs = tokenizer(texts, max_length=read, return_tensors="pt", **options).to(device or text_encoder.device)
+    mask = inputs.attention_mask[:, :length].bool()
     attention = {} if reads_padding else {"attention_mask": inputs.attention_mask}
-    embeds = text_encoder(input_ids=inputs.input_ids, **attention).last_hidden_state
+    embeds = text_encoder(input_ids=inputs.input_ids, **attention).last_hidden_state[:, :length]
     behind = max_length - length
     embeds = torch.nn.functional.pad(embeds.masked_fill(~mask[..., None], 0), (0, 0, 0, behind))
     return embeds, torch.nn.functional.pad(mask, (0, behind))

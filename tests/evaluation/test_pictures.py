@@ -3,8 +3,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 
 from hf_fae.evaluation.pictures import NumberedPictures, PictureArguments
+from hf_fae.training.pictures import decode_image, lanczos_crop
 
 
 def open_pictures(folder, seed=0, **options):
@@ -43,6 +46,29 @@ def test_max_samples_is_a_fixed_choice(data_folder):
 
 def test_hash_tells_splits_apart(data_folder):
     assert open_pictures(data_folder).fingerprint != open_pictures(data_folder, split="train").fingerprint
+
+
+def test_crop_is_chosen(data_folder):
+    adm, uvit = (
+        NumberedPictures(PictureArguments(dataset_name=str(data_folder), crop=crop).open(24))
+        for crop in ("center", "lanczos")
+    )
+    assert adm.describe() == {**uvit.describe(), "crop": "center"}
+    expected = lanczos_crop(decode_image(uvit.rows[0]["image"]), 24)
+    assert torch.equal(uvit.read(range(1))["images"][0].permute(1, 2, 0), torch.from_numpy(np.array(expected)))
+    assert not torch.equal(uvit.read(range(1))["images"], adm.read(range(1))["images"])
+
+
+def test_captions_in_json(tmp_path):
+    """As in WebDataset files; rows without one are left out."""
+    texts = ["a cat", None, " a dog ", "", "a sun"]
+    rows = [{"image": {"bytes": b"", "path": None}, "json": {"caption": text, "number": 1}} for text in texts]
+    features = Features({"image": ImageFeature(), "json": {"caption": Value("string"), "number": Value("int64")}})
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "validation.parquet")
+    arguments = PictureArguments(dataset_name=str(tmp_path), caption_column="json.caption")
+    pictures = NumberedPictures(arguments.open(32))
+    assert pictures.captions() == ["a cat", "a dog", "a sun"] and len(pictures) == 5
+    assert pictures.fingerprint == pictures.select(range(5)).fingerprint != pictures.select(range(4)).fingerprint
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,11 @@ def test_lora_of_a_flow_brings_a_class(tmp_path):
     assert_same(draw(fresh, "my-dog"), expected)
     fresh.unload_lora_weights()
     assert torch.equal(draw(fresh, 2), plain) and fresh.transformer.config.num_classes == 10
+
+
+def test_shorter_embeddings_are_padded(text_pipe):
+    """A flow has no mask: it is to see texts as in training."""
+    (embeds, _), (negative, _) = text_pipe.encode_prompt("cat"), text_pipe.encode_prompt("dog")
+    expected = draw(text_pipe, "cat", negative_prompt="dog")
+    short = {"prompt_embeds": embeds[:, :3], "negative_prompt_embeds": negative[:, :3]}
+    assert torch.equal(draw(text_pipe, None, **short), expected)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from drawing import assert_same, count_batches, draw
 from factories import tiny_fae_text_to_image_pipeline, tiny_lightning_dit, tiny_mmdit
 from torch.nn import functional as F
@@ -62,6 +62,17 @@ def test_embeddings_have_any_length(pipe):
     assert_same(draw(pipe, None, prompt_embeds=embeds[:, :3], negative_prompt_embeds=negative), away)
 
 
+def test_padding_of_all_texts_is_not_computed(pipe):
+    lengths = []
+    handle = pipe.transformer.caption_projection.register_forward_hook(
+        lambda _, args, out: lengths.append(out.shape[1])
+    )
+    for prompt, negative in (("cat", ""), (["cat", "abcdefgh"], ""), ("a", "a dog"), ("", "")):
+        draw(pipe, prompt, negative_prompt=negative, num_inference_steps=1)
+    handle.remove()
+    assert lengths == [3, 6, 5, 1]
+
+
 class TestAutoGuidance:
     """A weak model in place of the prediction without text."""
 
@@ -87,6 +98,20 @@ class TestAutoGuidance:
     def test_of_other_texts(self):
         with pytest.raises(ValueError, match="must have caption_channels 24 as transformer, got 20"):
             tiny_fae_text_to_image_pipeline(guidance_transformer=tiny_mmdit(caption_channels=20))
+
+
+def test_a_scheduler_of_another_kind_is_refused():
+    """Also one that takes the place of the right one, as diffusers' users do it."""
+    message = "must be of flow matching .*, got a DDIMScheduler with 'epsilon'"
+    with pytest.raises(ValueError, match=message):
+        tiny_fae_text_to_image_pipeline(scheduler=DDIMScheduler())
+    pipe = tiny_fae_text_to_image_pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match=message):
+        draw(pipe)
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **flow)
+    assert draw(pipe).isfinite().all()
 
 
 def test_a_denoiser_of_classes_is_refused():

@@ -61,11 +61,20 @@ def test_long_texts_are_cut(pipe, caplog):
     assert "up to their token 6 only: ['abcdefxy']" in caplog.text
 
 
-def test_loads_without_text_encoder(pipe, tmp_path):
+def test_loads_with_another_text_encoder(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
-    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is type(pipe)
-    bare = type(pipe).from_pretrained(tmp_path, text_encoder=None, tokenizer=None)
-    assert bare.text_encoder is None
+    text_encoder, _ = tiny_text_encoder()
+    for cls in (type(pipe), DiffusionPipeline):
+        loaded = cls.from_pretrained(tmp_path, text_encoder=text_encoder)
+        assert type(loaded) is type(pipe) and loaded.text_encoder is text_encoder and loaded.tokenizer is not None
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_loads_without_text_encoder(pipe, tmp_path, is_named):
+    pipe.save_pretrained(tmp_path)
+    cls = type(pipe) if is_named else DiffusionPipeline
+    bare = cls.from_pretrained(tmp_path, text_encoder=None, tokenizer=None)
+    assert bare.text_encoder is None and bare.tokenizer is None
     embeds, _ = pipe.encode_prompt("a cat")
     negative, _ = pipe.encode_prompt("")
     given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}

@@ -493,7 +493,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
-            ("crop", "corner", "crop must be 'center' or 'random', got 'corner'"),
+            ("crop", "corner", "crop must be 'center', 'random' or 'lanczos', got 'corner'"),
             ("min_image_side", 0, "min_image_side must be at least 1, got 0"),
             ("max_train_samples", 0, "max_train_samples must be at least 1, got 0"),
             ("num_classes", 5, "num_classes=5, but column 'label' has 4 classes"),
@@ -568,6 +568,22 @@ class TestCaptionFields:
         (batch,) = take(data, 1, 6)
         numbers = [row % 10**9 for row in batch["row_ids"].tolist()]
         assert batch["captions"] == ["short" if column == "blip.txt" else f"long {number}" for number in numbers]
+
+    def read_with(self, shards, text):
+        """A batch of the six rows and of a seventh one with this JSON."""
+        with tarfile.open(shards / "train-0000.tar", "a") as tar:
+            for extension, data in {"jpg": encode(noise()), "json": text.encode()}.items():
+                member = tarfile.TarInfo(f"0006.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        data = make_data(shards, streaming=True, image_column="jpg", caption_column="json.llava")
+        return take(data, 1, 7)[0]
+
+    def test_json_of_another_form_ends_a_shard(self, shards):
+        assert (6, BROKEN_SHARD) in self.read_with(shards, "[1, 2]")["damaged"]
+
+    def test_half_a_surrogate_pair_is_replaced(self, shards):
+        assert "a bear ?" in self.read_with(shards, json.dumps({"llava": "a bear \ud83d"}))["captions"]
 
     @pytest.mark.parametrize(
         ("column", "message"),

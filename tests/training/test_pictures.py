@@ -6,7 +6,7 @@ from damaged import damaged_pictures, encode, noise, odd_pictures
 from PIL import Image, ImageFile
 
 from hf_fae.training.damage import DamagedRow
-from hf_fae.training.pictures import center_crop, decode_image, random_crop, to_rgb
+from hf_fae.training.pictures import center_crop, decode_image, lanczos_crop, random_crop, to_rgb
 
 
 class TestDecoding:
@@ -91,6 +91,12 @@ class TestDecoding:
         assert np.asarray(center_crop(image, 256))[120:136, 120:136].min() == 255
         assert random_crop(image, 256, np.random.default_rng(0)).size == (256, 256)
         assert max(width * height for width, height in sizes) <= 8 * 320 * 320
+
+
+def test_lanczos_crop_is_the_centre_square_made_smaller():
+    image = noise(100, 61)
+    expected = image.crop((19, 0, 80, 61)).resize((32, 32), Image.Resampling.LANCZOS)
+    assert lanczos_crop(image, 32).tobytes() == expected.tobytes() != center_crop(image, 32).tobytes()
 
 
 class TestRandomCrop:

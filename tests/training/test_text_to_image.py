@@ -93,6 +93,8 @@ def test_pipeline_of_a_run(tmp_path, latents, train_here, parquet_folder, fae):
     plain = ["--vae", str(fae), "--dataset_name", str(parquet_folder)]
     with pytest.raises(ValueError, match="text_encoder must name what reads the captions, got None"):
         train_here(*SCRIPT, tmp_path / "never", *plain, "--caption_column", "kind")
+    with pytest.raises(ValueError, match="text_encoder 'absent' cannot be loaded"):
+        train_here(*SCRIPT, tmp_path / "never", *plain, "--caption_column", "kind", "--text_encoder", "absent")
     with pytest.raises(ValueError, match="either from caption_column .*, got no captions"):
         train_here(*SCRIPT, tmp_path / "never", *plain, "--text_encoder", str(first / "text_encoder"))
     assert not (tmp_path / "never" / "log.jsonl").exists()
@@ -171,14 +173,17 @@ class TestLora:
         assert "pipe('my dog')" in card or 'pipe("my dog")' in card
 
 
-def test_pushed_to_the_hub(hub, fae, parquet_folder, text_encoder, script):
-    """What a training pushes draws a prompt by the snippet that the Hub prints."""
+def test_pushed_to_the_hub(hub, fae, parquet_folder):
+    """What a training pushes draws a prompt by the snippet that the Hub prints, and knows its text encoder."""
     from pathlib import Path
 
     scripts = Path(__file__).parents[2] / "training_scripts"
     flags = ["--config", str(scripts / "configs" / SCRIPT[1]), "--vae", str(fae), "--output_dir", "run"]
-    flags += ["--dataset_name", str(parquet_folder), "--caption_column", "kind", "--text_encoder", str(text_encoder)]
+    flags += ["--dataset_name", str(parquet_folder), "--caption_column", "kind", "--text_encoder", "tester/words"]
     hub.run(
+        "from factories import tiny_text_encoder\n"
+        "for part in tiny_text_encoder():\n"
+        "    part.push_to_hub('tester/words')\n"
         f"import sys; sys.path.insert(0, {str(scripts)!r})\n"
         "import train_text_to_image\n"
         f"train_text_to_image.main([*{flags!r}, '--push_to_hub', '--hub_model_id', 'tester/text'])\n"
@@ -189,3 +194,16 @@ def test_pushed_to_the_hub(hub, fae, parquet_folder, text_encoder, script):
     )
     files = hub.files("tester/text")
     assert {"README.md", "model_index.json", "text_encoder/config.json", "log.jsonl"} <= set(files)
+
+    before = len(hub.downloads("tester/text"))
+    hub.run(
+        "import hf_fae\n"
+        "from diffusers import DiffusionPipeline\n"
+        "pipe = DiffusionPipeline.from_pretrained('tester/text', text_encoder=None, tokenizer=None)\n"
+        "assert pipe.text_encoder is None\n"
+        "pipe.load_text_encoder()\n"
+        "assert pipe('a ring').images[0].size == (32, 32)\n"
+    )
+    fetched = hub.downloads("tester/text")[before:]
+    assert "transformer/diffusion_pytorch_model.safetensors" in fetched
+    assert "text_encoder/model.safetensors" not in fetched  # but it may be many times as large

@@ -1,9 +1,11 @@
 """The pictures of a data set by number, 8 bits deep: what evaluations measure on."""
 
+import contextlib
 import copy
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -28,7 +30,13 @@ class PictureArguments:
     split: str = field(default="validation", metadata={"help": "Split to measure on; slices such as train[9:] work."})
     image_column: str = field(default="image", metadata={"help": "Column of the pictures."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes."})
-    caption_column: str | None = field(default=None, metadata={"help": "Column of the captions."})
+    caption_column: str | None = field(
+        default=None, metadata={"help": "Column of the captions, or json.caption for a field of the column json."}
+    )
+    crop: Literal["center", "lanczos"] = field(
+        default="center",
+        metadata={"help": "How squares are cut out: as ADM does it, or as U-ViT, for text to image on COCO."},
+    )
     max_samples: int | None = field(
         default=None, metadata={"help": "Measure on a fixed random choice of N rows; none: on all of them."}
     )
@@ -77,6 +85,7 @@ class PictureArguments:
                 image_column=self.image_column,
                 label_column=self.label_column,
                 caption_column=self.caption_column,
+                crop=self.crop,
                 resolution=resolution,
                 random_flip=False,
                 max_validation_samples=self.max_samples or 10**9,
@@ -100,7 +109,7 @@ def _check_disjoint(train_split, split, data):
 
 
 class NumberedPictures:
-    """The pictures of one split, cropped as ADM does it.
+    """The pictures of one split, cropped as its data set says: by default as ADM does it.
 
     Args:
         data: the data set.
@@ -124,14 +133,21 @@ class NumberedPictures:
         """Which pictures these are, JSON-able."""
         args = self.data.args
         split = args.train_split if self.split == "train" else args.validation_split
-        return {"dataset": args.dataset_name, "split": split, "fingerprint": self.fingerprint, "count": len(self)}
+        rows = {"split": split, "fingerprint": self.fingerprint, "count": len(self)}
+        return {"dataset": args.dataset_name, **rows, "crop": args.crop}
 
     @property
     def fingerprint(self) -> str:
         """Of the pictures, labels and captions, wherever their files lie (see `fingerprint_rows`)."""
-        args = self.data.args
-        columns = [name for name in (args.label_column, args.caption_column) if name]
-        return fingerprint_rows(self.rows, args.image_column, columns)
+        return fingerprint_rows(self.data, self.rows)
+
+    def captions(self) -> list[str]:
+        """Those of all rows that have one, in their order."""
+        column, captions = self.data.find_column(self.rows, self.data.args.caption_column), []
+        for row in self.rows.select_columns([column]):
+            with contextlib.suppress(DamagedRow):
+                captions.append(self.data.caption(row))
+        return captions
 
     def read(self, numbers: range) -> dict:
         """Pictures by their numbers, decoded in threads.

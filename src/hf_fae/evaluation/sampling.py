@@ -77,15 +77,14 @@ class Sampler:
             if pictures.caption_column is None:
                 raise ValueError("caption_column must name the prompts of a pipeline that reads text, got None")
             self.data = NumberedPictures(pictures.open(self.resolution, args.seed))
-            captions = self.data.rows.select_columns([pictures.caption_column])[:][pictures.caption_column]
-            usable = [caption.strip() for caption in captions if isinstance(caption, str) and caption.strip()]
-            self.damaged, self.count = len(captions) - len(usable), min(self.count, len(usable))
+            captions = self.data.captions()
+            self.damaged, self.count = len(self.data) - len(captions), min(self.count, len(captions))
             if self.count < 10:
                 raise ValueError(
                     f"caption_column {pictures.caption_column!r} must hold at least 10 texts, got {self.count}"
                 )
-            order = np.random.default_rng(args.seed).permutation(len(usable))[: self.count]
-            self._prompts = [usable[place] for place in order]
+            order = np.random.default_rng(args.seed).permutation(len(captions))[: self.count]
+            self._prompts = [captions[place] for place in order]
         self.call = self._call_arguments()
         scheduler = getattr(self.pipe, "scheduler", None)
         self.settings = {

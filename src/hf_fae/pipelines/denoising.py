@@ -41,7 +41,12 @@ class DenoisingPipeline(LatentPipeline):
         )
 
     def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
-        """Set the scheduler's grid, uniform in sigma before the scheduler's shift."""
+        """Set the scheduler's grid, uniform in sigma before the scheduler's shift.
+
+        Raises:
+            ValueError: a scheduler that does not go with the transformer, or steps or sigmas that it does not take.
+        """
+        _check_kinds(self.transformer, self.scheduler, self.guidance_transformer)  # it may have been replaced
         if isinstance(self.scheduler, DDPMScheduler):
             if sigmas is not None:
                 raise ValueError(
@@ -150,6 +155,11 @@ def _check_kinds(transformer, scheduler, guidance_transformer):
     is_ddpm = isinstance(scheduler, DDPMScheduler)
     if is_ddpm:
         check_scheduler(scheduler)
+    elif (prediction_type := scheduler.config.get("prediction_type", "flow_prediction")) != "flow_prediction":
+        raise ValueError(
+            "scheduler must be of flow matching (prediction_type 'flow_prediction'), "
+            f"got a {type(scheduler).__name__} with {prediction_type!r}"
+        )
     wanted = "epsilon" if is_ddpm else "velocity"
     for name, model in (("transformer", transformer), ("guidance_transformer", guidance_transformer)):
         kind = wanted if model is None else model.config.get("prediction_type", "velocity")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generators.starflow import STARFlowTransformer2DModel
@@ -28,8 +29,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
         transformer: a flow, such as `STARFlowTransformer2DModel`.
         text_encoder, tokenizer: of a flow with captions: any encoder of transformers that has a `last_hidden_state`
-            (the paper: Flan-T5-XL). May be left out; then calls take `prompt_embeds`, or `load_text_encoder` comes
-            first.
+            (the paper: Flan-T5-XL). May be None; then calls take `prompt_embeds`, or `load_text_encoder` comes first.
         text_encoder_id: where that finds them if it is told nothing else, saved with the pipeline.
         id2label: names of the classes, `{id: name}`.
         guidance_scale, denoise: what calls use by default, saved with the pipeline: the settings that go with the
@@ -43,8 +43,8 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         self,
         vae: Tokenizer,
         transformer: STARFlowTransformer2DModel,
-        text_encoder: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
         id2label: dict | None = None,
         guidance_scale: float | dict = 1.0,
         denoise: bool = True,
@@ -117,7 +117,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
             generator: of the noise; with a list, one for each image, an image is the same in any batch.
             latents: start from these instead of noise (images, C, H, W).
             prompt_embeds, negative_prompt_embeds: instead of texts (prompts, length, caption_channels), zero behind
-                their ends.
+                their ends, no longer than in training.
             output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
             return_dict: return an `ImagePipelineOutput` instead of a tuple.
             attention_kwargs: handed to the transformer; `{"scale": s}` scales LoRA layers.
@@ -213,7 +213,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
             return {"class_labels": labels}, {"negative_class_labels": negative}
         labels = {"class_labels": class_labels, "negative_class_labels": negative_class_labels}
         self._refuse(labels, "a flow of captions, which takes a prompt")
-        (embeds, _), negative = self.prepare_prompt_embeds(
+        condition, negative = self.prepare_prompt_embeds(
             prompt,
             negative_prompt,
             prompt_embeds,
@@ -221,7 +221,16 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
             num_images_per_prompt=num_images_per_prompt,
             is_guided=is_guided,
         )
-        return {"encoder_hidden_states": embeds}, {"negative_encoder_hidden_states": negative and negative[0]}
+        embeds = self._pad_embeds("prompt", condition[0])
+        negative_embeds = negative and self._pad_embeds("negative_prompt", negative[0])
+        return {"encoder_hidden_states": embeds}, {"negative_encoder_hidden_states": negative_embeds}
+
+    def _pad_embeds(self, name, embeds):
+        """To the length of training: a flow sees the padding."""
+        length = self.transformer.config.max_caption_length
+        if embeds.shape[1] > length:
+            raise ValueError(f"{name}_embeds must have at most {length} tokens, got {embeds.shape[1]}")
+        return F.pad(embeds, (0, 0, 0, length - embeds.shape[1]))
 
     @staticmethod
     def _refuse(arguments, kind):

@@ -28,7 +28,7 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
             that the denoiser was trained with.
         text_encoder, tokenizer: any encoder of transformers that has a `last_hidden_state` (the paper: Flan-T5-XL).
-            May be left out; then calls take `prompt_embeds`, or `load_text_encoder` comes first.
+            May be None; then calls take `prompt_embeds`, or `load_text_encoder` comes first.
         text_encoder_id: where that finds them if it is told nothing else, saved with the pipeline.
         guidance_scale, num_inference_steps: what calls use by default, saved with the pipeline: the settings that go
             with the weights. Forms as in `Guidance.of`; FAE draws with `[(0.0, 0.9, 1.5)]` (appendix D).
@@ -43,8 +43,8 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         vae: Tokenizer,
         transformer: MMDiTTransformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
-        text_encoder: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
         guidance_scale: float | list | dict = 1.0,
         num_inference_steps: int = 250,
         guidance_transformer: MMDiTTransformer2DModel | None = None,
@@ -163,11 +163,12 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
 
 
 def _of_one_length(condition, negative_condition):
-    """Embeddings and masks of both, the shorter ones padded by what is no text."""
+    """Embeddings and masks of both, as long as their longest text: behind a mask padding is nothing but work."""
     parts = [part for part in (condition, negative_condition) if part is not None]
-    length = max(embeds.shape[1] for embeds, _ in parts)
-    padded = []
-    for embeds, mask in parts:
-        missing = length - embeds.shape[1]
-        padded.append((F.pad(embeds, (0, 0, 0, missing)), F.pad(mask, (0, missing))))
-    return padded[0], padded[1] if negative_condition is not None else None
+    ends = [(mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().item() for _, mask in parts]
+    length = max(1, *ends)
+    parts = [
+        (F.pad(embeds, (0, 0, 0, length - embeds.shape[1])), F.pad(mask, (0, length - mask.shape[1])))
+        for embeds, mask in parts
+    ]
+    return parts[0], parts[1] if negative_condition is not None else None

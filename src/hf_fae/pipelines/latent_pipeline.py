@@ -59,7 +59,7 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
             if side is not None and (side < multiple or side % multiple):
                 raise ValueError(f"{name} must be a positive multiple of {multiple}, got {side}")
         for name, number in counts.items():
-            if not isinstance(number, int) or number < 1:
+            if type(number) is not int or number < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {number!r}")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}")

@@ -14,7 +14,8 @@ class PromptMixin:
     """For a pipeline with `text_encoder`, `tokenizer` and a `transformer` that has `config.caption_channels`.
 
     Both may be absent, which spares a checkpoint what is often its largest part: `config.text_encoder_id` says then
-    what `load_text_encoder` is to fetch.
+    what `load_text_encoder` is to fetch. Nevertheless `__init__` takes them without a default: no others can be
+    replaced or left out in `DiffusionPipeline.from_pretrained`.
     """
 
     def init_prompts(self, text_encoder_id: str | None) -> None:
@@ -88,8 +89,8 @@ class PromptMixin:
         they are not zero.
 
         Raises:
-            ValueError: neither or both of a text and its embeddings, embeddings or a mask of another shape or not
-                finite, or another number of negative ones than one or one for each.
+            ValueError: neither or both of a text and its embeddings, embeddings or a mask that are no tensors, of
+                another shape or not finite, or another number of negative ones than one or one for each.
         """
         if (prompt is None) == (prompt_embeds is None):
             both = "neither" if prompt is None else "both"
@@ -117,6 +118,9 @@ class PromptMixin:
                     f"{name}_attention_mask must be None without {name}_embeds, got {type(mask).__name__}"
                 )
             return self.encode_prompt(prompt, name)
+        for argument, value in ((f"{name}_embeds", embeds), (f"{name}_attention_mask", mask)):
+            if not isinstance(value, torch.Tensor | None):
+                raise ValueError(f"{argument} must be a tensor, got a {type(value).__name__}")
         width = self.transformer.config.caption_channels
         if embeds.ndim != 3 or embeds.shape[2] != width or 0 in embeds.shape:
             raise ValueError(f"{name}_embeds must have shape (prompts, length, {width}), got {tuple(embeds.shape)}")

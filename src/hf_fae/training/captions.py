@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..loading import loading
 from ..text import encode_text, load_text_encoder
 from .fingerprints import fingerprint_parameters
 
@@ -48,6 +50,11 @@ class CaptionEncoder(nn.Module):
         """Of the embeddings."""
         return self.text_encoder.config.hidden_size
 
+    @property
+    def hub_id(self) -> str | None:
+        """Where everybody finds the text encoder; None if it came from a folder."""
+        return None if self.source is None or Path(self.source).is_dir() else self.source
+
     def forward(self, texts: list[str]) -> torch.Tensor:
         """Embeddings (texts, max_length, width) in fp32, zero behind the end of each text."""
         return encode_text(self.tokenizer, self.text_encoder, texts, self.max_length, warns=False)[0].float()
@@ -66,9 +73,11 @@ def load_caption_encoder(path: str, max_length: int = CAPTION_LENGTH) -> Caption
     """The text encoder of a Hub id or a folder, in fp32.
 
     Raises:
-        ValueError: as `CaptionEncoder`.
+        ValueError: it cannot be loaded, or as `CaptionEncoder`.
     """
-    return CaptionEncoder(*load_text_encoder(path), max_length, path)
+    with loading("text_encoder", path):
+        tokenizer, text_encoder = load_text_encoder(path)
+    return CaptionEncoder(tokenizer, text_encoder, max_length, path)
 
 
 def pack_embeds(embeds: torch.Tensor) -> list[bytes]:

@@ -19,7 +19,7 @@ from . import damage
 from .damage import MAX_ATTEMPTS, DamagedRow, DamageReport, first_good
 from .folders import find_splits
 from .order import choose_row, group_rows, indexed_batches, is_mirrored, load_batches, row_random
-from .pictures import center_crop, decode_image, random_crop
+from .pictures import center_crop, decode_image, lanczos_crop, random_crop
 from .reading import read_rows
 from .streaming import StreamedRows, open_shard
 
@@ -55,8 +55,9 @@ class DataArguments:
         default=None, metadata={"help": "An epoch has one random row of each value of this column; none: all rows."}
     )
     resolution: int = field(default=256, metadata={"help": "Side of the square training pictures, in pixels."})
-    crop: Literal["center", "random"] = field(
-        default="center", metadata={"help": "Which square of a training picture: the middle, or any of varying size."}
+    crop: Literal["center", "random", "lanczos"] = field(
+        default="center",
+        metadata={"help": "Which square of a training picture: the middle, any of varying size, or U-ViT's middle."},
     )
     random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training pictures."})
     min_image_side: int = field(default=16, metadata={"help": "Pictures with a shorter side are damaged rows."})
@@ -110,8 +111,8 @@ class ImageData:
             value = getattr(args, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if args.crop not in ("center", "random"):
-            raise ValueError(f"crop must be 'center' or 'random', got {args.crop!r}")
+        if args.crop not in ("center", "random", "lanczos"):
+            raise ValueError(f"crop must be 'center', 'random' or 'lanczos', got {args.crop!r}")
         self.args = args
         self.seed = seed
         self.validation_damage, self._validation_samples = DamageReport(), None
@@ -339,12 +340,23 @@ class ImageData:
             )
         return self._label_ids[label]
 
-    def _caption(self, row):
+    def caption(self, row: dict) -> str:
+        """The caption of a row, without the white space around it.
+
+        Half a surrogate pair, which JSON may have and no tokenizer takes, becomes a question mark.
+
+        Raises:
+            DamagedRow: it has none.
+        """
         name = self.args.caption_column
         if name in row:
-            return row[name]
-        column, _, field = name.partition(".")
-        return (row[column] or {}).get(field)
+            caption = row[name]
+        else:
+            column, _, field = name.partition(".")
+            caption = row[column].get(field) if isinstance(row[column], dict) else None
+        if not isinstance(caption, str) or not caption.strip():
+            raise DamagedRow(damage.NO_CAPTION, f"column {name!r} holds {caption!r}")
+        return caption.strip().encode(errors="replace").decode()
 
     def example(self, row: dict, random: np.random.Generator | None = None) -> dict:
         """A row as tensors and text: cropped and mirrored at random if there are random numbers to draw from.
@@ -356,10 +368,7 @@ class ImageData:
         if args.label_column:
             example["class_labels"] = self.class_label(row)
         if args.caption_column:
-            caption = self._caption(row)
-            if not isinstance(caption, str) or not caption.strip():
-                raise DamagedRow(damage.NO_CAPTION, f"column {args.caption_column!r} holds {caption!r}")
-            example["captions"] = caption.strip()
+            example["captions"] = self.caption(row)
         try:
             image = decode_image(row[args.image_column], args.min_image_side)
         except FileNotFoundError as error:
@@ -367,7 +376,8 @@ class ImageData:
         if random is not None and args.crop == "random":
             image = random_crop(image, args.resolution, random)
         else:
-            image = center_crop(image, args.resolution)
+            crop = lanczos_crop if args.crop == "lanczos" else center_crop
+            image = crop(image, args.resolution)
         pixels = from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         if random is not None:
             example["mirrored"] = args.random_flip and is_mirrored(random)

@@ -24,18 +24,20 @@ def fingerprint_parameters(parameters: Iterable[torch.Tensor], settings=None) ->
     return hashlib.sha256(json.dumps([sorted(digests), settings]).encode()).hexdigest()[:32]
 
 
-def fingerprint_rows(rows, image_column: str, columns: list[str]) -> str:
-    """Hash of the rows in their order: length and last 4 KiB of every picture, and the other columns.
+def fingerprint_rows(data: ImageData, rows) -> str:
+    """Hash of the rows in their order: length and last 4 KiB of every picture, labels, captions and groups.
 
     It does not depend on where the files lie. Pictures behind URLs count by their URL: they are not fetched.
 
     Args:
-        rows: an indexed data set whose pictures are not decoded.
-        columns: those beside the pictures.
+        data: says which columns these are.
+        rows: an indexed data set whose pictures are not decoded, of `data`.
     """
-    digest = hashlib.sha256()
+    args, digest = data.args, hashlib.sha256()
+    names = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
+    columns = [data.find_column(rows, name) for name in names]
     for table in rows.with_format("arrow").iter(batch_size=1000):
-        for cell in table[image_column]:
+        for cell in table[args.image_column]:
             digest.update(_end(cell) if cell.is_valid else b"none")
         values = [table[name].to_pylist() for name in columns]
         digest.update(json.dumps(values, default=str).encode())
@@ -43,11 +45,8 @@ def fingerprint_rows(rows, image_column: str, columns: list[str]) -> str:
 
 
 def fingerprint_split(data: ImageData, split: str) -> str:
-    """What identifies the rows of "train" or "validation": pictures, labels, captions and groups."""
-    args = data.args
-    names = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
-    rows = data.rows(split)[1]
-    return fingerprint_rows(rows, args.image_column, [data.find_column(rows, name) for name in names])
+    """What identifies the rows of "train" or "validation"."""
+    return fingerprint_rows(data, data.rows(split)[1])
 
 
 def _end(cell):

@@ -11,7 +11,7 @@ from . import damage
 from .reading import wait_before_retry
 
 
-__all__ = ["center_crop", "decode_image", "random_crop", "to_rgb"]
+__all__ = ["center_crop", "decode_image", "lanczos_crop", "random_crop", "to_rgb"]
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 256 MiB as RGB
 MAX_ASPECT = 8  # of longer pictures the ends are cut off before anything is enlarged
@@ -74,6 +74,15 @@ def random_crop(image, size: int, random: np.random.Generator):
     """ADM's random crop: the shorter side becomes a random size up to `size` / 0.8, the place is random, too."""
     shorter_side = int(random.integers(size, math.ceil(size / 0.8) + 1))
     return _crop(image, size, shorter_side, lambda room: int(random.integers(room + 1)))
+
+
+def lanczos_crop(image, size: int):
+    """U-ViT's square crop (arXiv 2209.12152), by which text to image is compared on COCO: cut out the centre, then
+    Lanczos to `size`."""
+    from PIL import Image
+
+    side = min(image.size)
+    return _window(image, side, side, lambda room: room // 2).resize((size, size), Image.Resampling.LANCZOS)
 
 
 def _crop(image, size, shorter_side, place):

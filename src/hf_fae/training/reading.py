@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 WAITS = (1, 5, 25)  # seconds before the second, third and fourth attempt
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+# The last two are how `datasets` fails on JSON of another form than that of the first rows.
+BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, AttributeError, TypeError)
 NETWORK_LIBRARIES = ("aiohttp", "botocore", "httpx", "requests")  # not all of their errors are OSErrors
 
 
