@@ -3,7 +3,7 @@
     python training_scripts/emoji_generators.py --output outputs/emoji-generators
 
 The tokenizers are the FAE in `checkpoints/` (256 px, 16x16 latents in patches of 2x2), and an l-DeTok and a MAETok of
-128 px that are trained first, with the configs of `emoji_detok.py` and `emoji_maetok.py`. The generators have 4.1
+128 px that are trained first, longer than in `emoji_detok.py` and `emoji_maetok.py`. The generators have 4.1
 million parameters each and are trained for as many steps, by `train_generator.py` and `train_autoregressive.py`.
 `results.md` has `fid_effnet` of samples against the training pictures. A run that was stopped goes on where it was.
 """
@@ -14,11 +14,12 @@ from demo import ROOT
 from experiment import evaluate, find_judge, parse, repeat, spread, train
 
 
-# Tokenizer -> what it is in the table, the script and the config that train it, and how a generator reads its latents.
+# Tokenizer -> what it is in the table, how it is trained if it is not there, and how a generator reads its latents.
+LONGER = {"resolution": 128, "max_train_steps": 3000, "checkpointing_steps": 500}
 TOKENIZERS = {
     "fae": ("FAE", None, {"patch_size": 2}),
-    "detok": ("l-DeTok", ("train_detok.py", "emoji_detok.yaml"), {}),
-    "maetok": ("MAETok", ("train_maetok.py", "emoji_maetok.yaml"), {}),
+    "detok": ("l-DeTok", ("train_detok.py", "emoji_detok.yaml", LONGER), {}),
+    "maetok": ("MAETok", ("train_maetok.py", "emoji_maetok.yaml", {**LONGER, "num_latent_tokens": 32}), {}),
 }
 DENOISER, AUTOREGRESSIVE = "generator", "autoregressive"
 SIT = {"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": "false"}
@@ -57,9 +58,9 @@ def encode(output: Path, name: str, args) -> Path:
     tokenizer, latents = ROOT / "checkpoints" / "fae-emoji-256", output / f"{name}-latents"
     settings = {"dataset_name": args.data}
     if training is not None:
-        script, config = training
+        script, config, others = training
         tokenizer = output / name
-        train(script, config, tokenizer, settings, args.flags)
+        train(script, config, tokenizer, {**settings, **others}, args.flags)
     else:
         settings |= {"image_encoder": args.encoder, "resolution": 256}
     train("cache_latents.py", "demo_latents.yaml", latents, {**settings, "vae": tokenizer}, [])
