@@ -161,6 +161,7 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         )
         self._interrupt = False
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
+        generator = self.prepare_generator(len(labels), generator)
         noise = self.prepare_latents(len(labels), height, width, generator, latents)
         kept, is_drawn = self.prepare_kept(len(labels), image, mask_image, image_latents)
         order, num_known = self.prepare_order(is_drawn, generator)
