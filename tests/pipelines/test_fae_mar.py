@@ -137,6 +137,10 @@ BAD = {
         {"mask_image": LOWER_HALF, "image_latents": torch.zeros(3, 4, 4, 4)},
         r"image_latents must have shape .* got \(3, 4, 4, 4\)",
     ),
+    "pictures' number": (
+        {"mask_image": LOWER_HALF, "image": [picture()] * 3},
+        r"latents of image must have shape \(1 or 1, 4, 4, 4\), got \(3, 4, 4, 4\)",
+    ),
     "NaN": (
         {"mask_image": LOWER_HALF, "image_latents": LATENTS + float("nan")},
         "image_latents must be finite, got 64 NaN",

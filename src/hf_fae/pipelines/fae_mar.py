@@ -244,14 +244,15 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         if (image is None) == (image_latents is None):
             both = "neither" if image is None else "both"
             raise ValueError(f"mask_image must come with either image or image_latents, got {both}")
+        name = "image_latents"
         if image is not None:
-            image_latents = self.encode_image(image)
+            name, image_latents = "latents of image", self.encode_image(image)
         if image_latents.shape[1:] != shape or len(image_latents) not in (1, batch_size):
             raise ValueError(
-                f"image_latents must have shape (1 or {batch_size}, {', '.join(map(str, shape))}), "
+                f"{name} must have shape (1 or {batch_size}, {', '.join(map(str, shape))}), "
                 f"got {tuple(image_latents.shape)}"
             )
-        check_finite("image_latents", image_latents)
+        check_finite(name, image_latents)
         image_latents = image_latents.to(self._execution_device, torch.float32).expand(batch_size, -1, -1, -1)
         return image_latents, self.prepare_mask(batch_size, mask_image)
 
