@@ -162,8 +162,6 @@ RUNS = {
         "smoke_autoregressive.yaml",
         ["--dataset_name", "{published}/latents", "--model", "random"],
     ),
-    "detok": ("train_detok.py", "smoke_detok.yaml", []),
-    "maetok": ("train_maetok.py", "smoke_maetok.yaml", ["--auxiliary_targets", "dinov2:{published}/encoder=1.0"]),
     "fae-noisy": ("train_fae.py", "smoke_fae.yaml", ["--fae", "{published}/fae", "--latent_noise", "0.3"]),
     "lora": (
         "train_lora.py",
