@@ -5,7 +5,8 @@
 
 Jobs that are compared are run in turn, several rounds; ratios are medians of the rounds. "Recompute" is the same
 drawing without a cache: for each token a full pass over all tokens so far, timed at eight lengths. Trunks are timed
-without their head, which costs both the same: it is a row of its own, as are whole images.
+without their head, which costs both the same: it is a row of its own, as are whole images. On a CPU the seconds are
+those of its threads together: ask for a single one (OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -39,12 +40,14 @@ def make_model(model_class, args):
 
 
 def timed(args, function, *inputs, **options):
-    """Seconds that a call takes."""
-    start = time.perf_counter()
+    """Seconds that a call takes; on a CPU those that its threads work, whatever else the machine does."""
+    is_gpu = torch.device(args.device).type == "cuda"
+    clock = time.perf_counter if is_gpu else time.process_time
+    start = clock()
     function(*inputs, **options)
-    if torch.device(args.device).type == "cuda":
+    if is_gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def make_inputs(model, args):

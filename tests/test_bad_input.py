@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from factories import (
+    tiny_autoregressive,
     tiny_detok,
     tiny_fae,
     tiny_fae_dit_pipeline,
@@ -14,6 +15,7 @@ from factories import (
     tiny_fae_text_to_image_pipeline,
     tiny_lightning_dit,
     tiny_maetok,
+    tiny_mar,
     tiny_mmdit,
     tiny_starflow,
     tiny_text_starflow,
@@ -399,7 +401,10 @@ def test_masks_of_maetok(mask):
 
 
 PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
-    "size": (tiny_detok, {"sample_size": 36}, "sample_size must be a multiple of patch_size 8, got 36"),
+    "size": (tiny_detok, {"sample_size": 36}, "sample_size must be a positive multiple of patch_size 8, got 36"),
+    "no size": (tiny_maetok, {"sample_size": 0}, "sample_size must be a positive multiple of patch_size 8, got 0"),
+    "no patch": (tiny_detok, {"patch_size": 0}, "patch_size must be positive, got 0"),
+    "no heads": (tiny_maetok, {"encoder_num_attention_heads": 0}, "encoder_num_attention_heads must cut .* got 0"),
     "heads": (
         tiny_detok,
         {"encoder_num_attention_heads": 3},
@@ -407,7 +412,11 @@ PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
     ),
     "noise": (tiny_detok, {"noise_type": "salt"}, r"noise_type must be one of \['interpolate', 'add'\], got 'salt'"),
     "gamma": (tiny_detok, {"noise_gamma": -1.0}, "noise_gamma must be finite and not negative, got -1.0"),
-    "1-D size": (tiny_maetok, {"sample_size": [32, 36]}, r"sample_size must be a multiple of .* got \[32, 36\]"),
+    "1-D size": (
+        tiny_maetok,
+        {"sample_size": [32, 36]},
+        r"sample_size must be a positive multiple .* \[32, 36\]",
+    ),
     "narrow": (tiny_maetok, {"decoder_num_attention_heads": 24}, "decoder_num_attention_heads must cut .* got 24"),
     "decoder": (
         tiny_maetok,
@@ -441,9 +450,9 @@ def test_encoder_of_another_width():
 
 
 def test_sizes_that_do_not_divide():
-    with pytest.raises(ValueError, match="sample_size must be a multiple of patch_size 8, got 36"):
+    with pytest.raises(ValueError, match="sample_size must be a positive multiple of patch_size 8, got 36"):
         tiny_fae(sample_size=36)
-    with pytest.raises(ValueError, match="sample_size must be a multiple of patch_size 2, got 5"):
+    with pytest.raises(ValueError, match="sample_size must be a positive multiple of patch_size 2, got 5"):
         tiny_lightning_dit(sample_size=5, patch_size=2)
     with pytest.raises(ValueError, match="pixel_num_attention_heads must divide the width 32, got 3"):
         tiny_fae(pixel_num_attention_heads=3)
@@ -476,6 +485,46 @@ def test_denoiser(shape, message):
         tiny_lightning_dit(patch_size=2)(torch.zeros(shape), torch.tensor(1.0), torch.tensor([0]))
 
 
+TOKEN_GENERATOR = {
+    "channels": ({"hidden_states": torch.zeros(1, 5, 4, 4)}, r"hidden_states must have shape \(batch, 4, 4, 4\), got"),
+    "size": ({"hidden_states": torch.zeros(1, 4, 4, 5)}, r"hidden_states must have shape .* got \(1, 4, 4, 5\)"),
+    "no tokens": ({"noisy_tokens": torch.zeros(1, 2, 0, 4)}, r"noisy_tokens must .* 1 to 16, 4\), got \(1, 2, 0, 4\)"),
+    "too many tokens": ({"noisy_tokens": torch.zeros(1, 2, 17, 4)}, r"noisy_tokens must .* got \(1, 2, 17, 4\)"),
+    "one draw": ({"noisy_tokens": torch.zeros(1, 16, 4)}, r"noisy_tokens must .* got \(1, 16, 4\)"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", TOKEN_GENERATOR.values(), ids=TOKEN_GENERATOR)
+@pytest.mark.parametrize("make", [tiny_mar, tiny_autoregressive])
+def test_token_generator(make, arguments, message):
+    arguments = {
+        "hidden_states": torch.zeros(1, 4, 4, 4),
+        "noisy_tokens": torch.zeros(1, 2, 16, 4),
+        "timestep": torch.zeros(1, 2, 16, dtype=torch.long),
+        "class_labels": torch.tensor([0]),
+        "order": torch.arange(16)[None],
+        **arguments,
+    }
+    with pytest.raises(ValueError, match=message):
+        make()(**arguments)
+
+
+TOKEN_GENERATORS_THAT_CANNOT_BE = {
+    "size": (tiny_mar, {"sample_size": 5, "patch_size": 2}, "sample_size must be a positive multiple of patch_size 2"),
+    "buffer": (tiny_mar, {"num_buffer_tokens": 0}, "num_buffer_tokens must be at least 1, got 0"),
+    "dropout": (tiny_mar, {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+    "order": (tiny_autoregressive, {"order": "spiral"}, "order must be 'raster' or 'random', got 'spiral'"),
+}
+
+
+@pytest.mark.parametrize(
+    "make, config, message", TOKEN_GENERATORS_THAT_CANNOT_BE.values(), ids=TOKEN_GENERATORS_THAT_CANNOT_BE
+)
+def test_token_generator_that_cannot_be(make, config, message):
+    with pytest.raises(ValueError, match=message):
+        make(**config)
+
+
 EMBEDS = torch.zeros(1, 6, 24)
 MMDIT = {
     "channels": ({"hidden_states": torch.zeros(1, 5, 4, 4)}, r"hidden_states must have shape \(batch, 4, .* \(1, 5,"),
@@ -506,7 +555,7 @@ MMDIT_CONFIGS = {
     "no layer": ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
     "no width": ({"caption_channels": 0}, "caption_channels must be at least 1, got 0"),
     "no length": ({"max_caption_length": 0}, "max_caption_length must be at least 1, got 0"),
-    "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a multiple of patch_size 2, got 5"),
+    "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a positive multiple of patch_size 2, got 5"),
 }
 
 
@@ -525,7 +574,7 @@ STARFLOW = {
     "no image": ({"hidden_states": torch.zeros(0, 4, 4, 4)}, r"hidden_states must .* got \(0, 4, 4, 4\)"),
     "odd side": (
         {"hidden_states": torch.zeros(1, 4, 5, 4)},
-        r"sides of hidden_states must be a multiple of patch_size 2, got \(5, 4\)",
+        r"sides of hidden_states must be a positive multiple of patch_size 2, got \(5, 4\)",
     ),
     "NaN": ({"hidden_states": torch.full((1, 4, 4, 4), NAN)}, "hidden_states must be finite, got 64 NaN"),
     "no label": ({"class_labels": None}, "class_labels must be given, got NoneType"),
@@ -570,7 +619,7 @@ FLOW_CONFIGS = {
     "no channels": ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
     "no patch": ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
     "noise": ({"noise_sigma": -0.1}, "noise_sigma must be finite and not negative, got -0.1"),
-    "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a multiple of patch_size 2, got 5"),
+    "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a positive multiple of patch_size 2, got 5"),
 }
 
 

@@ -98,6 +98,11 @@ def test_images_do_not_depend_on_their_batch(pipe):
         torch.testing.assert_close(draw(pipe, label, seed=seed)[0], image, atol=1e-5, rtol=1e-4)
 
 
+def test_generators_in_a_tuple(pipe):
+    several = [draw(pipe, ["cat", "dog"], generator=form(seeded(5, 6))) for form in (list, tuple)]
+    assert torch.equal(*several)
+
+
 def test_images_per_prompt(pipe):
     many = draw(pipe, ["cat", "dog"], num_images_per_prompt=2, generator=seeded(1, 2, 3, 4))
     each = draw(pipe, ["cat", "cat", "dog", "dog"], generator=seeded(1, 2, 3, 4))

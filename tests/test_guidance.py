@@ -16,6 +16,14 @@ def test_three_part_schedule(t, scale):
     assert THREE_PART.scale_at(t) == scale
 
 
+@pytest.mark.parametrize("end", [0.9, 0.75, 0.7, 0.65])
+def test_the_noisy_end_is_not_guided(end):
+    """l-DeTok's LightningDiT: off for t > 0.9; MAETok's intervals from 0 (section 1 of both specifications)."""
+    guidance = Guidance(((0.0, end, 1.8),))
+    assert [guidance.scale_at(t) for t in (0.0, 0.5, end)] == [1.8] * 3
+    assert [guidance.scale_at(t) for t in (end + 1e-3, 1.0)] == [1.0] * 2
+
+
 def test_constant_scale_covers_all_times():
     assert [Guidance.of(2.0).scale_at(t) for t in (0.0, 0.5, 1.0)] == [2.0] * 3
     assert Guidance.of(2.0).is_active and not Guidance.of(1.0).is_active and not Guidance.of(1).is_active

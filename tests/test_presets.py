@@ -175,6 +175,8 @@ def test_maetok(size):
     [
         ("sit-b-1-detok", 130_303_504),
         ("dit-b-1-detok", 130_315_808),  # SiT and 16 more channels of the output, 769 parameters each
+        ("dit-l-1-detok", 457_840_672),
+        ("dit-xl-1-detok", 674_834_720),
         ("sit-l-1-detok", 457_824_272),
         ("sit-xl-1-detok", 674_816_272),
         ("sit-l-1-maetok", 457_857_056),

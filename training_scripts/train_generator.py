@@ -63,6 +63,12 @@ class DenoiserArguments(GeneratorArguments):
     dimension_shift: bool = field(
         default=False, metadata={"help": "Take s from the size of the latents instead, as RAE does."}
     )
+    timestep_sampling: Literal["uniform", "logit_normal"] = field(
+        default="uniform", metadata={"help": "Noise times of training, before the shift (LightningDiT: logit_normal)."}
+    )
+    cosine_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the loss of the velocity's direction (LightningDiT: 1)."}
+    )
     sampler: Literal["ode", "sde"] = field(default="ode", metadata={"help": "Euler, or Euler-Maruyama."})
     num_inference_steps: int = field(default=250, metadata={"help": "Default steps of the pipeline."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Default guidance scale of the pipeline."})
@@ -120,6 +126,7 @@ def check_arguments(args: DenoiserArguments) -> None:
         raise ValueError(f"shift must be 1 with dimension_shift, which takes its place, got {args.shift}")
     if args.prediction_type == "epsilon":
         others = {"denoiser": "lightningdit", "shift": 1.0, "dimension_shift": False, "sampler": "ode"}
+        others |= {"timestep_sampling": "uniform", "cosine_weight": 0.0}
         for name, default in others.items():
             if getattr(args, name) != default:
                 raise ValueError(f"{name} must be {default} for prediction_type epsilon, got {getattr(args, name)}")
@@ -128,12 +135,17 @@ def check_arguments(args: DenoiserArguments) -> None:
 def main(argv: list[str] | None = None) -> None:
     args, *others = parse_arguments(DenoiserArguments, DataArguments, LoopArguments, argv=argv, description=__doc__)
     check_arguments(args)
+
+    def make_objective(pipe, condition):
+        flow_matching = {"timestep_sampling": args.timestep_sampling, "cosine_weight": args.cosine_weight}
+        return objective_of(pipe, condition, args.label_dropout, **flow_matching)
+
     train_generator(
         args,
         *others,
         FAEDiTPipeline,
         lambda data: new_pipeline(args, data),
-        lambda pipe, condition: objective_of(pipe, condition, args.label_dropout),
+        make_objective,
         num_inference_steps=args.validation_inference_steps,
     )
 

@@ -21,10 +21,11 @@ import hf_fae
 from hf_fae.evaluation.matching import similarity_map
 from hf_fae.evaluation.reconstruction import feature_cosine, psnr
 from hf_fae.evaluation.sheets import TITLES
-from hf_fae.evaluation.spaces import SPACES, token_spaces
+from hf_fae.evaluation.spaces import SPACES, gives_features, token_spaces
 from hf_fae.guidance import FlowGuidance, Guidance, TokenGuidance
 from hf_fae.images import from_uint8, to_pil
 from hf_fae.inspection import count_parameters
+from hf_fae.latents import decode_latents
 from hf_fae.layers.positions import grid_size
 from hf_fae.loading import complete_text_encoder, loading
 from hf_fae.pipelines.latent_pipeline import LatentPipeline
@@ -96,15 +97,13 @@ class Models:
         return self.loaded[name]
 
     def tokenizer(self, name: str):
-        """The tokenizer of the pipeline of that name, with its frozen encoder.
+        """The tokenizer of the pipeline of that name, with its frozen encoder if it has one.
 
         Raises:
-            ValueError: as `pipeline`; it does not give features back; or its encoder cannot be loaded.
+            ValueError: as `pipeline`; or its encoder cannot be loaded.
         """
         vae = self.pipeline(name).vae
-        if not hasattr(vae, "decode_features"):
-            raise ValueError(f"model {name!r} has a {type(vae).__name__}, which has no features of a frozen encoder")
-        if vae.image_encoder is None:
+        if gives_features(vae) and vae.image_encoder is None:
             encoder = self.image_encoder or vae.config.image_encoder_id
             if encoder is None:
                 raise ValueError(f"model {name!r} comes without its frozen encoder and names none: --image_encoder")
@@ -206,10 +205,11 @@ class Demo:
             crop, images, spaces, grid = self._tokens(name, upload)
             latents = spaces["latents"].mT.unflatten(2, grid)
             with torch.no_grad():
-                sample = self.models.tokenizer(name).decode(latents).sample
-            decibel = psnr(sample, from_uint8(images).to(sample.device))
-            cosine = feature_cosine(spaces["reconstruction"], spaces["features"])
-            return crop, to_pil(sample)[0], f"PSNR **{decibel:.2f} dB**, feature cosine **{cosine:.4f}**"
+                sample = decode_latents(self.models.tokenizer(name), latents)
+            scores = f"PSNR **{psnr(sample, from_uint8(images).to(sample.device)):.2f} dB**"
+            if "features" in spaces:
+                scores += f", feature cosine **{feature_cosine(spaces['reconstruction'], spaces['features']):.4f}**"
+            return crop, to_pil(sample)[0], scores
 
     def open_patches(self, name: str, upload: bytes | None):
         """The patches of an uploaded picture, and what is shown before the first click: the one in its centre."""
@@ -217,6 +217,9 @@ class Demo:
             return gr.skip()
         with _told():
             crop, _, spaces, grid = self._tokens(name, upload)
+            if spaces.keys() != set(SPACES):
+                kind = type(self.models.tokenizer(name)).__name__
+                raise ValueError(f"model {name!r} has a {kind}, which has no features of a frozen encoder")
         picture = crop.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BICUBIC)
         patches = Patches(picture, {space: tokens[0].cpu() for space, tokens in spaces.items()}, grid)
         return patches, *draw_patches(patches, grid[0] // 2 * grid[1] + grid[1] // 2)

@@ -129,6 +129,37 @@ def test_first_token_is_drawn_without_guidance(model, order):
     assert not torch.allclose(second, other, rtol=1e-4)
 
 
+def scales_of(model, order, **options):
+    """The guidance scale of each step, as the head gets it."""
+    scales, sample = [], model.diffusion_head.sample_tokens
+
+    def record(*args):
+        scales.append(args[7])
+        return sample(*args)
+
+    model.diffusion_head.sample_tokens = record
+    model.generate(
+        torch.zeros(2, 4, 4, 4),
+        torch.randn(2, 4, 4, 4),
+        order,
+        LABELS,
+        head_scheduler(),
+        num_diffusion_steps=2,
+        **options,
+    )
+    return scales
+
+
+def test_scale_rises_with_the_tokens(model, order):
+    """1 + (scale - 1) * step / tokens, for MAR the share that is known; kept tokens are (l-DeTok spec, section 1)."""
+    guidance = TokenGuidance(3.9)
+    assert scales_of(model, order, guidance=guidance) == pytest.approx([1 + 2.9 * step / 16 for step in range(16)])
+    kept = scales_of(model, order, guidance=guidance, num_known=13)
+    assert kept == pytest.approx([1 + 2.9 * step / 16 for step in (13, 14, 15)])
+    masked = scales_of(tiny_mar(), order, guidance=guidance, num_inference_steps=4)
+    assert masked == pytest.approx([1 + 2.9 * known / 16 for known in (0, 2, 5, 10)])
+
+
 def test_number_of_steps_is_that_of_the_tokens(model):
     assert model.tokens_per_step(16) == [1] * 16
     with pytest.raises(ValueError, match="num_inference_steps must be None for Autoregressive.*, got 4"):

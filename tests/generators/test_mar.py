@@ -40,9 +40,10 @@ class TestSteps:
     def test_as_many_steps_as_tokens_are_one_each(self, model):
         assert model.tokens_per_step(256, 256) == model.tokens_per_step(256) == [1] * 256
 
-    def test_no_steps(self, model):
-        with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
-            model.tokens_per_step(16, 0)
+    @pytest.mark.parametrize("steps", [0, -1, 2.5])
+    def test_no_steps(self, model, steps):
+        with pytest.raises(ValueError, match=f"num_inference_steps must be a positive whole number, got {steps}"):
+            model.tokens_per_step(16, steps)
 
 
 def test_unknown_tokens_are_not_seen(model):

@@ -123,6 +123,15 @@ class TestAutoGuidance:
         assert guided.transformer.config.num_classes == 10
 
 
+def test_grid_of_lightning_dit():
+    """l-DeTok spec, section 1: 250 points are 249 steps of Euler; the shift 0.3 moves each of them once."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / 0.3)
+    pipe = tiny_fae_dit_pipeline(scheduler=scheduler)
+    assert len(pipe.prepare_timesteps(249, None)) == 249
+    points = torch.linspace(1, 0, 250)
+    torch.testing.assert_close(scheduler.sigmas, points / (0.3 + 0.7 * points), atol=1e-6, rtol=1e-5)
+
+
 class TestDiT:
     def test_steps_are_those_of_ddpm(self):
         """250 of 1000 times, both ends included; the last step adds no noise."""

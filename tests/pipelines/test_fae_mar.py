@@ -91,6 +91,7 @@ class TestMasks:
         tokens = LOWER_HALF[::8, ::8]
         forms = [picture, picture.convert("RGB"), [picture] * 2, LOWER_HALF.numpy(), LOWER_HALF.bool(), tokens]
         forms += [LOWER_HALF[None], LOWER_HALF[None, None], [LOWER_HALF] * 2, tokens.expand(2, 4, 4)]
+        forms += [(LOWER_HALF,), [picture, LOWER_HALF.numpy()]]
         for form in forms:
             assert torch.equal(mar.prepare_mask(2, form), expected)
 
@@ -136,6 +137,10 @@ BAD = {
         {"mask_image": LOWER_HALF, "image_latents": torch.zeros(3, 4, 4, 4)},
         r"image_latents must have shape .* got \(3, 4, 4, 4\)",
     ),
+    "pictures' number": (
+        {"mask_image": LOWER_HALF, "image": [picture()] * 3},
+        r"latents of image must have shape \(1 or 1, 4, 4, 4\), got \(3, 4, 4, 4\)",
+    ),
     "NaN": (
         {"mask_image": LOWER_HALF, "image_latents": LATENTS + float("nan")},
         "image_latents must be finite, got 64 NaN",
@@ -148,6 +153,22 @@ BAD = {
         {"mask_image": torch.ones(3, 4, 4), "image_latents": LATENTS},
         r"mask_image must be 1 or 1 of .* got \(3, 4, 4\)",
     ),
+    "mask of words": (
+        {"mask_image": "mask.png", "image_latents": LATENTS},
+        "mask_image must be pictures, arrays or tensors, got a str",
+    ),
+    "mask of lists": (
+        {"mask_image": [[0, 1], [1, 1]], "image_latents": LATENTS},
+        "mask_image must be pictures, arrays or tensors, got a list",
+    ),
+    "no masks": (
+        {"mask_image": [], "image_latents": LATENTS},
+        r"mask_image must have masks of one \(height, width\), got \[\]",
+    ),
+    "masks of two sizes": (
+        {"mask_image": [torch.ones(4, 4), torch.ones(32, 32)], "image_latents": LATENTS},
+        r"mask_image must have masks of one \(height, width\), got \[\(4, 4\), \(32, 32\)\]",
+    ),
     "flat mask": ({"mask_image": torch.ones(16), "image_latents": LATENTS}, r"mask_image must be .* got \(1, 1, 16\)"),
     "empty mask": (
         {"mask_image": torch.zeros(4, 4), "image_latents": LATENTS},
@@ -156,8 +177,7 @@ BAD = {
     "temperature": ({"temperature": -1.0}, "temperature must be finite and not negative, got -1.0"),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps must be a positive whole number, got 0"),
     "half steps": ({"num_inference_steps": 2.5}, "num_inference_steps must be a positive whole number, got 2.5"),
-    "diffusion steps": ({"num_diffusion_steps": 0}, "num_diffusion_steps must be a positive whole number, got 0"),
-    "one diffusion step": ({"num_diffusion_steps": 1}, "num_diffusion_steps must be a whole number from 2 to 1000"),
+    "one diffusion step": ({"num_diffusion_steps": 1}, "num_diffusion_steps must be .* from 2 to 1000, got 1"),
     "guidance schedule": ({"guidance_scale": {"scale": 2, "schedule": "cosine"}}, "schedule must be .* got 'cosine'"),
 }
 
@@ -183,6 +203,13 @@ def test_raster_order_keeps_what_lies_above():
 def test_bad_components():
     with pytest.raises(ValueError, match="num_inference_steps must be None for Autoregressive.*, got 4"):
         tiny_fae_mar_pipeline(transformer=tiny_autoregressive(), num_inference_steps=4)
+    for settings, message in (
+        ({"temperature": -1.0}, "temperature must be finite and not negative, got -1.0"),
+        ({"num_diffusion_steps": 1}, "num_diffusion_steps must be a whole number from 2 to 1000, got 1"),
+        ({"num_inference_steps": 1.5}, "num_inference_steps must be a positive whole number, got 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny_fae_mar_pipeline(**settings)
     with pytest.raises(ValueError, match="scheduler must have clip_sample False, got True"):
         tiny_fae_mar_pipeline(scheduler=type(head_scheduler())(variance_type="learned_range"))
     pipe = tiny_fae_mar_pipeline(vae=None)

@@ -131,7 +131,7 @@ def script_arguments(config):
         group = import_module("train_lora").LoraArguments
     elif config.endswith("_vae"):
         group = import_module("pixel_vae").VAEArguments
-    elif "generator" in config or "dit" in config or "_sit" in config:
+    elif "generator" in config or "dit" in config or "sit_" in config or "_sit" in config:
         group = import_module("train_generator").DenoiserArguments
     else:
         group = import_module("train_fae").FAEArguments

@@ -23,9 +23,10 @@ class TestTimeShift:
     @pytest.mark.parametrize(
         ("t", "shift", "expected"),
         [(0.1, 0.4, 0.2174), (0.25, 0.4, 0.4545), (0.5, 0.4, 0.7143), (0.7, 0.4, 0.8537), (0.9, 0.4, 0.9574)]
-        + [(0.5, 0.7, 0.5882), (0.5, 0.5, 0.6667), (0.5, 0.3, 0.7692), (0.5, 0.2, 0.8333), (0.3, 1.0, 0.3)],
+        + [(0.5, 0.7, 0.5882), (0.5, 0.5, 0.6667), (0.5, 0.3, 0.7692), (0.5, 0.2, 0.8333), (0.3, 1.0, 0.3)]
+        + [(0.1, 0.3, 0.2703), (0.25, 0.3, 0.5263), (0.75, 0.3, 0.9091), (0.9, 0.3, 0.9677)],  # l-DeTok's LightningDiT
     )
-    def test_shift(self, t, shift, expected):  # fae spec, section 1
+    def test_shift(self, t, shift, expected):  # fae and l-DeTok specs, section 1
         assert shift_time(torch.tensor(t), shift).item() == pytest.approx(expected, abs=5e-5)
 
     @pytest.mark.parametrize(
@@ -99,6 +100,61 @@ class TestFlowMatchingObjective:
         assert t.mean().item() == pytest.approx(0.6486, abs=0.02)
         # 100 (1 - t) + t eps
         assert ((hidden_states.mean((1, 2, 3)) / 100 - (1 - t)).abs() < 0.03).all()
+
+    def test_velocity_leads_to_noise_and_data(self):
+        """x_t + (1 - t) v = eps and x_t - t v = x (maetok spec, section 1)."""
+        objective = FlowMatchingObjective(Denoiser(), tiny_fae())
+        latents = objective.latents(batch(), numbers())
+        objective.latents = lambda batch, random: latents
+        objective.model.latents = latents
+        objective(batch(), numbers(1))
+        noisy, timestep, labels = objective.model.called_with
+        t, velocity = timestep.view(-1, 1, 1, 1) / 1000, objective.model(*objective.model.called_with).sample
+        numbers_again = numbers(1)
+        numbers_again.uniform(len(latents))
+        noise = numbers_again.normal(*latents.shape)
+        torch.testing.assert_close(noisy + (1 - t) * velocity, noise, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(noisy - t * velocity, latents, atol=1e-4, rtol=1e-4)
+
+    def test_logit_normal_times(self):
+        """sigma / (1 + sigma) for sigma = exp(N(0, 1)): median 0.5, 68 % within the sigmoids of -1 and 1."""
+        objective = FlowMatchingObjective(Denoiser(), tiny_fae(), timestep_sampling="logit_normal")
+        times = objective.draw_times(4000, numbers())
+        assert times.median().item() == pytest.approx(0.5, abs=0.02)
+        assert ((times > 0.2689) & (times < 0.7311)).float().mean().item() == pytest.approx(0.6827, abs=0.02)
+        torch.testing.assert_close(times, numbers().normal(4000).exp() / (1 + numbers().normal(4000).exp()))
+        objective = FlowMatchingObjective(Denoiser(), tiny_fae(), shift=0.3, timestep_sampling="logit_normal")
+        torch.testing.assert_close(objective.draw_times(4000, numbers()), shift_time(times, 0.3))
+
+    def test_direction_of_the_velocity(self):
+        """One minus the mean cosine over channels: 2 for the opposite direction, 0 for the right one of any length."""
+        latents = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+        def losses(factor, cosine_weight):
+            objective = FlowMatchingObjective(Denoiser(latents), tiny_fae(), cosine_weight=cosine_weight)
+            objective.latents = lambda batch, random: latents
+            answer = objective.model.forward
+            objective.model.forward = lambda *args, **kwargs: type(
+                "Output", (), {"sample": factor * answer(*args, **kwargs).sample}
+            )
+            return objective(batch(), numbers())
+
+        for factor, distance in ((-1.0, 2.0), (0.5, 0.0)):
+            plain, both = losses(factor, 0.0), losses(factor, 0.5)
+            assert "cosine_distance" not in plain
+            assert both["cosine_distance"].item() == pytest.approx(distance, abs=1e-4)
+            torch.testing.assert_close(both["loss"], plain["loss"] + 0.5 * both["cosine_distance"])
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            ({"timestep_sampling": "normal"}, "timestep_sampling must be 'uniform' or 'logit_normal', got 'normal'"),
+            ({"cosine_weight": -1.0}, "cosine_weight must be finite and not negative, got -1.0"),
+        ],
+    )
+    def test_bad_input(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            FlowMatchingObjective(Denoiser(), tiny_fae(), **arguments)
 
     def test_latents_are_normalised_samples(self):
         vae, inputs = tiny_fae(), batch()

@@ -260,6 +260,17 @@ def test_train_dit_dh_with_the_shift_of_its_latents(tmp_path, decoded, image_fol
     assert pipeline.scheduler.config.shift == 1  # of 64 numbers
 
 
+def test_train_with_the_losses_of_lightning_dit(tmp_path, decoded, image_folder, train_here):
+    flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
+    flags += ["--timestep_sampling", "logit_normal", "--cosine_weight", "0.5", "--max_train_steps", "2"]
+    with pytest.raises(ValueError, match="timestep_sampling must be uniform for prediction_type epsilon, got log"):
+        others = ["--prediction_type", "epsilon", "--shift", "1"]
+        train_here("train_generator", "smoke_generator.yaml", tmp_path / "no", *flags, *others)
+    assert not (tmp_path / "no").exists()
+    train_here("train_generator", "smoke_generator.yaml", tmp_path / "run", *flags)
+    assert 0.3 < last(tmp_path / "run", "validation/cosine_distance") < 1.2  # two steps from nothing
+
+
 def test_train_dit(tmp_path, decoded, image_folder, train_here):
     flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
     flags += ["--prediction_type", "epsilon", "--max_train_steps", "2"]

@@ -19,7 +19,7 @@ from ..latents import MAX_LOGVAR, MIN_LOGVAR
 from ..layers.blocks import BlockStack, TransformerBlock, init_vit_weights
 from ..layers.norms import RMSNorm
 from ..layers.positions import token_grid, unit_rotary_angles
-from .pixel_tokenizer import PixelTokenizerMixin
+from .pixel_tokenizer import PixelTokenizerMixin, check_heads
 
 
 __all__ = ["AutoencoderDeTok", "AutoencoderDeTokOutput", "add_latent_noise"]
@@ -167,10 +167,7 @@ class AutoencoderDeTok(PixelTokenizerMixin):
             ("encoder", encoder_hidden_size, encoder_num_attention_heads),
             ("decoder", decoder_hidden_size, decoder_num_attention_heads),
         ):
-            if width % (4 * heads):
-                raise ValueError(
-                    f"{half}_num_attention_heads must cut the width {width} into multiples of 4, got {heads}"
-                )
+            check_heads(half, width, heads)
         if noise_type not in NOISE_TYPES:
             raise ValueError(f"noise_type must be one of {list(NOISE_TYPES)}, got {noise_type!r}")
         if not 0 <= noise_gamma < math.inf:

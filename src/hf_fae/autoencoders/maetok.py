@@ -21,7 +21,7 @@ from ..layers.attention import SelfAttention
 from ..layers.blocks import BlockStack, TransformerBlock, feed_forward, init_vit_weights
 from ..layers.norms import normalization
 from ..layers.positions import LearnedRotary, grid_size, rotary_angles, token_grid
-from .pixel_tokenizer import PixelTokenizerMixin
+from .pixel_tokenizer import PixelTokenizerMixin, check_heads
 
 
 __all__ = ["CAPTION", "AutoencoderMAETok", "AutoencoderMAETokOutput"]
@@ -261,10 +261,7 @@ class AutoencoderMAETok(PixelTokenizerMixin):
             ("decoder", decoder_hidden_size, decoder_num_attention_heads),
             ("auxiliary", auxiliary_hidden_size, auxiliary_num_attention_heads),
         ):
-            if width % (4 * heads):
-                raise ValueError(
-                    f"{part}_num_attention_heads must cut the width {width} into multiples of 4, got {heads}"
-                )
+            check_heads(part, width, heads)
         for name, value, known in (
             ("decoder_type", decoder_type, DECODER_TYPES),
             ("rope_type", rope_type, ROPE_TYPES),

@@ -12,7 +12,7 @@ from ..layers.positions import grid_size, token_grid
 from ..modeling import StrictModelMixin
 
 
-__all__ = ["PixelTokenizerMixin"]
+__all__ = ["PixelTokenizerMixin", "check_heads"]
 
 
 class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMixin):
@@ -103,3 +103,13 @@ class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMix
         super().check_latents(latents)
         wanted = self.latent_size(*grid_size(self.config.sample_size))
         self._check_sides("latents must have sides", tuple(latents.shape[2:]), wanted, in_tiles=True)
+
+
+def check_heads(part: str, width: int, heads: int) -> None:
+    """Refuse heads that 2-D rotary positions, which turn pairs of channels along two axes, do not fit.
+
+    Raises:
+        ValueError: no heads, or some whose width is no multiple of 4.
+    """
+    if heads < 1 or width % (4 * heads):
+        raise ValueError(f"{part}_num_attention_heads must cut the width {width} into multiples of 4, got {heads}")

@@ -85,9 +85,12 @@ class MARTransformer2DModel(TokenGenerator):
         """By the cosine law: after step k of n the share cos(pi/2 k/n) of `count` is still unknown.
 
         Each step draws a token at least, so there are no more steps than tokens.
+
+        Raises:
+            ValueError: `num_steps` is no positive whole number.
         """
-        if num_steps is not None and num_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {num_steps}")
+        if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
+            raise ValueError(f"num_inference_steps must be a positive whole number, got {num_steps!r}")
         num_steps = count if num_steps is None else min(num_steps, count)
         unknown, counts = count, []
         for step in range(1, num_steps + 1):

@@ -163,9 +163,15 @@ class TokenGenerator(ClassTableMixin, StrictModelMixin, AttentionMixin, PeftAdap
             `.sample`: (B, D, M, 2 * token_dim), the noise, and behind it the numbers that set the variance.
 
         Raises:
-            ValueError: latents of another shape.
+            ValueError: latents or noisy tokens of another shape.
         """
-        tokens, count = self.to_tokens(hidden_states), noisy_tokens.shape[2]
+        tokens = self.to_tokens(hidden_states)
+        if noisy_tokens.ndim != 4 or not 0 < noisy_tokens.shape[2] <= self.num_tokens:
+            raise ValueError(
+                f"noisy_tokens must have shape (batch, draws, 1 to {self.num_tokens}, {self.token_dim}), "
+                f"got {tuple(noisy_tokens.shape)}"
+            )
+        count = noisy_tokens.shape[2]
         conditions = self.predict_conditions(tokens, order, self.num_tokens - count, count, class_labels)
         sample = self.diffusion_head(noisy_tokens, timestep, conditions[:, None])
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -29,11 +29,13 @@ def token_grid(size: int | list[int] | tuple[int, int], patch_size: int, name: s
     """Patches of a size along its height and width; `name` is what an error calls it.
 
     Raises:
-        ValueError: the size is no multiple of the patch size.
+        ValueError: the size is no positive multiple of the patch size.
     """
     height, width = grid_size(size)
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"{name} must be a multiple of patch_size {patch_size}, got {size}")
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be positive, got {patch_size}")
+    if height % patch_size or width % patch_size or height < 1 or width < 1:
+        raise ValueError(f"{name} must be a positive multiple of patch_size {patch_size}, got {size}")
     return height // patch_size, width // patch_size
 
 

@@ -119,6 +119,7 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         )
         self.set_guidance(guidance_scale)
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
+        generator = self.prepare_generator(len(labels), generator)
         latents = self.prepare_latents(len(labels), height, width, generator, latents)
         latents = self.denoise(
             latents,

@@ -17,7 +17,7 @@ from ..generators.mar import MARTransformer2DModel
 from ..guidance import TokenGuidance
 from ..latents import check_finite, encode_images, latent_size
 from ..layers.positions import grid_size
-from ..schedulers.learned_variance import check_scheduler
+from ..schedulers.learned_variance import check_num_steps, check_scheduler
 from .class_labels import ClassLabelsMixin
 from .latent_pipeline import LatentPipeline, Tokenizer
 
@@ -40,6 +40,9 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         id2label: names of the classes, `{id: name}`.
         guidance_scale, num_inference_steps, num_diffusion_steps, temperature: what calls use by default, saved with
             the pipeline: the settings that go with the weights. The scale in a form of `TokenGuidance.of`.
+
+    Raises:
+        ValueError: components that do not go together, or a setting that they cannot draw with.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -60,8 +63,7 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         self.init_latents()
         if scheduler is not None:
             check_scheduler(scheduler)
-        if transformer is not None:
-            transformer.tokens_per_step(1, num_inference_steps)  # refuses what the transformer cannot take
+        self.check_settings(num_inference_steps, num_diffusion_steps, temperature)
         self.register_labels(id2label)
         self._guidance = TokenGuidance.of(guidance_scale)
         self.register_to_config(
@@ -150,17 +152,15 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
             width,
             output_type,
             callback_on_step_end_tensor_inputs,
-            **({} if steps is None else {"num_inference_steps": steps}),
-            num_diffusion_steps=diffusion_steps,
             num_images_per_prompt=num_images_per_prompt,
         )
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be finite and not negative, got {temperature}")
+        self.check_settings(steps, diffusion_steps, temperature)
         guidance = self._guidance = TokenGuidance.of(
             config.guidance_scale if guidance_scale is None else guidance_scale
         )
         self._interrupt = False
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
+        generator = self.prepare_generator(len(labels), generator)
         noise = self.prepare_latents(len(labels), height, width, generator, latents)
         kept, is_drawn = self.prepare_kept(len(labels), image, mask_image, image_latents)
         order, num_known = self.prepare_order(is_drawn, generator)
@@ -195,6 +195,19 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         images = self.decode(drawn, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def check_settings(self, num_inference_steps: int | None, num_diffusion_steps: int, temperature: float) -> None:
+        """Refuse what transformer and scheduler cannot draw with.
+
+        Raises:
+            ValueError: a setting that does not fit.
+        """
+        if self.transformer is not None:
+            self.transformer.tokens_per_step(1, num_inference_steps)
+        if self.scheduler is not None:
+            check_num_steps(self.scheduler, num_diffusion_steps)
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be finite and not negative, got {temperature}")
 
     def prepare_latents(self, batch_size, height, width, generator=None, latents=None):
         """As in the base.
@@ -231,14 +244,15 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         if (image is None) == (image_latents is None):
             both = "neither" if image is None else "both"
             raise ValueError(f"mask_image must come with either image or image_latents, got {both}")
+        name = "image_latents"
         if image is not None:
-            image_latents = self.encode_image(image)
+            name, image_latents = "latents of image", self.encode_image(image)
         if image_latents.shape[1:] != shape or len(image_latents) not in (1, batch_size):
             raise ValueError(
-                f"image_latents must have shape (1 or {batch_size}, {', '.join(map(str, shape))}), "
+                f"{name} must have shape (1 or {batch_size}, {', '.join(map(str, shape))}), "
                 f"got {tuple(image_latents.shape)}"
             )
-        check_finite("image_latents", image_latents)
+        check_finite(name, image_latents)
         image_latents = image_latents.to(self._execution_device, torch.float32).expand(batch_size, -1, -1, -1)
         return image_latents, self.prepare_mask(batch_size, mask_image)
 
@@ -263,14 +277,9 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         """Which tokens are to be drawn, (batch_size, N) bool: those with a pixel of at least 1/2.
 
         Raises:
-            ValueError: masks of another size or number, or with unequal numbers of tokens.
+            ValueError: something else, masks of another size or number, or with unequal numbers of tokens.
         """
-        grid = self.transformer.grid
-        masks = mask_image if isinstance(mask_image, list) else [mask_image]
-        if all(isinstance(mask, Image.Image) for mask in masks):
-            masks = torch.stack([torch.from_numpy(np.array(mask.convert("L"))) / 255 for mask in masks])
-        else:
-            masks = torch.stack([torch.atleast_2d(torch.as_tensor(mask)) for mask in masks]).float().flatten(0, -3)
+        grid, masks = self.transformer.grid, _to_planes(mask_image)
         sizes = [grid]
         if self.vae is not None:
             size = self.image_size
@@ -305,3 +314,18 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
                 f"got other ones among {is_drawn.shape[1]}"
             )
         return kept_first, is_drawn.shape[1] - int(is_drawn[0].sum())
+
+
+def _to_planes(masks):
+    """Masks (n, height, width) in fp32 of a picture, an array or a tensor, or of a list of these."""
+    planes = []
+    for mask in masks if isinstance(masks, (list, tuple)) else [masks]:
+        if isinstance(mask, Image.Image):
+            mask = np.array(mask.convert("L"), dtype=np.float32) / 255
+        if not isinstance(mask, (np.ndarray, torch.Tensor)):
+            raise ValueError(f"mask_image must be pictures, arrays or tensors, got a {type(mask).__name__}")
+        planes.append(torch.atleast_2d(torch.as_tensor(mask)).float()[None].flatten(0, -3))
+    sizes = sorted({tuple(plane.shape[1:]) for plane in planes})
+    if len(sizes) != 1:
+        raise ValueError(f"mask_image must have masks of one (height, width), got {sizes}")
+    return torch.cat(planes)

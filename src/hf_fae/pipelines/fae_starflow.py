@@ -155,6 +155,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
             guidance.is_active,
         )
         batch_size = len(next(iter(condition.values())))
+        generator = self.prepare_generator(batch_size, generator)
         latents = self.prepare_latents(batch_size, height, width, generator, latents)
 
         blocks = list(reversed(range(len(self.transformer.blocks))))

@@ -145,6 +145,7 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
                 is_guided=self.do_classifier_free_guidance and self.guidance_transformer is None,
             )
         )
+        generator = self.prepare_generator(len(condition[0]), generator)
         latents = self.prepare_latents(len(condition[0]), height, width, generator, latents)
         latents = self.denoise(
             latents,

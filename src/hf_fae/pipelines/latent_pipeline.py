@@ -82,6 +82,20 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
         size = grid_size(self.transformer.config.sample_size)
         return size if self.vae is None else image_size(self.vae, *size)
 
+    def prepare_generator(
+        self, batch_size: int, generator: torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...] | None
+    ) -> torch.Generator | list[torch.Generator] | None:
+        """The generators of a call; several of them as a list, the only form that diffusers' schedulers know.
+
+        Raises:
+            ValueError: another number of generators than images.
+        """
+        if not isinstance(generator, (list, tuple)):
+            return generator
+        if len(generator) != batch_size:
+            raise ValueError(f"generator must be a list of {batch_size}, one for each image, got {len(generator)}")
+        return list(generator)
+
     def prepare_latents(
         self,
         batch_size: int,
@@ -93,16 +107,12 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
         """Noise (batch_size, C, H, W) in fp32: drawn, or `latents` as given.
 
         Raises:
-            ValueError: latents of another shape or not finite, another number of generators, or images of a size that
-                the tokenizer does not make.
+            ValueError: latents of another shape or not finite, or images of a size that the tokenizer does not make.
         """
         default_height, default_width = self.image_size
         size = (default_height if height is None else height, default_width if width is None else width)
         size = size if self.vae is None else latent_size(self.vae, *size)
         shape = (batch_size, self.transformer.config.in_channels, *size)
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"generator must be a list of {batch_size}, one for each image, got {len(generator)}")
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if latents.shape != shape:

@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler
 
 __all__ = [
     "add_noise",
+    "check_num_steps",
     "check_scheduler",
     "hybrid_loss",
     "learned_variance_scheduler",
@@ -50,6 +51,17 @@ def check_scheduler(scheduler: DDPMScheduler) -> None:
     for name, value in {**wanted, "thresholding": False}.items():
         if scheduler.config[name] != value:
             raise ValueError(f"scheduler must have {name} {value!r}, got {scheduler.config[name]!r}")
+
+
+def check_num_steps(scheduler: DDPMScheduler, num_steps: int) -> None:
+    """Refuse a number of steps that cannot be taken.
+
+    Raises:
+        ValueError: fewer than two, more than the scheduler has times, or no whole number.
+    """
+    times = scheduler.config.num_train_timesteps
+    if not isinstance(num_steps, int) or not 2 <= num_steps <= times:
+        raise ValueError(f"num_diffusion_steps must be a whole number from 2 to {times}, got {num_steps!r}")
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
@@ -93,11 +105,9 @@ def reverse_steps(
     """Time, a_t and a of the next time of each step from noise to data, re-spaced as the scheduler says.
 
     Raises:
-        ValueError: fewer than two steps, or more than the scheduler has times.
+        ValueError: as `check_num_steps`.
     """
-    times = scheduler.config.num_train_timesteps
-    if not isinstance(num_steps, int) or not 2 <= num_steps <= times:
-        raise ValueError(f"num_diffusion_steps must be a whole number from 2 to {times}, got {num_steps!r}")
+    check_num_steps(scheduler, num_steps)
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps.cpu()
     table = torch.cat([scheduler.alphas_cumprod.cpu()[timesteps], torch.ones(1)]).to(device)

@@ -239,8 +239,15 @@ def open_pipeline(
     return pipeline
 
 
-def objective_of(pipeline: LatentPipeline, condition: nn.Module, label_dropout: float) -> GeneratorObjective:
-    """What trains the generator of a pipeline, with the settings that the pipeline was saved with."""
+def objective_of(
+    pipeline: LatentPipeline, condition: nn.Module, label_dropout: float, **flow_matching
+) -> GeneratorObjective:
+    """What trains the generator of a pipeline, with the settings that the pipeline was saved with.
+
+    Args:
+        condition, label_dropout: as `GeneratorObjective`.
+        flow_matching: further arguments of a `FlowMatchingObjective`.
+    """
     common = {"label_dropout": label_dropout, "condition": condition}
     if isinstance(pipeline, FAEStarFlowPipeline):
         return STARFlowObjective(pipeline.transformer, pipeline.vae, **common)
@@ -252,7 +259,7 @@ def objective_of(pipeline: LatentPipeline, condition: nn.Module, label_dropout: 
         return DiffusionObjective(pipeline.transformer, pipeline.vae, pipeline.scheduler, **common)
     # The scheduler's shift is 1 / s of the objective's.
     shift = 1 / pipeline.scheduler.config.shift
-    return FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, **common)
+    return FlowMatchingObjective(pipeline.transformer, pipeline.vae, shift, **common, **flow_matching)
 
 
 def save_without_encoder(pipeline: LatentPipeline, folder: str) -> None:
