@@ -54,6 +54,7 @@ DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-di
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
 AUTOREGRESSIVE = ["user/mar"]
 TEXT = ["user/text-to-image"]
+TEXT_ALONE = ["checkpoints/fae-text-emoji-256"]  # without its text encoder, which it names
 # Caches of latents.
 LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
 # A file in folders that stand for results which some page makes: there they make way.
@@ -79,6 +80,7 @@ def build_world(folder: Path) -> Path:
     dit = {"id2label": labels, "transformer": tiny_lightning_dit(num_classes=97), "num_inference_steps": 2}
     mar = {"id2label": labels, "transformer": tiny_mar(num_classes=97), "num_inference_steps": 2}
     flow = {"id2label": labels, "transformer": tiny_starflow(num_classes=97)}
+    alone = {"text_encoder": None, "tokenizer": None, "text_encoder_id": TEXT_ENCODERS[1]}
     for names, model in (
         (ENCODERS, tiny_encoder()),
         (TOKENIZERS, tiny_fae(image_encoder_id="facebook/dinov2-small")),
@@ -87,6 +89,7 @@ def build_world(folder: Path) -> Path:
         (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
         (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),
         (TEXT, tiny_fae_text_to_image_pipeline(with_encoder=True, guidance_scale=1.5, num_inference_steps=2)),
+        (TEXT_ALONE, tiny_fae_text_to_image_pipeline(num_inference_steps=2, **alone)),
         (AUTOREGRESSIVE, tiny_fae_mar_pipeline(with_encoder=True, **mar)),
     ):
         model.save_pretrained(here / names[0])
@@ -107,7 +110,7 @@ def build_world(folder: Path) -> Path:
     picture(0).resize((50, 40)).save(here / "picture.jpg")
     np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(picture(index)) for index in range(20)]))
     _save_latents(here)
-    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *TEXT, *LATENTS):
+    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *TEXT, *TEXT_ALONE, *LATENTS):
         (here / name / STAND_IN).touch()
     return here
 

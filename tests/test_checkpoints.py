@@ -15,7 +15,17 @@ from hf_fae.training.pictures import center_crop, decode_image
 
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
-CLASSES = ["face-smiling", "heart", "person", "time", "food-fruit", "transport-ground", "country-flag", "zodiac"]
+# Class -> a caption of it.
+CLASSES = {
+    "face-smiling": "grinning face",
+    "heart": "blue heart",
+    "person": "girl",
+    "time": "clock face six oclock",
+    "food-fruit": "red apple",
+    "transport-ground": "bus",
+    "country-flag": "austria flag",
+    "zodiac": "leo",
+}
 
 
 def read(rows) -> torch.Tensor:
@@ -26,7 +36,7 @@ def read(rows) -> torch.Tensor:
 
 def test_size():
     files = [path for path in CHECKPOINTS.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert 20_000_000 < sum(path.stat().st_size for path in files) <= 48_000_000
+    assert 20_000_000 < sum(path.stat().st_size for path in files) <= 64_000_000
     assert not any("image_encoder" in path.name for path in CHECKPOINTS.rglob("*"))
 
 
@@ -44,14 +54,18 @@ def test_tokenizer_reconstructs(assets):
     assert 0.8 < latents.std() < 1.2
 
 
-@pytest.mark.parametrize("name", ["fae-dit-emoji-256", "fae-starflow-emoji-256"])
-def test_pipeline_draws_its_classes(assets, name):
+@pytest.mark.parametrize("name", ["fae-dit-emoji-256", "fae-starflow-emoji-256", "fae-text-emoji-256"])
+def test_pipeline_draws_what_it_is_told(assets, name):
     """In the features of the frozen encoder, samples are nearest to pictures of their own class, of eight classes."""
     pipe = DiffusionPipeline.from_pretrained(CHECKPOINTS / name, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     steps = {"num_inference_steps": 15} if "num_inference_steps" in pipe.config else {}
     generators = [torch.Generator().manual_seed(seed) for seed in range(2 * len(CLASSES))]
-    samples = pipe(2 * CLASSES, generator=generators, output_type="pt", **steps).images
+    if pipe.reads_text:
+        assert pipe.text_encoder is None
+        pipe.load_text_encoder(assets / "all-minilm-l6-v2")
+    wanted = list(CLASSES.values() if pipe.reads_text else CLASSES)
+    samples = pipe(2 * wanted, generator=generators, output_type="pt", **steps).images
     assert samples.shape == (16, 3, 256, 256)
 
     pipe.vae.load_encoder(assets / "dinov2-small")

@@ -117,6 +117,7 @@ COLUMNS = {
 TRAINED = {
     ("FAE", "DiT, SiT, LightningDiT"): "docs/training-emoji.md",
     ("FAE", "STARFlow"): "docs/training-emoji.md",
+    ("FAE", "MMDiT"): "docs/text-to-image.md#the-model-on-emoji",
 }
 
 

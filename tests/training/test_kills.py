@@ -113,6 +113,12 @@ RUNS = {
         "smoke_drorae.yaml",
         ["--phase", "2", "--tokenizer", "{published}/rae", *ADVERSARIAL],
     ),
+    "detok": ("train_detok.py", "smoke_detok.yaml", []),
+    "maetok": (
+        "train_maetok.py",
+        "smoke_maetok.yaml",
+        ["--auxiliary_targets", "dinov2:{published}/encoder=1.0"],
+    ),
     "generator": (
         "train_generator.py",
         "smoke_generator.yaml",
