@@ -3,10 +3,11 @@
     python training_scripts/emoji_detok.py --output outputs/emoji-detok
 
 For every seed and way to damage latents, by train_detok.py with the config `configs/emoji_detok.yaml`: a tokenizer of
-16 latents, then a small SiT on its latents, equally long for all. `results.md` has the mean squared error (of pixels
-from 0 to 1) of validation pictures that come back from latents as they are, from noisy ones, and from those of half of
-the patches; and `fid_effnet` of samples. Noise is (1 - tau) z + tau eps on normalised latents, where it is as much for
-one tokenizer as for another. A run that was stopped goes on where it was.
+16 latents, then a small SiT on its latents, equally long for all; and the decoder alone for as long again (stage 2).
+`results.md` has the mean squared error (of pixels from 0 to 1) of validation pictures that come back from latents as
+they are, from noisy ones, and from those of half of the patches; and `fid_effnet` of samples, with the decoder as it
+was and tuned. Noise is (1 - tau) z + tau eps on normalised latents, where it is as much for one tokenizer as for
+another. A run that was stopped goes on where it was.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from experiment import evaluate, find_judge, parse, repeat, shrink, spread, train
 
-from hf_fae import AutoencoderDeTok
+from hf_fae import AutoencoderDeTok, FAEDiTPipeline
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.masking import draw_visible_patches
 from hf_fae.training.randomness import ImageRandom
@@ -35,6 +36,7 @@ NOISE_LEVELS = (0.0, 0.25, 0.5, 0.75)
 MASKED = 0.5
 METRICS = {f"error_{tau}": f"error at tau = {tau}" for tau in NOISE_LEVELS}
 METRICS |= {"error_masked": "half of the patches", "fid_effnet": "fid_effnet of samples"}
+METRICS |= {"tuned_error": "error, decoder tuned", "tuned_fid_effnet": "fid_effnet, decoder tuned"}
 RESOLUTION = 64
 SAMPLES = 300
 
@@ -51,17 +53,31 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(folder: Path, name: str, seed: int, args, judge: str) -> dict[str, float]:
-    """Train the tokenizer and the generator of a run; its metrics."""
-    tokenizer, latents, generator = (folder / f"{name}{part}" for part in ("", "-latents", "-sit"))
+    """Train the tokenizer and the generator of a run, and the decoder alone; the metrics before and after that."""
+    parts = ("", "-latents", "-sit", "-tuned", "-tuned-sit")
+    tokenizer, latents, generator, tuned, tuned_generator = (folder / f"{name}{part}" for part in parts)
     data, common = {"dataset_name": args.data}, {"seed": seed}
     train("train_detok.py", "emoji_detok.yaml", tokenizer, {**data, **common, **RUNS[name][1]}, args.flags)
     train("cache_latents.py", "demo_latents.yaml", latents, {**data, "vae": tokenizer, "resolution": RESOLUTION}, [])
     train("train_generator.py", "emoji_sit.yaml", generator, {"dataset_name": latents, **common}, args.flags)
-    settings = {"model": generator, **data, "split": "train", "label_column": "subgroup", "num_samples": SAMPLES}
-    settings |= {"extractors": [f"effnet={judge}"], "metrics": ["fid"]}
+    settings = {**data, **common, "stage": 2, "tokenizer": tokenizer}
+    train("train_detok.py", "emoji_detok.yaml", tuned, settings, args.flags)
+    pipe = FAEDiTPipeline.from_pretrained(generator, vae=AutoencoderDeTok.from_pretrained(tuned))
+    pipe.save_pretrained(tuned_generator)
+    return {
+        **damaged_errors(tokenizer, args.data),
+        "fid_effnet": fid(generator, args, judge),
+        "tuned_error": damaged_errors(tuned, args.data)["error_0.0"],
+        "tuned_fid_effnet": fid(tuned_generator, args, judge),
+    }
+
+
+def fid(model: Path, args, judge: str) -> float:
+    """`fid_effnet` of samples against the training pictures."""
+    settings = {"model": model, "dataset_name": args.data, "split": "train", "label_column": "subgroup"}
+    settings |= {"num_samples": SAMPLES, "extractors": [f"effnet={judge}"], "metrics": ["fid"]}
     settings["reference_cache"] = args.output / "reference"
-    samples = evaluate("generation", folder / f"{name}-samples", settings)
-    return {**damaged_errors(tokenizer, args.data), "fid_effnet": samples["fid_effnet"]}
+    return evaluate("generation", model.with_name(f"{model.name}-samples"), settings)["fid_effnet"]
 
 
 @torch.no_grad()
@@ -95,6 +111,8 @@ def table(results: list[dict]) -> str:
         ("error_masked", "both", "plain"),
         ("fid_effnet", "both", "plain"),
         ("fid_effnet", "both", "additive"),
+        ("tuned_fid_effnet", "both", "plain"),
+        ("tuned_fid_effnet", "both", "additive"),
     ):
         count = sum(result[name][metric] < result[other][metric] for result in results)
         lines.append(f"| {METRICS[metric]} | {RUNS[name][0]} | {RUNS[other][0]} | {count} of {len(results)} |")

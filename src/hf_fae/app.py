@@ -36,7 +36,8 @@ __all__ = ["Demo", "Models", "build", "default_models", "main"]
 
 # A clone of the repository has them; an installed package has not.
 EMBEDDED = [
-    Path(hf_fae.__file__).parents[2] / "checkpoints" / name for name in ("fae-dit-emoji-256", "fae-starflow-emoji-256")
+    Path(hf_fae.__file__).parents[2] / "checkpoints" / name
+    for name in ("fae-dit-emoji-256", "fae-starflow-emoji-256", "fae-text-emoji-256")
 ]
 MODELS_VARIABLE = "HF_FAE_MODELS"
 MIN_SIDE = 16  # of an uploaded picture, as of those to train on
