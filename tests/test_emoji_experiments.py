@@ -120,6 +120,7 @@ def test_experiment(script, tmp_path, pictures, monkeypatch, kind):
     monkeypatch.setattr(emoji, "table", lambda results: str(sorted(results[0]["both"])))
     if kind == "detok":
         monkeypatch.setattr(emoji, "SAMPLES", 10)
+        monkeypatch.setattr(emoji, "SHOWN", ("both",))
     else:
         monkeypatch.setattr(emoji, "MIXTURES", {"components": [1, 2]})
         monkeypatch.setattr(emoji, "DENOISER", {"steps": 1, "batch_size": 4})

@@ -35,3 +35,14 @@ def test_papers_numbers(name):
     }[name]
     found = (config["max_train_steps"], config.get("lr_warmup_steps", 0), config["discriminator_start"])
     assert (*found, config["learning_rate"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "name, epochs, batch",
+    [("mar_b", 800, 1024), ("mar_l", 800, 1024), ("sit_xl_tokens", 800, 256), ("lightningdit_xl_tokens", 320, 1024)],
+)
+def test_epochs_of_generators(name, epochs, batch):
+    """Of both papers' generators on 8 devices, in pictures of ImageNet; what they print is rounded."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert 8 * config["train_batch_size"] == batch
+    assert config["max_train_steps"] * batch == pytest.approx(epochs * 1_281_167, rel=2e-3)

@@ -7,7 +7,9 @@ For every seed and way to damage latents, by train_detok.py with the config `con
 `results.md` has the mean squared error (of pixels from 0 to 1) of validation pictures that come back from latents as
 they are, from noisy ones, and from those of half of the patches; and `fid_effnet` of samples, with the decoder as it
 was and tuned. Noise is (1 - tau) z + tau eps on normalised latents, where it is as much for one tokenizer as for
-another. A run that was stopped goes on where it was.
+another. `damaged.png` has validation pictures, and what the plain autoencoder and the one with noise and masks of the
+first seed make of them: from latents as they are, with tau = 0.5, and from half of the patches. A run that was stopped
+goes on where it was.
 """
 
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from experiment import evaluate, find_judge, parse, repeat, shrink, spread, train
 
 from hf_fae import AutoencoderDeTok, FAEDiTPipeline
+from hf_fae.images import make_grid, to_pil
 from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.masking import draw_visible_patches
 from hf_fae.training.randomness import ImageRandom
@@ -39,6 +42,8 @@ METRICS |= {"error_masked": "half of the patches", "fid_effnet": "fid_effnet of 
 METRICS |= {"tuned_error": "error, decoder tuned", "tuned_fid_effnet": "fid_effnet, decoder tuned"}
 RESOLUTION = 64
 SAMPLES = 300
+# Of `damaged.png`.
+SHOWN, SHOWN_DAMAGE, COLUMNS = ("plain", "both"), ("error_0.0", "error_0.5", "error_masked"), 12
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         return {name: measure(folder, name, seed, args, judge) for name in RUNS}
 
     repeat(args, once, table)
+    save_damaged(args.output / "damaged.png", args.output / "seed-0", args.data)
 
 
 def measure(folder: Path, name: str, seed: int, args, judge: str) -> dict[str, float]:
@@ -80,23 +86,42 @@ def fid(model: Path, args, judge: str) -> float:
     return evaluate("generation", model.with_name(f"{model.name}-samples"), settings)["fid_effnet"]
 
 
-@torch.no_grad()
 def damaged_errors(tokenizer: Path, data: str) -> dict[str, float]:
     """Mean squared errors on the [0, 1] scale of the validation pictures, by what happens to their latents."""
     vae = AutoencoderDeTok.from_pretrained(tokenizer).eval()
-    pictures = ImageData(DataArguments(data, resolution=vae.config.sample_size, max_validation_samples=10**6))
-    sums, count = dict.fromkeys([metric for metric in METRICS if metric.startswith("error")], 0.0), 0
-    for batch in pictures.validation_batches(32):
-        images, random = batch["pixel_values"], ImageRandom(0, count)
-        latents = vae.encode(images).latent_dist.mode()
-        noise = random.normal(*latents.shape)
-        made = {f"error_{tau}": vae.decode(torch.lerp(latents, noise, tau)).sample for tau in NOISE_LEVELS}
-        visible = draw_visible_patches(random.uniform(len(images), vae.grid[0] * vae.grid[1]), MASKED)
-        made["error_masked"] = vae(images, visible).sample
-        for name, decoded in made.items():
-            sums[name] += ((decoded - images) / 2).square().mean((1, 2, 3)).sum().item()
+    sums, count = {}, 0
+    for images in validation_pictures(data, vae.config.sample_size):
+        for name, decoded in decode_damaged(vae, images, ImageRandom(0, count)).items():
+            sums[name] = sums.get(name, 0.0) + ((decoded - images) / 2).square().mean((1, 2, 3)).sum().item()
         count += len(images)
     return {name: total / count for name, total in sums.items()}
+
+
+def validation_pictures(data: str, size: int):
+    """Batches (B, 3, size, size) of them."""
+    pictures = ImageData(DataArguments(data, resolution=size, max_validation_samples=10**6))
+    for batch in pictures.validation_batches(32):
+        yield batch["pixel_values"]
+
+
+@torch.no_grad()
+def decode_damaged(vae: AutoencoderDeTok, images: torch.Tensor, random: ImageRandom) -> dict[str, torch.Tensor]:
+    """What comes back of pictures (B, 3, H, W) from noisy latents, and from those of some of their patches."""
+    latents = vae.encode(images).latent_dist.mode()
+    noise = random.normal(*latents.shape)
+    decoded = {f"error_{tau}": vae.decode(torch.lerp(latents, noise, tau)).sample for tau in NOISE_LEVELS}
+    visible = draw_visible_patches(random.uniform(len(images), vae.grid[0] * vae.grid[1]), MASKED)
+    return {**decoded, "error_masked": vae(images, visible).sample}
+
+
+def save_damaged(path: Path, folder: Path, data: str) -> None:
+    """A sheet of validation pictures, and below them what the tokenizers of `SHOWN` make of damaged latents."""
+    tokenizers = [AutoencoderDeTok.from_pretrained(folder / name).eval() for name in SHOWN]
+    images = torch.cat(list(validation_pictures(data, RESOLUTION)))
+    images = images[torch.linspace(0, len(images) - 1, min(COLUMNS, len(images))).long()]
+    decoded = [decode_damaged(vae, images, ImageRandom(0, 0)) for vae in tokenizers]
+    rows = [images, *(pictures[damage] for damage in SHOWN_DAMAGE for pictures in decoded)]
+    make_grid([picture for row in rows for picture in to_pil(row)], columns=len(images)).save(path)
 
 
 def table(results: list[dict]) -> str:
