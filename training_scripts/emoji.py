@@ -22,7 +22,7 @@ from hf_fae import AutoencoderFAE
 
 TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
-# Stage -> what replaces the settings of its config. "session" is the configs as they are, about four hours on
+# Stage -> what replaces the settings of its config. "session" is the configs as they are, about five hours on
 # two CPU cores without the baselines; "overnight" is for as many cores and eight hours, "h100" for 25 minutes of
 # one H100. The last two are yet to be tried.
 RECIPES = {
