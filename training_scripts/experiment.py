@@ -105,5 +105,6 @@ def repeat(args: argparse.Namespace, once: Callable[[Path, int], dict], table: C
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+    """Mean and standard deviation, with four decimals, of numbers from 100 on with one."""
+    digits = 1 if mean(values) >= 100 else 4
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
