@@ -10,6 +10,8 @@ from factories import tiny_detok, tiny_encoder, tiny_maetok
 from PIL import Image
 from timm.models import save_for_hf
 
+from hf_fae.training.data import DataArguments, ImageData
+
 
 TINY = ["--max_train_steps", "1", "--train_batch_size", "4", "--lr_warmup_steps", "0", "--report_to", "none"]
 
@@ -55,7 +57,7 @@ def test_errors_of_damaged_latents(script, tmp_path, pictures):
     vae.save_pretrained(tmp_path / "vae")
     errors = emoji.damaged_errors(tmp_path / "vae", pictures)
     assert errors.keys() == {metric for metric in emoji.METRICS if metric.startswith("error")}
-    data = emoji.ImageData(emoji.DataArguments(pictures, resolution=32))
+    data = ImageData(DataArguments(pictures, resolution=32))
     (batch,) = data.validation_batches(8)
     images = batch["pixel_values"]
     with torch.no_grad():

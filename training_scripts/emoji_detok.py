@@ -15,11 +15,10 @@ goes on where it was.
 from pathlib import Path
 
 import torch
-from experiment import evaluate, find_judge, parse, repeat, shrink, spread, train
+from experiment import evaluate_fid, find_judge, list_metrics, parse, repeat, shrink, train, validation_pictures
 
 from hf_fae import AutoencoderDeTok, FAEDiTPipeline
 from hf_fae.images import make_grid, to_pil
-from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.masking import draw_visible_patches
 from hf_fae.training.randomness import ImageRandom
 
@@ -72,36 +71,21 @@ def measure(folder: Path, name: str, seed: int, args, judge: str) -> dict[str, f
     pipe.save_pretrained(tuned_generator)
     return {
         **damaged_errors(tokenizer, args.data),
-        "fid_effnet": fid(generator, args, judge),
+        "fid_effnet": evaluate_fid(generator, args, judge, SAMPLES),
         "tuned_error": damaged_errors(tuned, args.data)["error_0.0"],
-        "tuned_fid_effnet": fid(tuned_generator, args, judge),
+        "tuned_fid_effnet": evaluate_fid(tuned_generator, args, judge, SAMPLES),
     }
-
-
-def fid(model: Path, args, judge: str) -> float:
-    """`fid_effnet` of samples against the training pictures."""
-    settings = {"model": model, "dataset_name": args.data, "split": "train", "label_column": "subgroup"}
-    settings |= {"num_samples": SAMPLES, "extractors": [f"effnet={judge}"], "metrics": ["fid"]}
-    settings["reference_cache"] = args.output / "reference"
-    return evaluate("generation", model.with_name(f"{model.name}-samples"), settings)["fid_effnet"]
 
 
 def damaged_errors(tokenizer: Path, data: str) -> dict[str, float]:
     """Mean squared errors on the [0, 1] scale of the validation pictures, by what happens to their latents."""
     vae = AutoencoderDeTok.from_pretrained(tokenizer).eval()
     sums, count = {}, 0
-    for images in validation_pictures(data, vae.config.sample_size):
+    for images in validation_pictures(data, vae.config.sample_size).split(32):
         for name, decoded in decode_damaged(vae, images, ImageRandom(0, count)).items():
             sums[name] = sums.get(name, 0.0) + ((decoded - images) / 2).square().mean((1, 2, 3)).sum().item()
         count += len(images)
     return {name: total / count for name, total in sums.items()}
-
-
-def validation_pictures(data: str, size: int):
-    """Batches (B, 3, size, size) of them."""
-    pictures = ImageData(DataArguments(data, resolution=size, max_validation_samples=10**6))
-    for batch in pictures.validation_batches(32):
-        yield batch["pixel_values"]
 
 
 @torch.no_grad()
@@ -117,8 +101,7 @@ def decode_damaged(vae: AutoencoderDeTok, images: torch.Tensor, random: ImageRan
 def save_damaged(path: Path, folder: Path, data: str) -> None:
     """A sheet of validation pictures, and below them what the tokenizers of `SHOWN` make of damaged latents."""
     tokenizers = [AutoencoderDeTok.from_pretrained(folder / name).eval() for name in SHOWN]
-    images = torch.cat(list(validation_pictures(data, RESOLUTION)))
-    images = images[torch.linspace(0, len(images) - 1, min(COLUMNS, len(images))).long()]
+    images = validation_pictures(data, RESOLUTION, COLUMNS)
     decoded = [decode_damaged(vae, images, ImageRandom(0, 0)) for vae in tokenizers]
     rows = [images, *(pictures[damage] for damage in SHOWN_DAMAGE for pictures in decoded)]
     make_grid([picture for row in rows for picture in to_pil(row)], columns=len(images)).save(path)
@@ -126,10 +109,7 @@ def save_damaged(path: Path, folder: Path, data: str) -> None:
 
 def table(results: list[dict]) -> str:
     """Markdown: mean and standard deviation over the seeds, and in how many of them one was better than another."""
-    lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---" * (1 + len(METRICS)) + "|"]
-    for name, (title, _) in RUNS.items():
-        cells = [spread([result[name][metric] for result in results]) for metric in METRICS]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    lines = list_metrics({name: title for name, (title, *_) in RUNS.items()}, METRICS, results)
     lines += ["", "| smaller | of | than | seeds |", "|---|---|---|---|"]
     for metric, name, other in (
         ("error_0.5", "both", "plain"),

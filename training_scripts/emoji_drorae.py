@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 from demo import last
-from experiment import parse, repeat, spread, train
+from experiment import list_metrics, parse, repeat, train, validation_pictures
 
 from hf_fae import AutoencoderDRoRAE
 from hf_fae.images import make_grid, to_pil
-from hf_fae.training.data import DataArguments, ImageData
 
 
 # Run -> what it is in the table, its config, the run that it goes on from, and further settings.
@@ -56,10 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(results: list[dict]) -> str:
     """Markdown: mean and standard deviation over the seeds, and in how many of them a step made the error smaller."""
-    lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---" * (1 + len(METRICS)) + "|"]
-    for name, (title, *_) in RUNS.items():
-        cells = [spread([result[name][metric] for result in results]) for metric in METRICS]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    lines = list_metrics({name: title for name, (title, *_) in RUNS.items()}, METRICS, results)
     lines += ["", "| smaller error | than | seeds |", "|---|---|---|"]
     for name, other in (
         ("fusion", "rae"),
@@ -78,9 +74,7 @@ def save_reconstructions(path: Path, folder: Path, data: str) -> None:
     """A sheet of validation pictures, and below them what a seed's tokenizers of phases 1, 2 and 3 make of them."""
     tokenizers = [AutoencoderDRoRAE.from_pretrained(folder / name).eval() for name in ("rae", "fusion", "decoder")]
     size = tokenizers[0].config.sample_size
-    batches = ImageData(DataArguments(data, resolution=size)).validation_batches(32)
-    images = torch.cat([batch["pixel_values"] for batch in batches])
-    images = images[torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).long()]
+    images = validation_pictures(data, size, SHOWN)
     rows = [images, *(vae(images).sample for vae in tokenizers)]
     make_grid([picture for row in rows for picture in to_pil(row)], columns=len(images)).save(path)
 

@@ -11,7 +11,7 @@ million parameters each and are trained for as many steps, by `train_generator.p
 from pathlib import Path
 
 from demo import ROOT
-from experiment import evaluate, find_judge, parse, repeat, spread, train
+from experiment import evaluate_fid, find_judge, parse, repeat, spread, train
 
 
 # Tokenizer -> what it is in the table, how it is trained if it is not there, and how a generator reads its latents.
@@ -72,10 +72,7 @@ def measure(folder: Path, tokenizer: str, kind: str, latents: Path, seed: int, a
     _, config, settings = GENERATORS[kind]
     settings = {"dataset_name": latents, "seed": seed, **TOKENIZERS[tokenizer][2], **settings}
     train(f"train_{config}.py", f"emoji_table_{config}.yaml", folder, settings, args.flags)
-    settings = {"model": folder, "dataset_name": args.data, "split": "train", "label_column": "subgroup"}
-    settings |= {"num_samples": SAMPLES, "extractors": [f"effnet={judge}"], "metrics": ["fid"]}
-    settings["reference_cache"] = args.output / "reference"
-    return evaluate("generation", folder.with_name(f"{folder.name}-samples"), settings)["fid_effnet"]
+    return evaluate_fid(folder, args, judge, SAMPLES)
 
 
 def table(results: list[dict]) -> str:

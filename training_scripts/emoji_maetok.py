@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from demo import last
-from experiment import parse, repeat, shrink, spread, train
+from experiment import list_metrics, parse, repeat, shrink, train
 
 from hf_fae import AutoencoderMAETok
 from hf_fae.evaluation.denoising import denoising_loss
@@ -75,18 +75,18 @@ def measure(tokenizers: dict[str, Path], data: str, seed: int) -> dict[str, dict
     size = next(iter(models.values())).config.sample_size
     pictures = PictureArguments(dataset_name=data, label_column="group").open(size, seed, train_split="train")
     fitted, held_out = (encode(models, NumberedPictures(pictures, split)) for split in ("train", "validation"))
-    labels = [split.pop("labels") for split in (fitted, held_out)]
+    labels, held_out_labels = (split.pop("labels") for split in (fitted, held_out))
     reduced = reduce_spaces(fitted, held_out, max_dimension=MAX_DIMENSION)
     metrics = {}
     for name, folder in tokenizers.items():
         curve = mode_count_curve(reduced.train[name], reduced.held_out[name], **MIXTURES, seed=seed)
-        tokens = ({"flatten": split[name].flatten(1)} for split in (fitted, held_out))
-        (inputs, targets), (others, wanted) = zip(tokens, labels, strict=True)
+        inputs, held_out_inputs = ({"flatten": split[name].flatten(1)} for split in (fitted, held_out))
+        probe = linear_probe(inputs, labels, held_out_inputs, held_out_labels, **PROBE, seed=seed)
         metrics[name] = {
             "nll": curve[-1]["nll"] / reduced.dimension,
             "held_out_nll": min(point["held_out_nll"] for point in curve) / reduced.dimension,
             "denoising_loss": denoising_loss(fitted[name], held_out[name], **DENOISER, seed=seed).loss,
-            "linear": linear_probe(inputs, targets, others, wanted, **PROBE, seed=seed).accuracy,
+            "linear": probe.accuracy,
             "psnr": last(folder, "validation/psnr"),
         }
     return metrics
@@ -106,10 +106,7 @@ def encode(models: dict[str, AutoencoderMAETok], pictures: NumberedPictures) -> 
 
 def table(results: list[dict]) -> str:
     """Markdown: mean and standard deviation over the seeds, and in how many of them one was better than another."""
-    lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---" * (1 + len(METRICS)) + "|"]
-    for name, (title, *_) in RUNS.items():
-        cells = [spread([result[name][metric] for result in results]) for metric in METRICS]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    lines = list_metrics({name: title for name, (title, *_) in RUNS.items()}, METRICS, results)
     lines += ["", "| better | of | than | seeds |", "|---|---|---|---|"]
     for name, other in (("masks", "plain"), ("hog", "masks"), ("dinov2", "masks"), ("both", "masks")):
         for metric in METRICS:

@@ -7,14 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
 from datasets import load_dataset
 from demo import ROOT, find, find_sources, run, run_cli
 
+from hf_fae.training.data import DataArguments, ImageData
 from hf_fae.training.files import write_whole
 from hf_fae.training.pictures import center_crop, decode_image
 
 
-__all__ = ["evaluate", "find_judge", "parse", "repeat", "shrink", "spread", "to_flags", "train"]
+__all__ = [
+    "evaluate",
+    "evaluate_fid",
+    "find_judge",
+    "list_metrics",
+    "parse",
+    "repeat",
+    "shrink",
+    "spread",
+    "to_flags",
+    "train",
+    "validation_pictures",
+]
 
 
 def parse(description: str, output: str, argv: list[str] | None) -> argparse.Namespace:
@@ -66,6 +80,15 @@ def shrink(data: str, size: int, folder: Path) -> str:
     return str(folder)
 
 
+def validation_pictures(data: str, size: int, count: int | None = None) -> torch.Tensor:
+    """(N, 3, size, size) of the validation split; `count` of them, from all of its parts, if there are more."""
+    pictures = ImageData(DataArguments(data, resolution=size, max_validation_samples=10**6))
+    images = torch.cat([batch["pixel_values"] for batch in pictures.validation_batches(32)])
+    if count is None:
+        return images
+    return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
+
+
 def to_flags(settings: dict) -> list[str]:
     """Settings as flags; a list gives several values."""
     return [
@@ -87,6 +110,14 @@ def evaluate(task: str, folder: Path, settings: dict) -> dict[str, float]:
     return json.loads((folder / "report.json").read_text())["metrics"]
 
 
+def evaluate_fid(model: Path, args: argparse.Namespace, judge: str, num_samples: int) -> float:
+    """`fid_effnet` of what a pipeline of subgroups draws, against the training pictures."""
+    settings = {"model": model, "dataset_name": args.data, "split": "train", "label_column": "subgroup"}
+    settings |= {"num_samples": num_samples, "extractors": [f"effnet={judge}"], "metrics": ["fid"]}
+    settings["reference_cache"] = args.output / "reference"
+    return evaluate("generation", model.with_name(f"{model.name}-samples"), settings)["fid_effnet"]
+
+
 def repeat(args: argparse.Namespace, once: Callable[[Path, int], dict], table: Callable[[list[dict]], str]) -> None:
     """Everything once for each seed, whose results are kept; after each, the table so far, `results.md`.
 
@@ -102,6 +133,19 @@ def repeat(args: argparse.Namespace, once: Callable[[Path, int], dict], table: C
         text = table(results)
         (args.output / "results.md").write_text(text + "\n")
     print(f"\n{text}")
+
+
+def list_metrics(titles: dict[str, str], metrics: dict[str, str], results: list[dict]) -> list[str]:
+    """Lines of a Markdown table: of each run, mean and standard deviation of its metrics over the seeds.
+
+    Args:
+        titles, metrics: run or metric -> what it is in the table.
+    """
+    lines = ["| | " + " | ".join(metrics.values()) + " |", "|---" * (1 + len(metrics)) + "|"]
+    for name, title in titles.items():
+        cells = [spread([result[name][metric] for result in results]) for metric in metrics]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
 
 
 def spread(values: list[float]) -> str:
