@@ -49,7 +49,7 @@ def test_generators_change_what_there_is(script):
         "autoregressive": script("train_autoregressive").AutoregressiveArguments,
     }
     for _, config, settings in emoji.GENERATORS.values():
-        assert settings.keys() | {"patch_size"} <= {field.name for field in fields(arguments[config])}
+        assert settings.keys() <= {field.name for field in fields(arguments[config])}
 
 
 def test_errors_of_damaged_latents(script, tmp_path, pictures):
@@ -107,7 +107,8 @@ def test_tables(script):
     assert "| plain autoencoder | 0.0000 | 0.0000 |" in text
     emoji = script("emoji_generators")
     results = [{name: dict.fromkeys(emoji.GENERATORS, place) for name, place in places} for places in PLACES]
-    text = emoji.table(results)
+    text = emoji.table(results, {"fae": 2.0, "detok": 1.0, "maetok": 3.0})
+    assert "| rFID of the tokenizer | 2.0000 | 1.0000 | 3.0000 | |" in text
     assert "| MAR | 1.5000 ± 0.7071 | 1.5000 ± 0.7071 | 3.0000 ± 0.0000 | 1 of 2 |" in text
 
 
@@ -132,18 +133,21 @@ def test_experiment(script, tmp_path, pictures, monkeypatch, kind):
 
 
 @pytest.mark.slow
-def test_generators_on_a_tokenizer(script, tmp_path, pictures, monkeypatch):
+@pytest.mark.parametrize("tokenizer", ["fae", "detok", "maetok"])
+def test_generators_on_a_tokenizer(script, tmp_path, pictures, monkeypatch, tokenizer):
     emoji = script("emoji_generators")
-    monkeypatch.setattr(emoji, "TOKENIZERS", {"detok": emoji.TOKENIZERS["detok"]})
+    monkeypatch.setattr(emoji, "TOKENIZERS", {tokenizer: emoji.TOKENIZERS[tokenizer]})
     monkeypatch.setattr(emoji, "GENERATORS", {name: emoji.GENERATORS[name] for name in ("mar", "sit")})
     monkeypatch.setattr(emoji, "SAMPLES", 10)
     run(emoji, tmp_path, pictures)
     lines = (tmp_path / "out" / "results.md").read_text().splitlines()
-    assert len(lines) == 2 + len(emoji.GENERATORS) and all(line.endswith("| 1 of 1 |") for line in lines[2:])
+    assert len(lines) == 3 + len(emoji.GENERATORS)
+    best = {"detok": "1 of 1"}.get(tokenizer, "0 of 1")
+    assert all(line.endswith(f"| {best} |") for line in lines[3:])
 
 
 def run(emoji, folder, pictures):
-    tiny_encoder().save_pretrained(folder / "encoder")
+    tiny_encoder(hidden_size=64).save_pretrained(folder / "encoder")  # as wide as a head of the FAE
     save_for_hf(timm.create_model("test_efficientnet", num_classes=10), folder / "judge", safe_serialization=True)
     flags = ["--encoder", str(folder / "encoder"), "--data", pictures, "--judge", str(folder / "judge")]
     emoji.main([*flags, "--seeds", "1", "--output", str(folder / "out"), "--flags", *TINY])

@@ -2,83 +2,117 @@
 
     python training_scripts/emoji_generators.py --output outputs/emoji-generators
 
-The tokenizers are the FAE in `checkpoints/` (256 px, 16x16 latents in patches of 2x2), and an l-DeTok and a MAETok of
-128 px that are trained first, longer than in `emoji_detok.py` and `emoji_maetok.py`. The generators have 4.1
-million parameters each and are trained for as many steps, by `train_generator.py` and `train_autoregressive.py`.
-`results.md` has `fid_effnet` of samples against the training pictures. A run that was stopped goes on where it was.
+The tokenizers, an FAE on DINOv2-small, an l-DeTok and a MAETok, make 16 latents of 16 channels of 64 px, and are
+trained equally long in all of their stages. The generators have 2.6 to 2.9 million parameters and are trained for as
+many steps, by `train_generator.py` and `train_autoregressive.py`. `results.md` has `fid_effnet` of samples against the
+training pictures, and rFID of the tokenizers on the validation pictures, by the same judge. A run that was stopped
+goes on where it was.
 """
 
 from pathlib import Path
 
-from demo import ROOT
-from experiment import evaluate_fid, find_judge, parse, repeat, spread, train
+from experiment import evaluate, evaluate_fid, find_judge, parse, repeat, shrink, spread, train
 
 
-# Tokenizer -> what it is in the table, how it is trained if it is not there, and how a generator reads its latents.
-LONGER = {"resolution": 128, "max_train_steps": 3000, "checkpointing_steps": 500}
+# Tokenizer -> what it is in the table, and its stages: script, config and settings of each.
 TOKENIZERS = {
-    "fae": ("FAE", None, {"patch_size": 2}),
-    "detok": ("l-DeTok", ("train_detok.py", "emoji_detok.yaml", LONGER), {}),
-    "maetok": ("MAETok", ("train_maetok.py", "emoji_maetok.yaml", {**LONGER, "num_latent_tokens": 32}), {}),
+    "fae": (
+        "FAE",
+        [
+            ("train_fae.py", "emoji_table_fae.yaml", {}),
+            ("train_pixel_decoder.py", "emoji_table_pixel_decoder.yaml", {"stage": "Ib"}),
+            ("train_pixel_decoder.py", "emoji_table_pixel_decoder.yaml", {"stage": "II"}),
+        ],
+    ),
+    "detok": (
+        "l-DeTok",
+        [
+            ("train_detok.py", "emoji_detok.yaml", {"max_train_steps": 2000}),
+            ("train_detok.py", "emoji_detok.yaml", {"max_train_steps": 1000, "stage": 2}),
+        ],
+    ),
+    "maetok": (
+        "MAETok",
+        [
+            ("train_maetok.py", "emoji_maetok.yaml", {"max_train_steps": 2000, "auxiliary_targets": "hog=1.0"}),
+            ("train_maetok.py", "emoji_maetok.yaml", {"max_train_steps": 1000, "stage": 2, "mask_steps": 500}),
+        ],
+    ),
 }
+# What names the stage before.
+SOURCES = {"train_pixel_decoder.py": "fae", "train_detok.py": "tokenizer", "train_maetok.py": "tokenizer"}
 DENOISER, AUTOREGRESSIVE = "generator", "autoregressive"
 SIT = {"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": "false"}
 # Generator -> what it is in the table, the script and config of that name, and its settings.
 GENERATORS = {
-    "mar": ("MAR", AUTOREGRESSIVE, {"model": "mar", "num_layers": 3, "num_inference_steps": 32}),
+    "mar": ("MAR", AUTOREGRESSIVE, {"model": "mar", "num_layers": 2, "num_inference_steps": 16}),
     "raster": ("RasterAR", AUTOREGRESSIVE, {"model": "raster"}),
     "random": ("RandomAR", AUTOREGRESSIVE, {"model": "random"}),
     "sit": ("SiT", DENOISER, SIT),
     "dit": ("DiT", DENOISER, {**SIT, "prediction_type": "epsilon"}),
     "lightningdit": ("LightningDiT", DENOISER, {}),
 }
-SAMPLES = 500
+RESOLUTION = 64
+SAMPLES = 300
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(__doc__, "outputs/emoji-generators", argv)
     judge = find_judge(args.judge)
-    latents = {name: encode(args.output, name, args) for name in TOKENIZERS}
+    args.data = shrink(args.data, RESOLUTION, args.output / "pictures")
+    tokenizers = {name: train_tokenizer(args.output / "tokenizers" / name, name, args) for name in TOKENIZERS}
+    latents = {name: args.output / "latents" / name for name in TOKENIZERS}
+    for name, tokenizer in tokenizers.items():
+        settings = {"dataset_name": args.data, "vae": tokenizer, "resolution": RESOLUTION}
+        train("cache_latents.py", "demo_latents.yaml", latents[name], settings, [])
+    rfid = {name: reconstruction_fid(tokenizer, args, judge) for name, tokenizer in tokenizers.items()}
 
     def once(folder, seed):
         return {
-            name: {
-                kind: measure(folder / f"{name}-{kind}", name, kind, latents[name], seed, args, judge)
-                for kind in GENERATORS
-            }
+            name: {kind: measure(folder / name / kind, kind, latents[name], seed, args, judge) for kind in GENERATORS}
             for name in TOKENIZERS
         }
 
-    repeat(args, once, table)
+    repeat(args, once, lambda results: table(results, rfid))
 
 
-def encode(output: Path, name: str, args) -> Path:
-    """The cached latents of a tokenizer, which is trained first where there is none."""
-    _, training, _ = TOKENIZERS[name]
-    tokenizer, latents = ROOT / "checkpoints" / "fae-emoji-256", output / f"{name}-latents"
-    settings = {"dataset_name": args.data}
-    if training is not None:
-        script, config, others = training
-        tokenizer = output / name
-        train(script, config, tokenizer, {**settings, **others}, args.flags)
-    else:
-        settings |= {"image_encoder": args.encoder, "resolution": 256}
-    train("cache_latents.py", "demo_latents.yaml", latents, {**settings, "vae": tokenizer}, [])
-    return latents
+def train_tokenizer(folder: Path, name: str, args) -> Path:
+    """The folder of the tokenizer, trained stage by stage."""
+    _, stages = TOKENIZERS[name]
+    for number, (script, config, settings) in enumerate(stages):
+        settings = {"dataset_name": args.data, **settings}
+        if number > 0:
+            settings[SOURCES[script]] = folder / f"stage-{number}"
+        elif script == "train_fae.py":
+            settings["image_encoder"] = args.encoder
+        train(script, config, folder / f"stage-{number + 1}", settings, args.flags)
+    return folder / f"stage-{len(stages)}"
 
 
-def measure(folder: Path, tokenizer: str, kind: str, latents: Path, seed: int, args, judge: str) -> float:
+def reconstruction_fid(tokenizer: Path, args, judge: str) -> float:
+    """rFID of the validation pictures."""
+    settings = {"model": tokenizer, "dataset_name": args.data, "encoder": args.encoder, "metrics": "rfid"}
+    settings |= {"extractors": f"effnet={judge}"}
+    return evaluate("reconstruction", tokenizer.with_name("reconstruction"), settings)["rfid_effnet"]
+
+
+def measure(folder: Path, kind: str, latents: Path, seed: int, args, judge: str) -> float:
     """Train a generator on cached latents; `fid_effnet` of what it draws, against the training pictures."""
     _, config, settings = GENERATORS[kind]
-    settings = {"dataset_name": latents, "seed": seed, **TOKENIZERS[tokenizer][2], **settings}
+    settings = {"dataset_name": latents, "seed": seed, **settings}
     train(f"train_{config}.py", f"emoji_table_{config}.yaml", folder, settings, args.flags)
     return evaluate_fid(folder, args, judge, SAMPLES)
 
 
-def table(results: list[dict]) -> str:
-    """Markdown: `fid_effnet`, mean and deviation over the seeds, and in how many of them l-DeTok was best."""
-    lines = ["| | " + " | ".join(title for title, *_ in TOKENIZERS.values()) + " | l-DeTok is best |"]
+def table(results: list[dict], rfid: dict[str, float]) -> str:
+    """Markdown: `fid_effnet`, mean and deviation over the seeds, and in how many of them l-DeTok was best.
+
+    Args:
+        rfid: of each tokenizer, the first line.
+    """
+    lines = ["| | " + " | ".join(title for title, _ in TOKENIZERS.values()) + " | l-DeTok is best |"]
     lines.append("|---" * (2 + len(TOKENIZERS)) + "|")
+    lines.append("| rFID of the tokenizer | " + " | ".join(spread([rfid[name]]) for name in TOKENIZERS) + " | |")
     for kind, (title, *_) in GENERATORS.items():
         cells = [spread([result[name][kind] for result in results]) for name in TOKENIZERS]
         best = sum(min(TOKENIZERS, key=lambda name: result[name][kind]) == "detok" for result in results)
