@@ -5,13 +5,20 @@
 The tokenizers, an FAE on DINOv2-small, an l-DeTok and a MAETok, make 16 latents of 16 channels of 64 px, and are
 trained equally long in all of their stages. The generators have 2.6 to 2.9 million parameters and are trained for as
 many steps, by `train_generator.py` and `train_autoregressive.py`. `results.md` has `fid_effnet` of samples against the
-training pictures, and rFID of the tokenizers on the validation pictures, by the same judge. A run that was stopped
-goes on where it was.
+training pictures, and rFID of the tokenizers on the validation pictures, by the same judge. Of the first seed on
+l-DeTok's latents, `samples.png` has samples of each generator, a row each, and `kept.png` validation pictures, what is
+kept of them, and how MAR, RasterAR and RandomAR complete that. A run that was stopped goes on where it was.
 """
 
 from pathlib import Path
 
+import torch
+from demo import CLASSES
 from experiment import evaluate, evaluate_fid, find_judge, parse, repeat, shrink, spread, train
+
+from hf_fae import FAEDiTPipeline, FAEMARPipeline
+from hf_fae.evaluation.pictures import NumberedPictures, PictureArguments
+from hf_fae.images import from_uint8, make_grid, to_pil
 
 
 # Tokenizer -> what it is in the table, and its stages: script, config and settings of each.
@@ -52,8 +59,10 @@ GENERATORS = {
     "dit": ("DiT", DENOISER, {**SIT, "prediction_type": "epsilon"}),
     "lightningdit": ("LightningDiT", DENOISER, {}),
 }
+PIPELINES = {DENOISER: FAEDiTPipeline, AUTOREGRESSIVE: FAEMARPipeline}
 RESOLUTION = 64
 SAMPLES = 300
+SHOWN = "detok"  # tokenizer of the pictures
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,6 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         }
 
     repeat(args, once, lambda results: table(results, rfid))
+    save_samples(args.output / "samples.png", args.output / "seed-0" / SHOWN)
+    save_kept(args.output / "kept.png", args.output / "seed-0" / SHOWN, args.data)
 
 
 def train_tokenizer(folder: Path, name: str, args) -> Path:
@@ -102,6 +113,32 @@ def measure(folder: Path, kind: str, latents: Path, seed: int, args, judge: str)
     settings = {"dataset_name": latents, "seed": seed, **settings}
     train(f"train_{config}.py", f"emoji_table_{config}.yaml", folder, settings, args.flags)
     return evaluate_fid(folder, args, judge, SAMPLES)
+
+
+def save_samples(path: Path, folder: Path) -> None:
+    """A sheet of samples: a row for each generator, a column for each class."""
+    images = []
+    for kind, (_, config, _) in GENERATORS.items():
+        pipe = PIPELINES[config].from_pretrained(folder / kind)
+        images += pipe(CLASSES, generator=torch.Generator().manual_seed(0)).images
+    make_grid(images, columns=len(CLASSES)).save(path)
+
+
+def save_kept(path: Path, folder: Path, data: str) -> None:
+    """A sheet of validation pictures, their upper halves, and what each autoregressive generator makes of these."""
+    pictures = PictureArguments(dataset_name=data, label_column="subgroup").open(RESOLUTION, train_split="train")
+    pictures = NumberedPictures(pictures)
+    batch = pictures.read(range(0, len(pictures), len(pictures) // len(CLASSES))[: len(CLASSES)])
+    images, labels = from_uint8(batch["images"]), batch["class_labels"].tolist()
+    mask = torch.zeros(1, RESOLUTION, RESOLUTION)
+    mask[:, RESOLUTION // 2 :] = 1
+    rows = to_pil(images) + to_pil(images * (1 - mask))
+    for kind, (_, config, _) in GENERATORS.items():
+        if config == AUTOREGRESSIVE:
+            pipe = FAEMARPipeline.from_pretrained(folder / kind)
+            generator = torch.Generator().manual_seed(0)
+            rows += pipe(labels, image=to_pil(images), mask_image=mask, generator=generator).images
+    make_grid(rows, columns=len(labels)).save(path)
 
 
 def table(results: list[dict], rfid: dict[str, float]) -> str:
