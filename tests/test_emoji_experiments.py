@@ -140,7 +140,8 @@ def test_generators_on_tokenizers(script, tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(emoji, "CLASSES", ["0", "1"])
     run(emoji, tmp_path, pictures)
     out = tmp_path / "out"
-    assert len((out / "results.md").read_text().splitlines()) == 3 + len(emoji.GENERATORS)
+    lines = (out / "results.md").read_text().splitlines()
+    assert len(lines) == 3 + len(emoji.GENERATORS) and all(line.endswith(" of 1 |") for line in lines[3:])
     # Two pictures a row, with 2 pixels around each: MAR and SiT; originals, halves and MAR.
     assert Image.open(out / "samples.png").size == (136, 136)
     assert Image.open(out / "kept.png").size == (136, 204)

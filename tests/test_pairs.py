@@ -116,11 +116,11 @@ COLUMNS = {
 }
 EXPERIMENT = "docs/autoregressive.md#the-experiment-on-emoji"
 TRAINED = {
-    (row, column): EXPERIMENT
-    for row in ("FAE", "l-DeTok", "MAETok")
-    for column in ("DiT, SiT, LightningDiT", "MAR", "RasterAR, RandomAR")
-}
-TRAINED |= {
+    **{
+        (row, column): EXPERIMENT
+        for row in ("FAE", "l-DeTok", "MAETok")
+        for column in ("DiT, SiT, LightningDiT", "MAR", "RasterAR, RandomAR")
+    },
     ("FAE", "DiT, SiT, LightningDiT"): "docs/training-emoji.md",
     ("FAE", "STARFlow"): "docs/training-emoji.md",
     ("FAE", "MMDiT"): "docs/text-to-image.md#the-model-on-emoji",

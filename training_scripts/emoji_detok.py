@@ -15,7 +15,17 @@ goes on where it was.
 from pathlib import Path
 
 import torch
-from experiment import evaluate_fid, find_judge, list_metrics, parse, repeat, shrink, train, validation_pictures
+from experiment import (
+    cache_latents,
+    evaluate_fid,
+    find_judge,
+    list_metrics,
+    parse,
+    repeat,
+    shrink,
+    train,
+    validation_pictures,
+)
 
 from hf_fae import AutoencoderDeTok, FAEDiTPipeline
 from hf_fae.images import make_grid, to_pil
@@ -63,7 +73,7 @@ def measure(folder: Path, name: str, seed: int, args, judge: str) -> dict[str, f
     tokenizer, latents, generator, tuned, tuned_generator = (folder / f"{name}{part}" for part in parts)
     data, common = {"dataset_name": args.data}, {"seed": seed}
     train("train_detok.py", "emoji_detok.yaml", tokenizer, {**data, **common, **RUNS[name][1]}, args.flags)
-    train("cache_latents.py", "demo_latents.yaml", latents, {**data, "vae": tokenizer, "resolution": RESOLUTION}, [])
+    cache_latents(tokenizer, latents, args.data, RESOLUTION)
     train("train_generator.py", "emoji_sit.yaml", generator, {"dataset_name": latents, **common}, args.flags)
     settings = {**data, **common, "stage": 2, "tokenizer": tokenizer}
     train("train_detok.py", "emoji_detok.yaml", tuned, settings, args.flags)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from demo import CLASSES
-from experiment import evaluate, evaluate_fid, find_judge, parse, repeat, shrink, spread, train
+from experiment import cache_latents, evaluate, evaluate_fid, find_judge, parse, repeat, shrink, spread, train
 
 from hf_fae import FAEDiTPipeline, FAEMARPipeline
 from hf_fae.evaluation.pictures import NumberedPictures, PictureArguments
@@ -72,8 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizers = {name: train_tokenizer(args.output / "tokenizers" / name, name, args) for name in TOKENIZERS}
     latents = {name: args.output / "latents" / name for name in TOKENIZERS}
     for name, tokenizer in tokenizers.items():
-        settings = {"dataset_name": args.data, "vae": tokenizer, "resolution": RESOLUTION}
-        train("cache_latents.py", "demo_latents.yaml", latents[name], settings, [])
+        cache_latents(tokenizer, latents[name], args.data, RESOLUTION)
     rfid = {name: reconstruction_fid(tokenizer, args, judge) for name, tokenizer in tokenizers.items()}
 
     def once(folder, seed):
@@ -132,12 +131,13 @@ def save_kept(path: Path, folder: Path, data: str) -> None:
     images, labels = from_uint8(batch["images"]), batch["class_labels"].tolist()
     mask = torch.zeros(1, RESOLUTION, RESOLUTION)
     mask[:, RESOLUTION // 2 :] = 1
-    rows = to_pil(images) + to_pil(images * (1 - mask))
+    originals = to_pil(images)
+    rows = originals + to_pil(images * (1 - mask))
     for kind, (_, config, _) in GENERATORS.items():
         if config == AUTOREGRESSIVE:
             pipe = FAEMARPipeline.from_pretrained(folder / kind)
             generator = torch.Generator().manual_seed(0)
-            rows += pipe(labels, image=to_pil(images), mask_image=mask, generator=generator).images
+            rows += pipe(labels, image=originals, mask_image=mask, generator=generator).images
     make_grid(rows, columns=len(labels)).save(path)
 
 

@@ -17,6 +17,7 @@ from hf_fae.training.pictures import center_crop, decode_image
 
 
 __all__ = [
+    "cache_latents",
     "evaluate",
     "evaluate_fid",
     "find_judge",
@@ -101,6 +102,12 @@ def to_flags(settings: dict) -> list[str]:
 def train(script: str, config: str, folder: Path, settings: dict, flags: list[str]) -> None:
     """A training, in a process of its own; `flags` win."""
     run(script, config, folder, *to_flags(settings), *flags)
+
+
+def cache_latents(vae: Path, folder: Path, data: str, resolution: int) -> None:
+    """The latents of all pictures and of their mirror images, with their subgroups, for generators to learn from."""
+    settings = {"dataset_name": data, "vae": vae, "resolution": resolution}
+    train("cache_latents.py", "demo_latents.yaml", folder, settings, [])
 
 
 def evaluate(task: str, folder: Path, settings: dict) -> dict[str, float]:
