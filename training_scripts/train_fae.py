@@ -64,6 +64,9 @@ class FAEArguments:
     pixel_hidden_size: int = field(default=1024, metadata={"help": "Width of the pixel decoder, trained later."})
     pixel_num_layers: int = field(default=24, metadata={"help": "Layers of the pixel decoder."})
     pixel_num_attention_heads: int = field(default=16, metadata={"help": "Heads of the pixel decoder."})
+    pixel_head: Literal["linear", "overlap"] = field(
+        default="linear", metadata={"help": "A patch per token, or blended windows without seams between patches."}
+    )
     kl_weight: float = field(default=1e-3, metadata={"help": "Weight of the KL term, both terms being means."})
     feature_statistics_images: int = field(
         default=2048, metadata={"help": "Images for the features' mean and std; 0: leave the features as they are."}
@@ -96,6 +99,7 @@ def new_fae(args: FAEArguments, resolution: int) -> AutoencoderFAE:
         pixel_hidden_size=args.pixel_hidden_size,
         pixel_num_layers=args.pixel_num_layers,
         pixel_num_attention_heads=args.pixel_num_attention_heads,
+        pixel_head=args.pixel_head,
     )
 
 

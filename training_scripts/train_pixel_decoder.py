@@ -17,7 +17,7 @@ from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.objectives import add_noise
 from hf_fae.training.randomness import ImageRandom
 from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, validate_reconstructions
-from hf_fae.training.tokenizer import copy_pixel_decoder, load_trained_fae
+from hf_fae.training.tokenizer import add_overlap_head, copy_pixel_decoder, load_trained_fae
 from hf_fae.training.tokenizer_objectives import PixelObjective
 
 
@@ -32,6 +32,9 @@ class PixelDecoderArguments:
     pixel_decoder: str | None = field(
         default=None,
         metadata={"help": "FAE on the same features, whose pixel decoder to start from; none: that of fae."},
+    )
+    overlap_head: bool = field(
+        default=False, metadata={"help": "Continue a linear pixel head as an overlap head: no seams between patches."}
     )
     feature_cache: str | None = field(
         default=None,
@@ -55,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         model = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
         if args.pixel_decoder is not None:
             copy_pixel_decoder(args.pixel_decoder, model)
+        if args.overlap_head:
+            add_overlap_head(model)
         if args.feature_cache is not None:
             data = FeatureData(data, args.feature_cache, model)
         losses = make_losses(loss_args)

@@ -90,6 +90,8 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
         encoder_attention_head_dim: head width of that layer, whose inner width is 4 * feature_dim.
         decoder_num_layers, decoder_attention_head_dim: the feature decoder.
         pixel_hidden_size, pixel_num_layers, pixel_num_attention_heads: the pixel decoder, a ViT.
+        pixel_head: `"linear"`, a patch per token (paper), or `"overlap"`, blended windows of twice its size: no seams
+            between patches, for small training budgets.
         image_encoder_id, image_encoder_revision, image_encoder_config: where the frozen encoder comes from, and its
             `VisionEncoder.config`.
 
@@ -119,6 +121,7 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
         pixel_hidden_size: int = 1024,
         pixel_num_layers: int = 24,
         pixel_num_attention_heads: int = 16,
+        pixel_head: str = "linear",
         image_encoder_id: str | None = None,
         image_encoder_revision: str | None = None,
         image_encoder_config: dict | None = None,
@@ -152,7 +155,7 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
                 latent_channels, feature_dim, decoder_num_layers, decoder_attention_head_dim, grid
             )
         self.pixel_decoder = PixelDecoder(
-            feature_dim, pixel_hidden_size, pixel_num_layers, pixel_num_attention_heads, patch_size, grid
+            feature_dim, pixel_hidden_size, pixel_num_layers, pixel_num_attention_heads, patch_size, grid, pixel_head
         )
         self.image_encoder = None
         self.register_buffer("features_mean", torch.zeros(feature_dim, dtype=torch.float32))

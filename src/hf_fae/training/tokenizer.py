@@ -8,11 +8,13 @@ from diffusers import AutoencoderKL, AutoencoderRAE, AutoModel
 from ..autoencoders.drorae import AutoencoderDRoRAE
 from ..autoencoders.fae import AutoencoderFAE
 from ..autoencoders.frozen_encoder import FrozenEncoderMixin
+from ..autoencoders.pixel_decoder import OverlapHead
 from ..latents import LatentAutoencoderMixin, compression_ratio
 
 
 __all__ = [
     "add_fusion",
+    "add_overlap_head",
     "complete_tokenizer",
     "copy_pixel_decoder",
     "load_rae",
@@ -70,10 +72,24 @@ def copy_pixel_decoder(path: str, model: AutoencoderFAE) -> None:
             raise ValueError(f"pixel_decoder {path!r} was trained on features with another {name} than those of fae")
     shapes = [{name: p.shape for name, p in fae.pixel_decoder.named_parameters()} for fae in (source, model)]
     if shapes[0] != shapes[1]:
-        names = ("pixel_hidden_size", "pixel_num_layers", "pixel_num_attention_heads", "patch_size", "feature_dim")
+        names = (
+            "pixel_hidden_size",
+            "pixel_num_layers",
+            "pixel_num_attention_heads",
+            "pixel_head",
+            "patch_size",
+            "feature_dim",
+        )
         theirs, ours = ({name: fae.config[name] for name in names} for fae in (source, model))
         raise ValueError(f"pixel_decoder {path!r} must have the shape of that of fae, {ours}, got {theirs}")
     model.pixel_decoder.load_state_dict(source.pixel_decoder.state_dict())
+
+
+def add_overlap_head(model: AutoencoderFAE) -> None:
+    """Replace a trained linear pixel head by an overlap head that continues its patches; others stay as they are."""
+    if model.config.pixel_head == "linear":
+        model.pixel_decoder.proj_out = OverlapHead.from_linear(model.pixel_decoder.proj_out)
+        model.register_to_config(pixel_head="overlap")
 
 
 def read_fusion_type(path: str) -> str:
