@@ -10,14 +10,33 @@ from diffusers.models.attention_dispatch import attention_backend
 from hub_server import hub  # noqa: F401 - a fixture
 
 
+SHARED = Path(__file__).parents[2] / "shared"
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of offline weights and data; tests that need it are skipped where it is not."""
-    default = Path(__file__).parents[2] / "shared" / "assets"
-    path = Path(os.environ.get("HF_FAE_ASSETS", default))
+    path = Path(os.environ.get("HF_FAE_ASSETS", SHARED / "assets"))
     if not path.is_dir():
         pytest.skip(f"needs the offline assets: set HF_FAE_ASSETS to their folder ({path} does not exist)")
     return path
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """Finds the folder of a tiny published checkpoint and what the reference code computes with it, by its name.
+
+    All are in `HF_FAE_ORACLES`, a selection in tests/oracles; tests of others are skipped without that variable.
+    """
+    folders = [Path(os.environ.get("HF_FAE_ORACLES", SHARED / "oracles")), Path(__file__).parent / "oracles"]
+
+    def find(name: str) -> Path:
+        for folder in folders:
+            if (folder / name).exists():
+                return folder / name
+        pytest.skip(f"needs the oracle {name}: set HF_FAE_ORACLES to their folder ({folders[0]} does not have it)")
+
+    return find
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class OverlapHead(nn.Linear):
         )
         down, across = (self._blending_weights(count, hidden_states.device) for count in grid)
         blended = windows * down[:, :, None, None, :, None] * across[:, :, None]  # (B, 3, 2, p, 2, p, height, width)
-        # Quarters of windows lie on cells of p x p that are shifted by half a patch; up to four of them meet in a cell.
+        # Quarters of windows lie on cells of p x p, shifted by half a patch; up to four of them meet in a cell.
         quarters = (
             F.pad(blended[:, :, below, :, right], (right, 1 - right, below, 1 - below))
             for below in range(2)

@@ -1,0 +1,93 @@
+"""Named changes of tensors between published layouts and ours, each with its inverse."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+__all__ = [
+    "IDENTITY",
+    "NEGATE",
+    "REVERSE_TIME",
+    "SPLIT_QKV",
+    "SWAP_HALVES",
+    "Transform",
+    "chain",
+    "pixel_rows",
+    "squeeze",
+]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of tensors: both functions take the tensors of one side and return those of the other."""
+
+    to_ours: Callable
+    to_published: Callable
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Transforms of a single tensor, one after the other on the way to ours."""
+
+    def to_ours(tensor):
+        for transform in transforms:
+            tensor = transform.to_ours(tensor)
+        return tensor
+
+    def to_published(tensor):
+        for transform in reversed(transforms):
+            tensor = transform.to_published(tensor)
+        return tensor
+
+    return Transform(to_ours, to_published)
+
+
+IDENTITY = Transform(lambda tensor: tensor, lambda tensor: tensor)
+
+NEGATE = Transform(torch.neg, torch.neg)
+
+# One linear map of queries, keys and values: rows [q, k, v].
+SPLIT_QKV = Transform(lambda tensor: tensor.unflatten(0, (3, -1)).unbind(), lambda q, k, v: torch.cat([q, k, v]))
+
+# Gated feed-forwards: silu(first half) * second half there, first half * silu(second half) in diffusers' SwiGLU.
+SWAP_HALVES = Transform(*2 * [lambda tensor: torch.cat(tensor.unflatten(0, (2, -1)).unbind()[::-1])])
+
+
+def squeeze(*axes: int) -> Transform:
+    """Axes of length 1 are dropped; all of them count from the front, or all from the back."""
+
+    def to_ours(tensor):
+        if any(tensor.shape[axis] != 1 for axis in axes):
+            raise ValueError(f"axes {axes} must be of length 1, got shape {tuple(tensor.shape)}")
+        return tensor.squeeze(axes)
+
+    def to_published(tensor):
+        for axis in sorted(axes, key=abs):
+            tensor = tensor.unsqueeze(axis)
+        return tensor
+
+    return Transform(to_ours, to_published)
+
+
+def pixel_rows(patch_size: int, channels: int) -> Transform:
+    """Rows (or entries) of a map to patches: (p1, p2, channel) there, (channel, p1, p2) in ours."""
+    count = patch_size**2
+    return Transform(
+        lambda tensor: tensor.unflatten(0, (count, channels)).transpose(0, 1).flatten(0, 1),
+        lambda tensor: tensor.unflatten(0, (channels, count)).transpose(0, 1).flatten(0, 1),
+    )
+
+
+def _rotate_time(weight: torch.Tensor) -> torch.Tensor:
+    # cos(w (1 - t)) = cos w cos(wt) + sin w sin(wt), sin(w (1 - t)) = sin w cos(wt) - cos w sin(wt).
+    cos, sin = weight.double().chunk(2, dim=1)
+    half = cos.shape[1]
+    angles = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=weight.device) / half)
+    return torch.cat([cos * angles.cos() + sin * angles.sin(), cos * angles.sin() - sin * angles.cos()], dim=1).to(
+        weight.dtype
+    )
+
+
+# Sinusoids [cos, sin] of data time u = 1 - t: the map behind them, of noise time t. It is its own inverse.
+REVERSE_TIME = Transform(_rotate_time, _rotate_time)

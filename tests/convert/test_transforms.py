@@ -1,0 +1,45 @@
+import pytest
+import torch
+from diffusers.models.embeddings import Timesteps
+
+from hf_fae.convert.transforms import NEGATE, REVERSE_TIME, SPLIT_QKV, SWAP_HALVES, chain, pixel_rows, squeeze
+
+
+@pytest.mark.parametrize(
+    "transform, shape",
+    [
+        (NEGATE, (4, 3)),
+        (SPLIT_QKV, (12, 3)),
+        (SWAP_HALVES, (6,)),
+        (squeeze(0), (1, 5, 3)),
+        (squeeze(-1, -2), (5, 3, 1, 1)),
+        (squeeze(0, 1), (1, 1, 3)),
+        (pixel_rows(2, 3), (12, 5)),
+        (pixel_rows(2, 3), (12,)),
+        (chain(pixel_rows(2, 3), NEGATE), (12,)),
+    ],
+)
+def test_round_trip(transform, shape):
+    tensor = torch.randn(shape)
+    made = transform.to_ours(tensor)
+    assert torch.equal(transform.to_published(*made if isinstance(made, tuple) else (made,)), tensor)
+
+
+def test_pixel_rows_order():
+    rows = torch.tensor([[p1, p2, channel] for p1 in range(2) for p2 in range(2) for channel in range(3)])
+    expected = torch.tensor([[p1, p2, channel] for channel in range(3) for p1 in range(2) for p2 in range(2)])
+    assert torch.equal(pixel_rows(2, 3).to_ours(rows), expected)
+
+
+def test_reverse_time():
+    """The reversed map sees noise time t as the published one sees data time 1 - t."""
+    sinusoids = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    weight, t = torch.randn(7, 256), torch.rand(5)
+    ours = sinusoids(t) @ REVERSE_TIME.to_ours(weight).T
+    torch.testing.assert_close(ours, sinusoids(1 - t) @ weight.T, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(REVERSE_TIME.to_published(REVERSE_TIME.to_ours(weight)), weight, atol=1e-6, rtol=1e-6)
+
+
+def test_squeeze_refuses_longer_axes():
+    with pytest.raises(ValueError, match=r"axes \(0,\) must be of length 1, got shape \(2, 3\)"):
+        squeeze(0).to_ours(torch.ones(2, 3))
