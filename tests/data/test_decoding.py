@@ -5,7 +5,7 @@ import pytest
 from damaged import damaged_pictures, encode, noise, odd_pictures
 from PIL import Image, ImageFile
 
-from hf_fae.data.corrupt import DamagedRow
+from hf_fae.data.corrupt import CorruptRow
 from hf_fae.data.decoding import center_crop, decode_image, lanczos_crop, random_crop, to_rgb
 
 
@@ -124,7 +124,7 @@ class TestDamage:
     def test_kinds(self, name, tolerant, monkeypatch):
         monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)  # as some libraries leave it
         kind, data = damaged_pictures()[name]
-        with pytest.raises(DamagedRow) as raised:
+        with pytest.raises(CorruptRow) as raised:
             decode_image({"bytes": data, "path": None}, min_side=16)
         assert raised.value.kind == kind
         assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
@@ -133,16 +133,16 @@ class TestDamage:
     @pytest.mark.parametrize("share", [0.5, 0.9])
     def test_no_part_of_a_picture_passes_for_a_whole_one(self, format, share):
         data = encode(noise(), format)
-        with pytest.raises(DamagedRow) as raised:
+        with pytest.raises(CorruptRow) as raised:
             decode_image(data[: int(len(data) * share)])
         assert raised.value.kind == "truncated"
 
     def test_limits(self, monkeypatch):
         assert decode_image(encode(noise(20, 16)), min_side=16).size == (20, 16)
-        with pytest.raises(DamagedRow, match="20 x 15 pixels, below 16"):
+        with pytest.raises(CorruptRow, match="20 x 15 pixels, below 16"):
             decode_image(encode(noise(20, 15)), min_side=16)
         monkeypatch.setattr("hf_fae.data.decoding.MAX_PIXELS", 299)
-        with pytest.raises(DamagedRow, match="20 x 15 pixels, above 299"):
+        with pytest.raises(CorruptRow, match="20 x 15 pixels, above 299"):
             decode_image(encode(noise(20, 15)))
 
     def test_no_file(self, tmp_path):

@@ -70,7 +70,7 @@ def test_rows_that_the_cache_leaves_out(cache, parquet_folder):
 
 
 def test_only_for_an_fae(cache, parquet_folder):
-    with pytest.raises(ValueError, match="feature_cache is for an AutoencoderFAE, got a AutoencoderKL"):
+    with pytest.raises(ValueError, match="feature_cache requires an AutoencoderFAE, got a AutoencoderKL"):
         FeatureData(make_data(parquet_folder), cache, tiny_kl())
 
 
@@ -87,7 +87,7 @@ def test_another_encoder(cache, parquet_folder):
     config = tiny_fae().config
     names = [name for name in config if name.startswith(("pixel", "decoder", "encoder", "latent", "sample", "patch"))]
     other = AutoencoderFAE.from_encoder(tiny_encoder("siglip"), **{name: config[name] for name in names})
-    with pytest.raises(ValueError, match="its image_encoder has the fingerprint"):
+    with pytest.raises(ValueError, match="whose image_encoder has the fingerprint"):
         FeatureData(make_data(parquet_folder), cache, other)
 
 
@@ -98,12 +98,12 @@ def test_latents_that_are_no_features(tmp_path, parquet_folder):
 
 
 def test_other_pictures(tmp_path, cache, parquet_folder, image_folder):
-    with pytest.raises(ValueError, match="feature_cache .* has the features of other pictures"):
+    with pytest.raises(ValueError, match="feature_cache .* has the features of other images"):
         FeatureData(make_data(image_folder), cache, tiny_fae())
     folder = tmp_path / "fewer"
     shutil.copytree(parquet_folder, folder)
     (folder / "train-00003-of-00004.parquet").unlink()
-    with pytest.raises(ValueError, match="feature_cache .* has the features of other pictures"):
+    with pytest.raises(ValueError, match="feature_cache .* has the features of other images"):
         FeatureData(make_data(folder), cache, tiny_fae())
 
 

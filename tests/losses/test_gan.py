@@ -18,8 +18,8 @@ from hf_fae.losses.gan import (
     AdversarialLoss,
     LeCam,
     adaptive_weight,
-    hinge_loss_discriminator,
-    hinge_loss_generator,
+    adversarial_hinge_loss,
+    discriminator_hinge_loss,
 )
 from hf_fae.utils.randomness import ImageRandom
 
@@ -62,13 +62,13 @@ def gradients(module):
 
 class TestLosses:
     def test_hinge_at_zero_logits_is_one(self):
-        assert hinge_loss_discriminator(torch.zeros(3, 7), torch.zeros(3, 7)) == 1.0
+        assert discriminator_hinge_loss(torch.zeros(3, 7), torch.zeros(3, 7)) == 1.0
 
     def test_hinge(self):
         real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, -0.5, 1.0])
         # real: 0 and 0.5; fake: 0, 0.5 and 2
-        torch.testing.assert_close(hinge_loss_discriminator(real, fake), torch.tensor((0.25 + 2.5 / 3) / 2))
-        torch.testing.assert_close(hinge_loss_generator(fake), torch.tensor(2.5 / 3))
+        torch.testing.assert_close(discriminator_hinge_loss(real, fake), torch.tensor((0.25 + 2.5 / 3) / 2))
+        torch.testing.assert_close(adversarial_hinge_loss(fake), torch.tensor(2.5 / 3))
 
     def test_adaptive_weight(self):
         weight = torch.ones(2, 2, requires_grad=True)
@@ -242,7 +242,7 @@ class TestAdversarialLoss:
     def test_the_generators_term_leaves_the_discriminator_alone(self, discriminator):
         adversarial = AdversarialLoss(discriminator)
         x = images().requires_grad_()
-        hinge_loss_generator(adversarial._judge_as_constant(x, ImageRandom(0, 0))).backward()
+        adversarial_hinge_loss(adversarial._judge_as_constant(x, ImageRandom(0, 0))).backward()
         assert x.grad.abs().sum() > 0 and not gradients(discriminator)
 
     def test_the_discriminators_term_leaves_the_generator_alone(self, discriminator):
@@ -257,7 +257,7 @@ class TestAdversarialLoss:
         keys = {
             2: set(),
             3: {"discriminator", "lecam", "logits_real", "logits_fake"},
-            5: {"discriminator", "lecam", "logits_real", "logits_fake", "generator"},
+            5: {"discriminator", "lecam", "logits_real", "logits_fake", "decoder"},
         }
         inputs, targets, state = images(), images(), discriminator.state_dict()
         state = {name: value.clone() for name, value in state.items()}
@@ -387,7 +387,7 @@ class TestNLayerDiscriminator:
         losses = game(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
         assert calls == [4, 4, 4]
         rounded = ((fakes.detach() + 1) * 127.5).round() / 127.5 - 1
-        expected = hinge_loss_discriminator(discriminator(reals), discriminator(rounded))
+        expected = discriminator_hinge_loss(discriminator(reals), discriminator(rounded))
         torch.testing.assert_close(losses["discriminator"], expected)
 
     @pytest.mark.parametrize("kwargs", [{"base_channels": 0}, {"num_stages": 0}])

@@ -51,10 +51,10 @@ class TestDeTokObjective:
 
     def test_one_share_for_a_batch_by_the_papers_law(self):
         objective = DeTokObjective(tiny_detok())
-        counts = torch.tensor([objective.draw_patches(2, numbers(seed)).shape[1] for seed in range(400)])
+        counts = torch.tensor([objective.sample_visible_patches(2, numbers(seed)).shape[1] for seed in range(400)])
         assert (counts == 16).float().mean().item() == pytest.approx(0.125 + 1 / 12.8, abs=0.05)
         assert counts.min() == 5 and (16 - counts).float().mean().item() == pytest.approx(16 * 0.306, abs=0.7)
-        assert DeTokObjective(tiny_detok(), max_mask_ratio=0.0).draw_patches(2, numbers()).shape == (2, 16)
+        assert DeTokObjective(tiny_detok(), max_mask_ratio=0.0).sample_visible_patches(2, numbers()).shape == (2, 16)
 
     def test_stage_1_trains_everything(self):
         assert trained(DeTokObjective(tiny_detok())) >= {"model.encoder", "model.decoder"}
@@ -90,7 +90,7 @@ class TestDeTokObjective:
         objective.before_step(30)
         losses = objective(batch(), numbers())
         parts = losses["reconstruction"] + 1e-6 * losses["kl"]
-        parts = parts + 0.1 * losses["adversarial/generator"] + losses["adversarial/discriminator"]
+        parts = parts + 0.1 * losses["adversarial/decoder"] + losses["adversarial/discriminator"]
         torch.testing.assert_close(losses["loss"], parts)
 
     @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ class TestMAETokObjective:
     @pytest.mark.parametrize("scope", ["batch", "image"])
     def test_shares_follow_the_papers_law(self, scope):
         objective = MAETokObjective(tiny_maetok(sample_size=128), mask_scope=scope)
-        masks = torch.cat([objective.draw_mask(8, numbers(seed)) for seed in range(40)])  # of 256 patches
+        masks = torch.cat([objective.sample_mask(8, numbers(seed)) for seed in range(40)])  # of 256 patches
         ratios = masks.float().mean(1)
         assert 0.39 < ratios.min() and ratios.max() <= 0.6
         assert ratios.mean().item() == pytest.approx(0.505, abs=0.03)
@@ -163,17 +163,17 @@ class TestMAETokObjective:
         for step, share in ((0, 0.6), (25_000, 0.3), (50_000, 0.0), (60_000, 0.0)):
             objective.before_step(step)
             assert objective.falling_ratio == pytest.approx(share)
-            masked = objective.draw_mask(4, numbers()).sum(1)
+            masked = objective.sample_mask(4, numbers()).sum(1)
             assert (masked == int(16 * share)).all()  # 16 - ceil(16 (1 - share))
         assert trained(objective) == {"model.decoder"}
         assert not model.encoder.training and all(p.grad is None for p in model.encoder.parameters())
         # The smallest share is one of stage 1.
         objective = MAETokObjective(model, stage=2, min_mask_ratio=0.4, max_mask_ratio=0.3)
-        assert objective.draw_mask(4, numbers()).sum() == 4 * 4
+        assert objective.sample_mask(4, numbers()).sum() == 4 * 4
 
     def test_no_masks(self):
         objective = MAETokObjective(tiny_maetok(), min_mask_ratio=0.0, max_mask_ratio=0.0)
-        assert not objective.draw_mask(4, numbers()).any()
+        assert not objective.sample_mask(4, numbers()).any()
         assert trained(objective) >= {"model.encoder", "model.decoder"}
 
     def test_in_eval_mode_it_is_the_tokenizers_own_reconstruction(self):

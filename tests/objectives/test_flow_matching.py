@@ -15,7 +15,7 @@ from objective_inputs import batch, numbers, trained
 from torch import nn
 
 from hf_fae.generators.starflow import STARFlowOutput
-from hf_fae.objectives.base import sample_posterior
+from hf_fae.objectives.base import Mean, sample_posterior
 from hf_fae.objectives.flow_matching import FlowMatchingObjective, dimension_shift, shift_time
 from hf_fae.objectives.starflow import STARFlowObjective
 
@@ -120,12 +120,12 @@ class TestFlowMatchingObjective:
     def test_logit_normal_times(self):
         """sigma / (1 + sigma) for sigma = exp(N(0, 1)): median 0.5, 68 % within the sigmoids of -1 and 1."""
         objective = FlowMatchingObjective(Denoiser(), tiny_fae(), timestep_sampling="logit_normal")
-        times = objective.draw_times(4000, numbers())
+        times = objective.sample_timesteps(4000, numbers())
         assert times.median().item() == pytest.approx(0.5, abs=0.02)
         assert ((times > 0.2689) & (times < 0.7311)).float().mean().item() == pytest.approx(0.6827, abs=0.02)
         torch.testing.assert_close(times, numbers().normal(4000).exp() / (1 + numbers().normal(4000).exp()))
         objective = FlowMatchingObjective(Denoiser(), tiny_fae(), shift=0.3, timestep_sampling="logit_normal")
-        torch.testing.assert_close(objective.draw_times(4000, numbers()), shift_time(times, 0.3))
+        torch.testing.assert_close(objective.sample_timesteps(4000, numbers()), shift_time(times, 0.3))
 
     def test_direction_of_the_velocity(self):
         """One minus the mean cosine over channels: 2 for the opposite direction, 0 for the right one of any length."""
@@ -188,11 +188,11 @@ class TestFlowMatchingObjective:
         objective.latents = lambda batch, random: 3 * torch.ones(5000, 4, 1, 1)
         losses = objective({"class_labels": torch.zeros(5000, dtype=torch.long)}, numbers())
         t = objective.model.called_with[1] / 1000
-        pairs = {name: pair for name, pair in losses.items() if name.startswith("loss_t/")}
-        assert list(pairs) == [f"loss_t/0.{i}" for i in range(10)]
-        for i, (_, count) in enumerate(pairs.values()):
-            assert count == ((t >= i / 10) & (t < (i + 1) / 10)).sum()
-        total, count = torch.stack(list(pairs.values())).sum(0)
+        means = {name: value for name, value in losses.items() if isinstance(value, Mean)}
+        assert list(means) == [f"loss_t/0.{i}" for i in range(10)]
+        for i, mean in enumerate(means.values()):
+            assert mean.count == ((t >= i / 10) & (t < (i + 1) / 10)).sum()
+        total, count = (sum(parts) for parts in zip(*means.values(), strict=True))
         assert count == 5000 and (total / count).item() == pytest.approx(losses["loss"].item())
 
     def test_label_dropout_while_training_only(self):

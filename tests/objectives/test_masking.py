@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from hf_fae.objectives.detok import detok_mask_ratio, draw_visible_patches
-from hf_fae.objectives.maetok import draw_patch_mask, falling_mask_ratio
+from hf_fae.objectives.detok import detok_mask_ratio, select_visible_patches
+from hf_fae.objectives.maetok import falling_mask_ratio, select_patch_mask
 from hf_fae.objectives.masking import truncated_normal_mask_ratio
 
 
@@ -47,7 +47,7 @@ def test_law_of_mar():
 def test_kept_tokens(ratio, count):
     """ceil(256 (1 - m))."""
     scores = torch.rand(3, 256)
-    visible, mask = draw_visible_patches(scores, ratio), draw_patch_mask(scores, ratio)
+    visible, mask = select_visible_patches(scores, ratio), select_patch_mask(scores, ratio)
     assert visible.shape == (3, count) and (~mask).sum(1).tolist() == [count] * 3
     for image in range(3):
         assert visible[image].tolist() == (~mask[image]).nonzero().flatten().tolist()  # once each, in raster order
@@ -55,18 +55,18 @@ def test_kept_tokens(ratio, count):
 
 
 def test_rounding_does_not_add_a_token():
-    assert draw_visible_patches(torch.rand(1, 10), 0.7).shape == (1, 3)
-    assert (~draw_patch_mask(torch.rand(1, 10), torch.tensor([0.7]))).sum() == 3
+    assert select_visible_patches(torch.rand(1, 10), 0.7).shape == (1, 3)
+    assert (~select_patch_mask(torch.rand(1, 10), torch.tensor([0.7]))).sum() == 3
 
 
 def test_a_share_of_each_image():
     ratios = torch.tensor([0.0, 0.4, 0.6])
-    hidden = draw_patch_mask(torch.rand(3, 256), ratios).sum(1).tolist()
+    hidden = select_patch_mask(torch.rand(3, 256), ratios).sum(1).tolist()
     assert hidden == [256 - math.ceil(256 * (1 - ratio)) for ratio in (0.0, 0.4, 0.6)]
 
 
 def test_all_patches_are_equally_likely():
-    mask = draw_patch_mask(torch.rand(4000, 16), 0.5)
+    mask = select_patch_mask(torch.rand(4000, 16), 0.5)
     torch.testing.assert_close(mask.float().mean(0), torch.full((16,), 0.5), atol=0.04, rtol=0)
 
 
@@ -76,8 +76,8 @@ def test_all_patches_are_equally_likely():
         (lambda u: detok_mask_ratio(u, 1.0), r"max_ratio must be in \[0, 1\), got 1.0"),
         (lambda u: truncated_normal_mask_ratio(u, 0.6, 0.4), "min_ratio and max_ratio must rise .* got 0.6 and 0.4"),
         (lambda u: truncated_normal_mask_ratio(u, std=0.0), "std must be positive and finite, got 0.0"),
-        (lambda u: draw_visible_patches(u, 1.0), r"mask_ratio must be in \[0, 1\), got 1.0"),
-        (lambda u: draw_patch_mask(u, -0.1), r"mask_ratio must be in \[0, 1\), got -0.1"),
+        (lambda u: select_visible_patches(u, 1.0), r"mask_ratio must be in \[0, 1\), got 1.0"),
+        (lambda u: select_patch_mask(u, -0.1), r"mask_ratio must be in \[0, 1\), got -0.1"),
     ],
 )
 def test_bad_input(call, message):

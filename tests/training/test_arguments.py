@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from hf_fae.data.images import DataArguments
+from hf_fae.objectives.generator import GeneratorArguments
+from hf_fae.objectives.reconstruction_losses import ReconstructionArguments
 from hf_fae.training.arguments import LoopArguments
-from hf_fae.training.generation import GeneratorArguments
-from hf_fae.training.reconstruction import ReconstructionArguments
 from hf_fae.utils.parsing import parse_arguments
 
 

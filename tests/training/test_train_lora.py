@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler
 from hf_fae.data.conditions import match_classes
-from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
+from hf_fae.generators.lora_layers import LORA_TARGETS, add_lora, lora_weights
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
