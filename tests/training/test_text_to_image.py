@@ -177,8 +177,15 @@ def test_pushed_to_the_hub(hub, fae, parquet_folder):
     """What a training pushes draws a prompt by the snippet that the Hub prints, and knows its text encoder."""
     from pathlib import Path
 
-    scripts = Path(__file__).parents[2] / "training_scripts"
-    flags = ["--config", str(scripts / "configs" / SCRIPT[1]), "--vae", str(fae), "--output_dir", "run"]
+    scripts, configs = Path(__file__).parents[2] / "training_scripts", Path(__file__).parents[1] / "configs"
+    flags = [
+        "--config",
+        str(configs / SCRIPT[1]),
+        "--vae",
+        str(fae),
+        "--output_dir",
+        "run",
+    ]
     flags += ["--dataset_name", str(parquet_folder), "--caption_column", "kind", "--text_encoder", "tester/words"]
     hub.run(
         "from factories import tiny_text_encoder\n"
