@@ -42,6 +42,13 @@ def test_flags_alone():
     assert (model.rope, loop.output_dir) == (False, "o")
 
 
+def test_former_names_of_arguments(tmp_path):
+    assert parse(tmp_path, {"name": "a", "output_dir": "o", "max_damaged_share": 0.5})[1].max_corrupt_share == 0.5
+    for flags in (["--max_damaged_share", "0.2"], ["--max-damaged-share=0.2"], ["--max_corrupt_share", "0.2"]):
+        _, loop, config = parse(tmp_path, {"name": "a", "output_dir": "o", "max_damaged_share": 0.5}, *flags)
+        assert loop.max_corrupt_share == config["max_corrupt_share"] == 0.2
+
+
 def test_null_is_the_default_and_numbers_without_a_dot_are_numbers(tmp_path):
     _, loop, _ = parse(tmp_path, "name: a\noutput_dir: o\nlearning_rate: 1e-4\nlimit: null\n")
     assert loop.learning_rate == 1e-4  # YAML itself takes 1e-4 for text

@@ -57,7 +57,7 @@ def parse_arguments(
 
 
 def _current_name(argument):
-    """A flag under its current name; "--name=value" keeps its value."""
+    """A flag under its current name; "--name=value" keeps its value, and dashes are as good as underscores."""
     flag, equals, value = argument.partition("=")
-    name = flag.removeprefix("--")
+    name = flag.removeprefix("--").replace("-", "_")
     return f"--{RENAMED[name]}{equals}{value}" if flag.startswith("--") and name in RENAMED else argument
