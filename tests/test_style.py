@@ -49,12 +49,9 @@ def with_pending(paths):
 
 def long_calls(source):
     """(line, number) of calls with more than `MAX_POSITIONAL` positional arguments, starred ones not counted."""
-    counts = {
-        node.lineno: sum(not isinstance(argument, ast.Starred) for argument in node.args)
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call)
-    }
-    return [(line, count) for line, count in counts.items() if count > MAX_POSITIONAL]
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    counts = [sum(not isinstance(argument, ast.Starred) for argument in call.args) for call in calls]
+    return [(call.lineno, count) for call, count in zip(calls, counts, strict=True) if count > MAX_POSITIONAL]
 
 
 @pytest.mark.parametrize("path", with_pending(FILES))

@@ -30,10 +30,8 @@ def latents(tmp_path_factory, images):
 def data(request, images, latents):
     if request.param == "features":
         return FeatureData(images, str(latents.folder), tiny_fae())
-    wrapped = {"classes": lambda: ClassData(images, [3, 2, 1, 0]), "prompts": lambda: PromptData(latents, "a dot")}
-    return (
-        wrapped[request.param]() if request.param in wrapped else {"images": images, "latents": latents}[request.param]
-    )
+    classes, prompts = ClassData(images, [3, 2, 1, 0]), PromptData(latents, "a dot")
+    return {"images": images, "latents": latents, "classes": classes, "prompts": prompts}[request.param]
 
 
 def test_training_data(data, images):
