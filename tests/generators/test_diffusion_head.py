@@ -38,7 +38,7 @@ def moved(head):
     return head
 
 
-def test_tokens_are_drawn_each_by_itself():
+def test_tokens_are_sampled_independently():
     head, scheduler = moved(make_head()), head_scheduler()
     condition, noise = torch.randn(2, 3, 8), torch.randn(2, 3, 2)
     options = {"scheduler": scheduler, "num_steps": 4, "temperature": 0.0}

@@ -118,17 +118,26 @@ def test_steps_of_generation(model):
     assert drawn.ne(0).all()
 
 
-def test_the_first_step_is_not_guided(model):
-    """Its scale is 1: a single pass."""
+def test_all_steps_are_guided(model):
+    """Guidance goes by the share that is known after a step, so there are two passes also in the first one."""
     guided, calls = recorded(model, num_inference_steps=4, guidance=TokenGuidance(3.0))
-    assert [rows for _, _, rows in calls] == [2, 4, 4, 4]
-    plain, _ = recorded(model, num_inference_steps=4)
-    first, later = orders()[:, :2], orders()[:, 2:]
-    for places, same in ((first, True), (later, False)):
-        one, other = (gather_tokens(model.to_tokens(latents), places) for latents in (guided, plain))
-        assert torch.equal(one, other) == same
-    _, calls = recorded(model, num_inference_steps=2, guidance=TokenGuidance(3.0, "constant"))
-    assert [rows for _, _, rows in calls] == [4, 4]
+    assert [rows for _, _, rows in calls] == [4, 4, 4, 4]
+    plain, calls = recorded(model, num_inference_steps=4)
+    assert [rows for _, _, rows in calls] == [2, 2, 2, 2]
+    first, _ = recorded(model, num_inference_steps=4, guidance=TokenGuidance(1 + 2.0 * 2 / 16, "constant"))
+    one, other, unguided = (
+        gather_tokens(model.to_tokens(latents), orders()[:, :2]) for latents in (guided, first, plain)
+    )
+    assert torch.equal(one, other) and not torch.allclose(one, unguided, rtol=1e-4)
+
+
+def test_guided_share(model):
+    """(N - max(1, left)) / N with what is left after the step (l-DeTok spec, section 1)."""
+    counts = model.tokens_per_step(16, 4)
+    known = [sum(counts[:step]) for step in range(4)]
+    shares = [model.guided_share(*step) for step in zip(known, counts, strict=True)]
+    assert shares == [2 / 16, 5 / 16, 10 / 16, 15 / 16]
+    assert model.guided_share(15, 1) == model.guided_share(0, 16) == 15 / 16
 
 
 def test_the_null_class_is_guided_away_from(model):
