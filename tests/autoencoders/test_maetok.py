@@ -96,8 +96,8 @@ class TestSequence:
         assert (cos[:, other] == 1).all() and (sin[:, other] == 0).all()
         assert cos[:, 1].flatten().eq(1).all() and not cos[:, 2:17].eq(1).all(-1).any()  # the first one is at (0, 0)
 
-    def test_places_differ_by_their_rotation_alone(self):
-        """With no rotation, one mask token in all places gives one patch in all places."""
+    def test_cells_differ_by_their_rotation_alone(self):
+        """Without rotation all cells have the same mask token, and become the same patch."""
         vae = tiny_released_maetok()
         with torch.no_grad():
             vae.decoder.rotary.frequencies.zero_()

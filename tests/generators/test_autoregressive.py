@@ -24,7 +24,7 @@ LABELS = torch.tensor([1, 2])
 
 @torch.no_grad()
 def conditions(model, tokens, order, known=0, count=16, cache=None):
-    return model.predict_conditions(tokens, order, known, count, LABELS, cache)
+    return model.predict_conditions(tokens, order, known, count, LABELS, cache=cache)
 
 
 def test_orders():
@@ -41,10 +41,10 @@ def test_is_causal_in_its_order(model, order):
     """Each token reaches the conditions of those behind it, and no other."""
     tokens = torch.randn(2, 16, 4)
     expected = conditions(model, tokens, order)
-    for place in (0, 1, 7, 14, 15):
-        changed = tokens.scatter(1, order[:, place, None, None].expand(-1, 1, 4), 3.0)
+    for position in (0, 1, 7, 14, 15):
+        changed = tokens.scatter(1, order[:, position, None, None].expand(-1, 1, 4), 3.0)
         moved = (conditions(model, changed, order) - expected).abs().amax((0, 2)) > 1e-5
-        assert moved.tolist() == [index > place for index in range(16)]
+        assert moved.tolist() == [index > position for index in range(16)]
 
 
 def test_knows_what_comes_next(model):
@@ -66,7 +66,7 @@ def test_cached_conditions_are_those_of_a_whole_pass(model, order, static):
     whole = conditions(model, tokens, order)
     for start in (0, 5):  # with 5 known tokens, read at once
         cache = model.make_cache(2, "cpu")
-        steps = [conditions(model, tokens, order, known, 1, cache) for known in range(start, 16)]
+        steps = [conditions(model, tokens, order, known, 1, cache=cache) for known in range(start, 16)]
         torch.testing.assert_close(torch.cat(steps, dim=1), whole[:, start:], atol=1e-5, rtol=1e-4)
 
 
@@ -83,7 +83,7 @@ def test_cached_generation_is_that_of_full_recompute(model, order, scale):
             order,
             LABELS,
             head_scheduler(),
-            known,
+            num_known=known,
             negative_class_labels=LABELS + 3,
             generator=torch.Generator().manual_seed(0),
             **options,
@@ -100,8 +100,8 @@ def test_cached_generation_is_that_of_full_recompute(model, order, scale):
     assert len(calls) == 13
     torch.testing.assert_close(found, cached, rtol=1e-3, atol=1e-3)
     kept, expected = model.to_tokens(cached), model.to_tokens(latents)
-    places = order[:, :known, None].expand(-1, -1, 4)
-    assert torch.equal(kept.gather(1, places), expected.gather(1, places))
+    positions = order[:, :known, None].expand(-1, -1, 4)
+    assert torch.equal(kept.gather(1, positions), expected.gather(1, positions))
     assert not torch.isclose(kept, expected).gather(1, order[:, known:, None].expand(-1, -1, 4)).any()
 
 
