@@ -13,7 +13,17 @@ from ..generators.starflow import STARFlowTransformer2DModel
 from ..pipelines.fae_starflow import FAEStarFlowPipeline
 from .files import build, read_weights
 from .keys import KeyTable
-from .transforms import ADD_ONE, SPLIT_QKV, SWAP_HALVES, TRANSPOSE, chain, each_half, pixel_columns, pixel_rows, squeeze
+from .transforms import (
+    ADD_ONE,
+    SPLIT_QKV,
+    SWAP_HALVES,
+    TRANSPOSE,
+    chain,
+    each_half,
+    pixel_columns,
+    pixel_rows,
+    squeeze,
+)
 
 
 __all__ = ["load_starflow", "starflow_config", "starflow_table"]

@@ -400,4 +400,3 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
 
     def _to_latents(self, tokens, grid):
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), self.config.patch_size)
-
