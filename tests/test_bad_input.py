@@ -612,7 +612,8 @@ def test_flow_of_captions():
 
 
 FLOW_CONFIGS = {
-    "head": ({"attention_head_dim": 24}, "attention_head_dim must be a multiple of 16, got 24"),
+    "head": ({"attention_head_dim": 18}, "attention_head_dim must be a multiple of 4 above 16, got 18"),
+    "narrow head": ({"attention_head_dim": 16}, "attention_head_dim must be a multiple of 4 above 16, got 16"),
     "no block": ({"num_layers": []}, r"num_layers must list at least one layer for each block, got \[\]"),
     "empty block": ({"num_layers": [1, 0]}, r"num_layers must list at least one layer .* got \[1, 0\]"),
     "two conditions": ({"caption_channels": 8}, "num_classes must be None for a flow with caption_channels 8, got 10"),
