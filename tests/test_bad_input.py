@@ -404,11 +404,11 @@ PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
     "size": (tiny_detok, {"sample_size": 36}, "sample_size must be a positive multiple of patch_size 8, got 36"),
     "no size": (tiny_maetok, {"sample_size": 0}, "sample_size must be a positive multiple of patch_size 8, got 0"),
     "no patch": (tiny_detok, {"patch_size": 0}, "patch_size must be positive, got 0"),
-    "no heads": (tiny_maetok, {"encoder_num_attention_heads": 0}, "encoder_num_attention_heads must cut .* got 0"),
+    "no heads": (tiny_maetok, {"encoder_num_attention_heads": 0}, "encoder_num_attention_heads must split .* got 0"),
     "heads": (
         tiny_detok,
         {"encoder_num_attention_heads": 3},
-        "encoder_num_attention_heads must cut .* 32 .* got 3",
+        "encoder_num_attention_heads must split .* 32 .* got 3",
     ),
     "noise": (tiny_detok, {"noise_type": "salt"}, r"noise_type must be one of \['interpolate', 'add'\], got 'salt'"),
     "gamma": (tiny_detok, {"noise_gamma": -1.0}, "noise_gamma must be finite and not negative, got -1.0"),
@@ -417,7 +417,7 @@ PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
         {"sample_size": [32, 36]},
         r"sample_size must be a positive multiple .* \[32, 36\]",
     ),
-    "narrow": (tiny_maetok, {"decoder_num_attention_heads": 24}, "decoder_num_attention_heads must cut .* got 24"),
+    "narrow": (tiny_maetok, {"decoder_num_attention_heads": 24}, "decoder_num_attention_heads must split .* got 24"),
     "decoder": (
         tiny_maetok,
         {"decoder_type": "gan"},
