@@ -64,4 +64,14 @@ def find(name: str) -> Published:
     raise ValueError(f"name must be of published weights, got {name!r}; {hint}")
 
 
-ZOO: dict[str, Published] = {}
+ZOO: dict[str, Published] = {
+    "starflow-3b-text": Published(
+        "starflow:load_starflow",
+        "apple/starflow",
+        {"path": "starflow_3B_t2i_256x256.pth"},
+        None,
+        "apple-amlr",
+        "2506.06276",
+        "stabilityai/sd-vae-ft-ema",
+    ),
+}

@@ -50,7 +50,7 @@ def load_published(
         if not folder.is_dir():
             convert_published(name, folder, files)
     loader = DiffusionPipeline if (folder / "model_index.json").is_file() else AutoModel
-    return loader.from_pretrained(folder, dtype=dtype, **kwargs)
+    return loader.from_pretrained(str(folder), dtype=dtype, **kwargs)
 
 
 def convert_published(
@@ -77,7 +77,7 @@ def convert_published(
     try:
         consume(model, partial, dtype)
         (partial / ORIGIN).write_text(json.dumps(origins, indent=2) + "\n")
-        write_card(partial)
+        write_card(partial, repo_id=output.as_posix())
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
