@@ -52,7 +52,8 @@ def sincos_table(dim: int, grid: tuple[int, int], axes: int = 2, device: torch.d
     if axes == 1:
         frequencies = 10000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
         angles = torch.arange(grid[0] * grid[1], device="cpu")[:, None] * frequencies
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()[None].to(device)
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()[None]
+        return table.to(device or torch.get_default_device())
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], device=device), torch.arange(grid[1], device=device), indexing="ij"
     )
