@@ -235,7 +235,7 @@ def tiny_starflow(**config) -> STARFlowTransformer2DModel:
         "in_channels": 4,
         "num_layers": [1, 1, 1, 2],
         "num_attention_heads": 2,
-        "attention_head_dim": 16,
+        "attention_head_dim": 24,
         "num_classes": 10,
         **config,
     }

@@ -81,8 +81,8 @@ DETOK_PAIRS = ("ss", "sb", "sl", "bs", "bb", "bl", "ls", "lb", "ll", "xlxl")
 
 
 def _detok(pair: str) -> tuple[str, dict]:
-    """l-DeTok for 256 px; the pair names the sizes of encoder and decoder."""
-    config = {}
+    """l-DeTok for 256 px, computed as its weights were published; the letters name encoder and decoder."""
+    config = {"rotary_as_released": True}
     for half, size in (("encoder", pair[: len(pair) // 2]), ("decoder", pair[len(pair) // 2 :])):
         width, num_layers, heads = DETOK_SIZES[size]
         config |= {
@@ -94,12 +94,14 @@ def _detok(pair: str) -> tuple[str, dict]:
 
 
 def _maetok(sample_size: int) -> tuple[str, dict]:
-    """MAETok's tokenizer for ImageNet (arXiv 2502.03444, Table 7), with its three auxiliary decoders.
-
-    Their targets are HOG of 9 bins, 3 colours and 2 x 2 cells, DINOv2-L and SigLIP SO400M.
-    """
-    targets = {"hog": 108, "dinov2": 1024, "siglip": 1152}
-    return "AutoencoderMAETok", {"sample_size": sample_size, "auxiliary_targets": targets}
+    """MAETok's published tokenizer for ImageNet (arXiv 2502.03444), whose decoder is modulated, unlike the paper's."""
+    config = {
+        "sample_size": sample_size,
+        "decoder_type": "modulated",
+        "rope_type": "learned",
+        "rope_theta": 10.0,
+    }
+    return "AutoencoderMAETok", config
 
 
 # DiT's sizes (arXiv 2212.09748, Table 1), which SiT and LightningDiT keep: layers, heads, head width.

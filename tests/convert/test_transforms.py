@@ -2,13 +2,26 @@ import pytest
 import torch
 from diffusers.models.embeddings import Timesteps
 
-from hf_fae.convert.transforms import NEGATE, REVERSE_TIME, SPLIT_QKV, SWAP_HALVES, chain, pixel_rows, squeeze
+from hf_fae.convert.transforms import (
+    ADD_ONE,
+    NEGATE,
+    REVERSE_TIME,
+    SPLIT_QKV,
+    SWAP_HALVES,
+    TRANSPOSE,
+    chain,
+    each_half,
+    pixel_columns,
+    pixel_rows,
+    squeeze,
+)
 
 
 @pytest.mark.parametrize(
     "transform, shape",
     [
         (NEGATE, (4, 3)),
+        (TRANSPOSE, (4, 3)),
         (SPLIT_QKV, (12, 3)),
         (SWAP_HALVES, (6,)),
         (squeeze(0), (1, 5, 3)),
@@ -16,6 +29,9 @@ from hf_fae.convert.transforms import NEGATE, REVERSE_TIME, SPLIT_QKV, SWAP_HALV
         (squeeze(0, 1), (1, 1, 3)),
         (pixel_rows(2, 3), (12, 5)),
         (pixel_rows(2, 3), (12,)),
+        (pixel_columns(2, 3), (5, 12)),
+        (each_half(pixel_rows(2, 3)), (24, 5)),
+        (each_half(NEGATE), (4,)),
         (chain(pixel_rows(2, 3), NEGATE), (12,)),
     ],
 )
@@ -29,6 +45,23 @@ def test_pixel_rows_order():
     rows = torch.tensor([[p1, p2, channel] for p1 in range(2) for p2 in range(2) for channel in range(3)])
     expected = torch.tensor([[p1, p2, channel] for channel in range(3) for p1 in range(2) for p2 in range(2)])
     assert torch.equal(pixel_rows(2, 3).to_ours(rows), expected)
+
+
+def test_pixel_columns_are_the_rows_of_the_transpose():
+    weight = torch.randn(5, 12)
+    assert torch.equal(pixel_columns(2, 3).to_ours(weight), pixel_rows(2, 3).to_ours(weight.T).T)
+
+
+def test_halves_are_transformed_each_by_itself():
+    values = torch.arange(8.0)
+    assert each_half(SWAP_HALVES).to_ours(values).tolist() == [2, 3, 0, 1, 6, 7, 4, 5]
+
+
+def test_gain_as_a_distance_from_one():
+    gain = torch.rand(100) + 0.5
+    assert torch.equal(ADD_ONE.to_ours(ADD_ONE.to_published(gain)), gain)
+    small = torch.tensor([2.0**-10], dtype=torch.bfloat16)  # 1 + 2^-10 rounds to 1 in bf16
+    assert ADD_ONE.to_ours(small).item() == 1 + 2**-10
 
 
 def test_reverse_time():

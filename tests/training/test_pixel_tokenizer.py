@@ -146,7 +146,7 @@ BAD = {
         (["--kl_weight", "-1"], "kl_weight must be finite and not negative, got -1"),
         (["--noise_gamma", "-1"], "noise_gamma must be finite and not negative, got -1"),
         (["--resolution", "36"], "36"),
-        (["--encoder_num_attention_heads", "3"], "encoder_num_attention_heads must cut the width 32 .* got 3"),
+        (["--encoder_num_attention_heads", "3"], "encoder_num_attention_heads must split the width 32 .* got 3"),
         (["--streaming", "true"], "latent_statistics_images must be a number for streamed data, got None"),
         (["--latent_statistics_images", "0"], "latent_statistics_images must be positive, got 0"),
         (["--stage", "2", "--tokenizer", "DETOK", "--resolution", "64"], "resolution must be .* 32, got 64"),

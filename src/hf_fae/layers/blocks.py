@@ -48,6 +48,7 @@ class TransformerBlock(nn.Module):
         ff_multiple_of: as in `feed_forward`.
         layer_scale: initial value of a `LayerScale` behind both branches; None without.
         dropout: as in `SelfAttention`; the feed-forward has none.
+        norm_eps: epsilon of both norms.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class TransformerBlock(nn.Module):
         ff_multiple_of: int = 8,
         layer_scale: float | None = None,
         dropout: float = 0.0,
+        norm_eps: float = 1e-6,
     ):
         super().__init__()
-        self.norm1 = normalization(norm_type, dim)
+        self.norm1 = normalization(norm_type, dim, eps=norm_eps)
         self.attn = SelfAttention(dim, heads, dim // heads, is_causal=is_causal, dropout=dropout)
-        self.norm2 = normalization(norm_type, dim)
+        self.norm2 = normalization(norm_type, dim, eps=norm_eps)
         self.ff = feed_forward(ff_type, dim, multiple_of=ff_multiple_of)
         self.scale1, self.scale2 = (
             nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale) for _ in range(2)

@@ -47,14 +47,14 @@ class LayerNorm(nn.LayerNorm):
         return normed if scale is None else _modulate(normed, shift, 1 + scale)
 
 
-def normalization(norm_type: str, dim: int, elementwise_affine: bool = True) -> nn.Module:
-    """`"rms_norm"` (always with gain) or `"layer_norm"`, eps 1e-6.
+def normalization(norm_type: str, dim: int, elementwise_affine: bool = True, eps: float = 1e-6) -> nn.Module:
+    """`"rms_norm"` (always with gain) or `"layer_norm"`.
 
     Raises:
         ValueError: another `norm_type`.
     """
     if norm_type == "rms_norm":
-        return RMSNorm(dim, eps=1e-6)
+        return RMSNorm(dim, eps=eps)
     if norm_type == "layer_norm":
-        return LayerNorm(dim, eps=1e-6, elementwise_affine=elementwise_affine)
+        return LayerNorm(dim, eps=eps, elementwise_affine=elementwise_affine)
     raise ValueError(f"norm_type must be 'rms_norm' or 'layer_norm', got {norm_type!r}")
