@@ -4,6 +4,7 @@ from diffusers.models.embeddings import Timesteps
 
 from hf_fae.convert.transforms import (
     ADD_ONE,
+    APPEND_ROW,
     NEGATE,
     REVERSE_TIME,
     SPLIT_QKV,
@@ -12,6 +13,7 @@ from hf_fae.convert.transforms import (
     chain,
     each_half,
     first_rows,
+    fold_first_position,
     inverse,
     pixel_columns,
     pixel_rows,
@@ -89,6 +91,24 @@ def test_first_rows():
 
 def test_inverse_of_squeeze_adds_axes():
     assert inverse(squeeze(-1, -2)).to_ours(torch.ones(5, 3)).shape == (5, 3, 1, 1)
+
+
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_fold_first_position(ndim):
+    fold, token, positions = fold_first_position(ndim), torch.randn(1, 1, 3), torch.randn(1, 5, 3)
+    ours = fold.to_ours(token, positions)
+    assert ours[0].ndim == ndim and torch.equal(ours[0].view(3), token[0, 0] + positions[0, 0])
+    assert torch.equal(ours[1], positions[0, 1:])
+    back = fold.to_published(*ours)
+    assert [tensor.shape for tensor in back] == [token.shape, positions.shape] and not back[1][:, 0].any()
+    assert all(torch.equal(one, other) for one, other in zip(fold.to_ours(*back), ours, strict=True))
+
+
+def test_append_row():
+    table, row = torch.randn(4, 3), torch.randn(1, 3)
+    ours = APPEND_ROW.to_ours(table, row)
+    assert torch.equal(ours[-1:], row)
+    assert all(torch.equal(one, other) for one, other in zip(APPEND_ROW.to_published(ours), (table, row), strict=True))
 
 
 def test_squeeze_refuses_longer_axes():

@@ -16,7 +16,7 @@ def model(request):
 
 @pytest.fixture
 def order(model):
-    return model.draw_order(torch.rand(2, 16, generator=torch.Generator().manual_seed(0)))
+    return model.sample_order(torch.rand(2, 16, generator=torch.Generator().manual_seed(0)))
 
 
 LABELS = torch.tensor([1, 2])
@@ -29,10 +29,10 @@ def conditions(model, tokens, order, known=0, count=16, cache=None):
 
 def test_orders():
     scores = torch.rand(500, 16)
-    raster = tiny_autoregressive().draw_order(scores)
+    raster = tiny_autoregressive().sample_order(scores)
     assert torch.equal(raster, torch.arange(16).expand(500, -1))
     for make in (tiny_random_autoregressive, tiny_mar):
-        random = make().draw_order(scores)
+        random = make().sample_order(scores)
         assert torch.equal(random.sort(1).values, raster) and not torch.equal(random[0], random[1])
         assert random.float().mean(0).sub(7.5).abs().max() < 1
 

@@ -8,6 +8,7 @@ import torch
 
 __all__ = [
     "ADD_ONE",
+    "APPEND_ROW",
     "IDENTITY",
     "NEGATE",
     "REVERSE_TIME",
@@ -18,6 +19,7 @@ __all__ = [
     "chain",
     "each_half",
     "first_rows",
+    "fold_first_position",
     "inverse",
     "pixel_columns",
     "pixel_rows",
@@ -68,6 +70,9 @@ SPLIT_QKV = Transform(lambda tensor: tensor.unflatten(0, (3, -1)).unbind(), lamb
 
 # Gated feed-forwards: silu(first half) * second half there, first half * silu(second half) in diffusers' SwiGLU.
 SWAP_HALVES = Transform(*2 * [lambda tensor: torch.cat(tensor.unflatten(0, (2, -1)).unbind()[::-1])])
+
+# A table and, in a tensor of its own, its last row (1, C), such as that of the null class.
+APPEND_ROW = Transform(lambda table, row: torch.cat([table, row]), lambda table: (table[:-1], table[-1:]))
 
 
 def squeeze(*axes: int) -> Transform:
@@ -121,6 +126,21 @@ def each_half(transform: Transform) -> Transform:
         return lambda tensor: torch.cat([function(half) for half in tensor.unflatten(0, (2, -1)).unbind()])
 
     return Transform(halves(transform.to_ours), halves(transform.to_published))
+
+
+def fold_first_position(ndim: int) -> Transform:
+    """A first token (1, 1, C), and learned positions (1, 1 + N, C) of it and of others: ours are (..., C) and (N, C).
+
+    Our first token has its position added to it, and `ndim` axes; on the way back its position is 0.
+    """
+
+    def to_ours(token, positions):
+        return (token + positions[:, :1]).flatten(0, 3 - ndim), positions[0, 1:]
+
+    def to_published(token, positions):
+        return token.view(1, 1, -1), torch.cat([torch.zeros_like(positions[:1]), positions])[None]
+
+    return Transform(to_ours, to_published)
 
 
 def _rotate_time(weight: torch.Tensor) -> torch.Tensor:
