@@ -205,7 +205,7 @@ def tiny_dit_dh(**config) -> DiTDHTransformer2DModel:
 
 def tiny_sit(**config) -> LightningDiTTransformer2DModel:
     """The same denoiser with the switches of SiT."""
-    return tiny_lightning_dit(norm_type="layer_norm", ff_type="gelu", use_rope=False, **config)
+    return tiny_lightning_dit(**{"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": False, **config})
 
 
 def tiny_dit(**config) -> LightningDiTTransformer2DModel:

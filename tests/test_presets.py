@@ -6,6 +6,7 @@ import torch
 from hf_fae import PRESETS, build_preset
 from hf_fae.autoencoders.drorae import LayerFusion, RAEDecoder
 from hf_fae.inspection import count_parameters, inspect, inspect_model
+from hf_fae.latents import encode_images
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,44 @@ def test_xl_parameters(kind, exact, published):
     model = build_preset(f"{kind}-xl-1", device="meta")
     assert exact in (None, count_parameters(model))
     assert round(count_parameters(model) / 1e6, 2) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "grid", "published"),
+    [
+        ("lightningdit-xl-1", 674_961_824, (16, 16), 675),  # arXiv 2501.01423
+        ("sit-xl-2", 674_816_272, (16, 16), 675),  # arXiv 2401.08740, Table 1
+        ("dit-xl-2", 674_834_720, (16, 16), 675),  # arXiv 2212.09748, Table 1
+        ("dit-xl-2-512", 674_834_720, (32, 32), 675),
+        ("dit-l-2", 457_840_672, (16, 16), 458),
+        ("dit-b-2", 130_315_808, (16, 16), 130),
+        ("dit-s-2", 32_865_056, (16, 16), 33),
+    ],
+)
+def test_denoisers_as_published(name, exact, grid, published):
+    """Trainable parameters, without the fixed table of positions."""
+    model = build_preset(name, device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == exact
+    assert round(exact / 1e6) == published
+    assert model.pos_embed.grid == grid
+
+
+def test_autoencoders_of_diffusers():
+    """VA-VAE and KL-16: their size, and the latents that their denoisers are for."""
+    vavae, kl16 = (build_preset(name, device="meta") for name in ("vavae-f16d32", "kl-f16d16"))
+    assert round(count_parameters(vavae) / 1e6, 2) == 69.84
+    assert inspect("vavae-f16d32")["parameters"]["total"] == count_parameters(vavae)
+    image = torch.empty(1, 3, 256, 256, device="meta")
+    for vae, shape in ((vavae, (1, 32, 16, 16)), (kl16, (1, 16, 16, 16))):
+        latents = encode_images(vae, image).mean
+        assert latents.shape == shape and vae.decode(latents).sample.shape == image.shape
+    # Attention at 16 x 16: of VA-VAE on both sides, of KL-16 in the encoder alone, and in the middle of all.
+    attention = [
+        [len(block.attentions) if hasattr(block, "attentions") else 0 for block in blocks]
+        for vae in (vavae, kl16)
+        for blocks in (vae.encoder.down_blocks, vae.decoder.up_blocks)
+    ]
+    assert attention == [[0, 0, 0, 0, 2], [3, 0, 0, 0, 0], [0, 0, 0, 0, 2], [0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +159,15 @@ def test_dit_dh(size, exact):
     assert report["shapes"]["sample"] == report["shapes"]["hidden_states"] == [768, 16, 16]
     head = build_preset(f"dit-dh-{size}", device="meta").head_blocks
     assert [(block.attn.heads, block.attn.head_dim) for block in head] == [(16, 128)] * 2
+
+
+@pytest.mark.parametrize("size", ["s", "xl"])
+def test_dit_dh_at_512(size):
+    """Only the grid is another one."""
+    large, small = (build_preset(name, device="meta") for name in (f"dit-dh-{size}-512", f"dit-dh-{size}"))
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (large, small)]
+    assert shapes[0] == shapes[1]
+    assert inspect(f"dit-dh-{size}-512")["shapes"]["sample"] == [768, 32, 32]
 
 
 @pytest.mark.parametrize(
@@ -185,8 +233,10 @@ def test_maetok(size):
     ],
 )
 def test_denoisers_of_detok_and_maetok(name, exact):
-    """Section 1 of their specifications, without the fixed table of positions."""
+    """Section 1 of their specifications, without the fixed table of positions: for MAETok's SiT one of 1-D."""
     model = build_preset(name, device="meta")
+    assert (model.config.pos_embed_type == "sincos_1d") == (name in ("sit-l-1-maetok", "sit-xl-1-maetok"))
+    assert (model.config.ff_type == "exact_gelu") == name.endswith("detok")
     assert sum(parameter.numel() for parameter in model.parameters()) == exact
     expected = [32, 1, 128] if name.endswith("maetok") else [32 if name.startswith("dit") else 16, 16, 16]
     assert inspect(name)["shapes"]["sample"] == expected
@@ -194,8 +244,9 @@ def test_denoisers_of_detok_and_maetok(name, exact):
 
 @pytest.mark.parametrize(("size", "exact"), [("b", 130_531_600), ("l", 458_120_176), ("xl", 675_219_856)])
 def test_lightning_dit_of_detok(size, exact):
-    """The reference trains its table of positions, so these counts have it."""
-    assert count_parameters(build_preset(f"lightningdit-{size}-1-detok", device="meta")) == exact
+    """The reference trains its table of positions, so these counts include it."""
+    model = build_preset(f"lightningdit-{size}-1-detok", device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == count_parameters(model) == exact
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from hf_fae.convert.transforms import (
     TRANSPOSE,
     chain,
     each_half,
+    first_rows,
     fold_first_position,
+    inverse,
     pixel_columns,
     pixel_rows,
     squeeze,
@@ -35,6 +37,8 @@ from hf_fae.convert.transforms import (
         (each_half(pixel_rows(2, 3)), (24, 5)),
         (each_half(NEGATE), (4,)),
         (chain(pixel_rows(2, 3), NEGATE), (12,)),
+        (inverse(squeeze(-1, -2)), (5, 3)),
+        (inverse(pixel_rows(2, 3)), (12, 5)),
     ],
 )
 def test_round_trip(transform, shape):
@@ -73,6 +77,20 @@ def test_reverse_time():
     ours = sinusoids(t) @ REVERSE_TIME.to_ours(weight).T
     torch.testing.assert_close(ours, sinusoids(1 - t) @ weight.T, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(REVERSE_TIME.to_published(REVERSE_TIME.to_ours(weight)), weight, atol=1e-6, rtol=1e-6)
+
+
+def test_first_rows():
+    """What is dropped comes back as zeros."""
+    transform, tensor = first_rows(2, 5), torch.randn(5, 3)
+    assert torch.equal(transform.to_ours(tensor), tensor[:2])
+    expected = torch.cat([tensor[:2], torch.zeros(3, 3)])
+    assert torch.equal(transform.to_published(tensor[:2]), expected)
+    with pytest.raises(ValueError, match=r"tensor must have 5 rows, got shape \(4, 3\)"):
+        transform.to_ours(torch.ones(4, 3))
+
+
+def test_inverse_of_squeeze_adds_axes():
+    assert inverse(squeeze(-1, -2)).to_ours(torch.ones(5, 3)).shape == (5, 3, 1, 1)
 
 
 @pytest.mark.parametrize("ndim", [1, 2])

@@ -18,7 +18,9 @@ __all__ = [
     "Transform",
     "chain",
     "each_half",
+    "first_rows",
     "fold_first_position",
+    "inverse",
     "pixel_columns",
     "pixel_rows",
     "squeeze",
@@ -47,6 +49,11 @@ def chain(*transforms: Transform) -> Transform:
         return tensor
 
     return Transform(to_ours, to_published)
+
+
+def inverse(transform: Transform) -> Transform:
+    """The same change the other way round."""
+    return Transform(transform.to_published, transform.to_ours)
 
 
 IDENTITY = Transform(lambda tensor: tensor, lambda tensor: tensor)
@@ -96,6 +103,20 @@ def pixel_rows(patch_size: int, channels: int) -> Transform:
 def pixel_columns(patch_size: int, channels: int) -> Transform:
     """Columns of a map from patches: (p1, p2, channel) there, (channel, p1, p2) in ours."""
     return chain(TRANSPOSE, pixel_rows(patch_size, channels), TRANSPOSE)
+
+
+def first_rows(count: int, total: int) -> Transform:
+    """The first `count` of `total` rows (or entries); the others are of no use, and zeros on the way back."""
+
+    def to_ours(tensor):
+        if len(tensor) != total:
+            raise ValueError(f"tensor must have {total} rows, got shape {tuple(tensor.shape)}")
+        return tensor[:count]
+
+    def to_published(tensor):
+        return torch.cat([tensor, tensor.new_zeros(total - count, *tensor.shape[1:])])
+
+    return Transform(to_ours, to_published)
 
 
 def each_half(transform: Transform) -> Transform:
