@@ -160,7 +160,7 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
         self.image_encoder = None
         self.register_buffer("features_mean", torch.zeros(feature_dim, dtype=torch.float32))
         self.register_buffer("features_std", torch.ones(feature_dim, dtype=torch.float32))
-        self.init_latents(latent_channels, 1, 1, tile=grid)
+        self.init_latent_statistics(latent_channels, 1, 1, tile=grid)
 
     @classmethod
     def from_encoder(cls, image_encoder: VisionEncoder, **config) -> "AutoencoderFAE":
