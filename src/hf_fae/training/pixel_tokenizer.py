@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..autoencoders.pixel_tokenizer import PixelTokenizerMixin
+from ..autoencoders.pixel_tokenizer import PixelTokenizer
 from ..data.images import DataArguments
 
 
@@ -37,7 +37,7 @@ def pixel_tokenizer_sizes(args: PixelTokenizerArguments, resolution: int) -> dic
 
 
 def check_pixel_tokenizer(
-    args: PixelTokenizerArguments, data_args: DataArguments, tokenizer_class: type[PixelTokenizerMixin]
+    args: PixelTokenizerArguments, data_args: DataArguments, tokenizer_class: type[PixelTokenizer]
 ) -> None:
     """Refuse what does not fit, before anything is written.
 

@@ -1,0 +1,46 @@
+"""Models of ours in the layout in which their family is published, for the reference code to load."""
+
+import importlib
+from pathlib import Path
+
+import torch
+from diffusers import AutoModel
+from safetensors.torch import save_file
+
+from ..loading import loading
+
+
+__all__ = ["EXPORTS", "export_model"]
+
+# Class -> the function that gives a published state dict of a model.
+EXPORTS = {
+    "AutoencoderDeTok": "detok:export_detok",
+}
+
+
+def export_model(source: str | Path, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write the weights of a saved model as the reference code of its family loads them.
+
+    Args:
+        source: folder or Hub id of the model; of a pipeline, a component's folder.
+        path: file to write, `.safetensors` or a file of `torch.save` (`.pt`, `.pth`).
+        dtype: of the weights written; by default fp32.
+
+    Raises:
+        ValueError: no model can be loaded, its class has no published layout, or its config is beyond it.
+    """
+    path = Path(path)
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise ValueError(f"path must end in .pt, .pth or .safetensors, got {str(path)!r}")
+    with loading("source", str(source)):
+        model = AutoModel.from_pretrained(source, dtype=dtype or torch.float32)
+    name = type(model).__name__
+    if name not in EXPORTS:
+        raise ValueError(f"source must be a model of {', '.join(EXPORTS)}, got a {name}")
+    module, _, function = EXPORTS[name].partition(":")
+    state = getattr(importlib.import_module(f"hf_fae.convert.{module}"), function)(model)
+    state = {key: tensor.contiguous() for key, tensor in state.items()}
+    if path.suffix == ".safetensors":
+        save_file(state, path, metadata={"format": "pt"})
+    else:
+        torch.save(state, path)
