@@ -129,7 +129,7 @@ FLOW = {
     "no Jacobi block": ({"jacobi_block_size": 0}, "jacobi_block_size must be a positive whole number, got 0"),
     "Jacobi tolerance": ({"jacobi_tolerance": NAN}, "jacobi_tolerance finite and not negative, got 1 and nan"),
     "text": ({"negative_prompt": "dogs"}, "negative_prompt must be None for a flow of classes"),
-    "both": ({"prompt": "cat"}, "prompt must be None for a flow of classes, which takes class_labels"),
+    "both": ({"prompt": "cat"}, "prompt must be None for a flow of classes, which requires class_labels"),
     "nothing": ({"class_labels": None}, "class_labels must be numbers or names of classes, got None"),
 }
 
@@ -192,7 +192,7 @@ def test_call_of_a_pipeline_with_text(request, kind, arguments, message):
 
 
 TEXT_FLOW = {
-    "class": ({"class_labels": 1}, "class_labels must be None for a flow of captions, which takes a prompt"),
+    "class": ({"class_labels": 1}, "class_labels must be None for a flow of captions, which requires a prompt"),
     "too long": (
         {"prompt": None, "prompt_embeds": torch.zeros(1, 7, 24)},
         "^prompt_embeds must have at most 6 tokens, got 7",

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hf_fae import PRESETS, build_preset
-from hf_fae.autoencoders.drorae import LayerFusion, RAEDecoder
+from hf_fae import PRESETS, AutoencoderMAETok, VisionEncoder, build_preset
+from hf_fae.autoencoders.layer_fusion import LayerFusion
+from hf_fae.autoencoders.rae_decoder import RAEDecoder
 from hf_fae.inspection import count_parameters, inspect, inspect_model
 from hf_fae.latents import encode_images
 
@@ -130,6 +131,26 @@ def test_rae_and_drorae():
 
 
 @pytest.mark.parametrize(
+    ("name", "latents", "prefix"),
+    [
+        ("rae-dinov2-s", [384, 16, 16], 5),
+        ("rae-dinov2-b", [768, 16, 16], 5),
+        ("rae-dinov2-b-512", [768, 32, 32], 5),
+        ("rae-dinov2-l", [1024, 16, 16], 5),
+        ("rae-siglip2-b", [768, 16, 16], 0),
+        ("rae-mae-b", [768, 16, 16], 1),
+    ],
+)
+def test_encoders_of_rae(name, latents, prefix):
+    """Section 2 of its specification; decoder patches are 16 pixels wide."""
+    shapes = inspect(name)["shapes"]
+    assert shapes["latents"] == latents and shapes["image"] == [3, 16 * latents[1], 16 * latents[2]]
+    with torch.device("meta"):
+        encoder = VisionEncoder.from_config(PRESETS[name][1]["image_encoder_config"])
+    assert (encoder.hidden_size, encoder.num_prefix_tokens) == (latents[0], prefix)
+
+
+@pytest.mark.parametrize(
     ("hidden_size", "layers", "exact"),
     [(3072, 12, 56_779_788), (1536, 12, 28_449_804), (128, 12, 2_480_652), (3072, 6, 28_362_246)],
 )
@@ -176,6 +197,7 @@ def test_dit_dh_at_512(size):
         ("starflow-imagenet-256", 1_413_288_512, [2, 2, 2, 2, 2, 18], 2048, 32),
         ("starflow-imagenet-256-sd-vae", 1_412_698_400, [2, 2, 2, 2, 2, 18], 2048, 16),
         ("starflow-text-256", 3_859_830_336, [2, 2, 2, 2, 2, 24], 3072, 32),
+        ("starflow-text-256-sd-vae", 3_858_281_544, [2, 2, 2, 2, 2, 24], 3072, 4),
     ],
 )
 def test_starflow(name, exact, layers, width, channels):
@@ -188,7 +210,7 @@ def test_starflow(name, exact, layers, width, channels):
     attention = blocks[0].layers[0].attn
     assert (attention.heads, attention.head_dim) == (width // 64, 64)
     assert report["shapes"]["sample"] == report["shapes"]["hidden_states"]
-    if name == "starflow-text-256":
+    if name.startswith("starflow-text-256"):
         assert report["shapes"]["encoder_hidden_states"] == [128, 2048]
     else:
         table = build_preset(name, device="meta").class_embedding.weight
@@ -211,11 +233,18 @@ def test_detok(pair, published):
 
 @pytest.mark.parametrize("size", [256, 512])
 def test_maetok(size):
-    """Section 1 of the MAETok specification. Its 176 M is what this counts with the three auxiliary decoders."""
+    """The published tokenizer; its positions grow with the image."""
     report = inspect("maetok-b-128" if size == 256 else "maetok-b-128-512")
-    assert round(report["parameters"]["total"] / 1e6) == 176
-    assert report["parameters"]["encoder"] + report["parameters"]["decoder"] == 171_677_216
+    assert report["parameters"]["decoder"] == 86_958_336
+    assert report["parameters"]["encoder"] == 85_896_992 + 768 * (size // 16) ** 2
     assert report["shapes"] == {"moments": [64, 1, 128], "latents": [32, 1, 128], "image": [3, size, size]}
+
+
+def test_paper_maetok():
+    """Section 1 of the MAETok specification: with its three auxiliary decoders the plain tokenizer has 176 M."""
+    with torch.device("meta"):
+        model = AutoencoderMAETok(auxiliary_targets={"hog": 108, "dinov2": 1024, "siglip": 1152})
+    assert round(count_parameters(model) / 1e6) == 176
 
 
 @pytest.mark.parametrize(
@@ -254,8 +283,8 @@ def test_lightning_dit_of_detok(size, exact):
     [
         ("mar-b", 207_924_768, 35_749_920),
         ("mar-l", 478_326_304, 72_230_432),
-        ("raster-ar-b", 150_093_600, 19_999_776),
-        ("random-ar-b", 150_093_600, 19_999_776),
+        ("raster-ar-b", 150_095_136, 19_999_776),
+        ("random-ar-b", 150_095_136, 19_999_776),
     ],
 )
 def test_autoregressive_generators(name, exact, head):

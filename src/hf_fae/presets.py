@@ -29,18 +29,32 @@ def _dinov2(hidden_size: int, num_layers: int, swiglu: bool = False) -> dict:
     return {"model": model, "image_size": [224, 224], **IMAGENET}
 
 
-def _siglip2_g_opt(image_size: int) -> dict:
-    """SigLIP2 g-opt/16 (arXiv 2502.14786): 1536 wide. Its fixed-size checkpoints have SigLIP's model type."""
+def _siglip2(hidden_size: int, num_layers: int, heads: int, image_size: int) -> dict:
+    """SigLIP2/16 (arXiv 2502.14786). Its fixed-size checkpoints have SigLIP's model type."""
     model = {
         "model_type": "siglip_vision_model",
-        "hidden_size": 1536,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 16,
-        "intermediate_size": 6144,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden_size,
         "patch_size": 16,
         "image_size": image_size,
     }
     return {"model": model, "image_size": [image_size, image_size], **HALF}
+
+
+def _mae_base() -> dict:
+    """MAE's ViT-B/16 (arXiv 2111.06377), trained at 224 px; RAE reads 256 px with interpolated positions."""
+    model = {
+        "model_type": "vit_mae",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "patch_size": 16,
+        "image_size": 224,
+    }
+    return {"model": model, "image_size": [224, 224], **IMAGENET}
 
 
 def _fae(encoder_id: str, encoder_config: dict, sample_size: int = 256, latent_channels: int = 32) -> tuple[str, dict]:
@@ -62,8 +76,8 @@ def _dinov2_reg(hidden_size: int, num_layers: int) -> dict:
     return {**config, "model": model}
 
 
-def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
-    """RAE with the decoder ViT-XL (arXiv 2510.11690, section 3); DRoRAE (arXiv 2605.10780) fuses all layers."""
+def _drorae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
+    """DRoRAE (arXiv 2605.10780) with RAE's decoder ViT-XL; by default it fuses all layers of a ViT-B."""
     width = encoder_config["model"]["hidden_size"]
     config = {
         "feature_dim": width,
@@ -73,6 +87,11 @@ def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
         **config,
     }
     return "AutoencoderDRoRAE", config
+
+
+def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
+    """RAE with the decoder ViT-XL (arXiv 2510.11690, section 3), which reads the last layer alone."""
+    return _drorae(encoder_id, encoder_config, fusion_type="none", fusion_layers=1, **config)
 
 
 # Widths, layers and heads of l-DeTok's encoders and decoders (arXiv 2507.15856); they differ from ViT's.
@@ -246,16 +265,21 @@ PRESETS: dict[str, tuple[str, dict]] = {
     "fae-dinov2-b": _fae("facebook/dinov2-base", _dinov2(768, 12)),
     "fae-dinov2-s": _fae("facebook/dinov2-small", _dinov2(384, 12)),
     # FAE section 5.2: the tokenizer of text-to-image and retrieval.
-    "fae-siglip2-g-opt": _fae("google/siglip2-giant-opt-patch16-256", _siglip2_g_opt(256)),
+    "fae-siglip2-g-opt": _fae("google/siglip2-giant-opt-patch16-256", _siglip2(1536, 40, 16, 256)),
     # FAE appendix D, column MMDiT-384: latents of 24 x 24 x 64 for the showcase images.
     "fae-siglip2-g-opt-384": _fae(
-        "google/siglip2-giant-opt-patch16-384", _siglip2_g_opt(384), sample_size=384, latent_channels=64
+        "google/siglip2-giant-opt-patch16-384", _siglip2(1536, 40, 16, 384), sample_size=384, latent_channels=64
     ),
-    # RAE's default, and DRoRAE on it: fusion 56.78 M (section 3.2), decoder 415.06 M.
-    "rae-dinov2-b": _rae(
-        "facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_type="none", fusion_layers=1
-    ),
-    "drorae-dinov2-b": _rae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_layers=12),
+    # RAE's published tokenizers (nyu-visionx/RAE-collections), decoder 415.06 M; rae-dinov2-b is its default.
+    **{
+        f"rae-dinov2-{size}": _rae(f"facebook/dinov2-with-registers-{name}", _dinov2_reg(width, layers))
+        for size, name, width, layers in (("s", "small", 384, 12), ("b", "base", 768, 12), ("l", "large", 1024, 24))
+    },
+    "rae-dinov2-b-512": _rae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), sample_size=512),
+    "rae-siglip2-b": _rae("google/siglip2-base-patch16-256", _siglip2(768, 12, 12, 256)),
+    "rae-mae-b": _rae("facebook/vit-mae-base", _mae_base()),
+    # DRoRAE on RAE's default: fusion 56.78 M (section 3.2).
+    "drorae-dinov2-b": _drorae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_layers=12),
     # l-DeTok: detok-bb is the published one, detok-sb that of its ablations.
     **{f"detok-{pair}": _detok(pair) for pair in DETOK_PAIRS},
     # MAETok: 128 latent tokens at either size.
@@ -296,9 +320,19 @@ PRESETS: dict[str, tuple[str, dict]] = {
     "starflow-imagenet-256-sd-vae": _starflow(
         [2, 2, 2, 2, 2, 18], 2048, num_classes=1000, sample_size=32, patch_size=2, in_channels=4
     ),
-    # STARFlow's text-to-image model 24(6)-3072, 3.8 B, on 128 tokens of Flan-T5-XL.
+    # STARFlow's text-to-image model 24(6)-3072, 3.8 B, on 128 tokens of Flan-T5-XL: on FAE's latents, and as published
+    # (apple/starflow, "3B") on SD-VAE's latents of 32 x 32 x 4, 1024 tokens.
     "starflow-text-256": _starflow(
         [2, 2, 2, 2, 2, 24], 3072, num_classes=None, caption_channels=2048, max_caption_length=128
+    ),
+    "starflow-text-256-sd-vae": _starflow(
+        [2, 2, 2, 2, 2, 24],
+        3072,
+        num_classes=None,
+        caption_channels=2048,
+        max_caption_length=128,
+        sample_size=32,
+        in_channels=4,
     ),
 }
 

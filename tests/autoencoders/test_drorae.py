@@ -9,7 +9,7 @@ from factories import tiny_drorae, tiny_encoder, tiny_fae_dit_pipeline, tiny_lig
 from torch.nn import functional as F
 
 from hf_fae import AutoencoderDRoRAE
-from hf_fae.autoencoders.drorae import LayerFusion, backbone_norm
+from hf_fae.autoencoders.layer_fusion import LayerFusion, backbone_norm
 from hf_fae.latents import normalized_posterior
 
 

@@ -180,7 +180,7 @@ class AutoencoderDeTok(PixelTokenizer):
         self.decoder = DeTokDecoder(
             decoder_hidden_size, decoder_num_layers, decoder_num_attention_heads, grid, rotary_as_released, **sizes
         )
-        self.init_latents(latent_channels, 1, 1, tile=grid)
+        self.init_latent_statistics(latent_channels, 1, 1, tile=grid)
 
     def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
         config = self.config

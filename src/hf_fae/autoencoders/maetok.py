@@ -158,7 +158,7 @@ class AutoencoderMAETok(PixelTokenizer):
                 decoder_type=decoder_type,
                 **common,
             )
-        self.init_latents(latent_channels, 1, 1, tile=None)
+        self.init_latent_statistics(latent_channels, 1, 1, tile=None)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """As `PixelTokenizer.latent_size`: always (1, num_latent_tokens)."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoModel, DiffusionPipeline, ModelMixin
+from diffusers import AutoModel, DiffusionPipeline, ModelMixin
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import WeakFileLock
 
@@ -98,10 +98,8 @@ def _assemble(name: str, files: str | Path | None, origins: list[dict]) -> Diffu
         raise ValueError(f"files must be a folder, got {str(files)!r}")
     paths = {argument: _locate(name, entry, path, files) for argument, path in entry.files.items()}
     origins.append({"name": name, **_describe(entry, paths)})
-    if entry.tokenizer in ZOO:
+    if entry.tokenizer is not None:
         components["vae"] = _assemble(entry.tokenizer, files, origins)
-    elif entry.tokenizer is not None:
-        components["vae"] = AutoencoderKL.from_pretrained(_locate_model(entry.tokenizer, files), use_safetensors=True)
     components |= {argument: _locate_model(model, files) for argument, model in entry.models.items()}
     module, _, function = entry.loader.partition(":")
     load = getattr(importlib.import_module(f"hf_fae.convert.{module}"), function)
@@ -128,7 +126,8 @@ def _locate(name: str, entry: Published, path: str, files: str | Path | None) ->
         if (reason := entry.needs_files) is not None:
             raise ValueError(f"files must be a folder with {path!r} of {entry.address} for {name!r}, which {reason}")
         return Path(hf_hub_download(entry.source, path))
-    names = [f"{entry.source}/{path}", f"{entry.source.rpartition('/')[2]}/{path}", path, Path(path).name]
+    repository = [] if "://" in entry.source else [entry.source, entry.source.rpartition("/")[2]]
+    names = [*(f"{folder}/{path}" for folder in repository), path, Path(path).name]
     # Two files of the same name cannot lie side by side.
     if [Path(other).name for other in entry.files.values()].count(names[-1]) > 1:
         names.pop()
@@ -153,7 +152,7 @@ def _describe(entry: Published, paths: dict[str, Path]) -> dict:
 
 def _cache_folder(name: str, entry: Published, files: str | Path | None) -> Path:
     """Where a conversion is kept: another one for other settings, another release, or other files of a user."""
-    entries = {name: entry} | ({entry.tokenizer: ZOO[entry.tokenizer]} if entry.tokenizer in ZOO else {})
+    entries = {name: entry} | ({entry.tokenizer: ZOO[entry.tokenizer]} if entry.tokenizer else {})
     identity = [hf_fae.__version__, {key: dataclasses.asdict(value) for key, value in entries.items()}]
     if files is not None:
         for key, value in entries.items():

@@ -104,7 +104,7 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
         sample_size: int | list[int] = 16,
         patch_size: int = 1,
         in_channels: int = 32,
-        num_layers: list[int] = [2, 2, 2, 2, 2, 18],  # noqa: B006 - the config wants a list
+        num_layers: list[int] = [2, 2, 2, 2, 2, 18],  # noqa: B006 - configs hold lists
         num_attention_heads: int = 32,
         attention_head_dim: int = 64,
         num_classes: int | None = 1000,
