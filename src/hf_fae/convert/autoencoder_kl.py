@@ -12,7 +12,13 @@ from .layouts import check_family, count_layers
 from .transforms import squeeze
 
 
-__all__ = ["autoencoder_kl_config", "autoencoder_kl_table", "export_autoencoder_kl", "load_autoencoder_kl"]
+__all__ = [
+    "autoencoder_kl_config",
+    "autoencoder_kl_table",
+    "export_autoencoder_kl",
+    "load_autoencoder_kl",
+    "open_autoencoder_kl",
+]
 
 # All else, such as losses and maps to a foundation model, belongs to training.
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -116,6 +122,11 @@ def _statistics(path: str | Path, channels: int) -> dict[str, list[float]]:
             got = {key: tuple(value.shape) for key, value in values.items()}
             raise ValueError(f"{path} must hold mean and std of {channels} channels, got {got}")
     return {f"latents_{name}": values[name].flatten().tolist() for name in ("mean", "std")}
+
+
+def open_autoencoder_kl(path: str | Path) -> AutoencoderKL:
+    """An autoencoder in diffusers' own format, by Hub id or folder, such as `stabilityai/sd-vae-ft-ema`."""
+    return AutoencoderKL.from_pretrained(path, use_safetensors=True)
 
 
 def export_autoencoder_kl(model: AutoencoderKL) -> dict[str, torch.Tensor]:
