@@ -15,6 +15,9 @@ __all__ = ["EXPORTS", "export_model"]
 # Class -> the function that gives a published state dict of a model.
 EXPORTS = {
     "AutoencoderDeTok": "detok:export_detok",
+    "AutoencoderKL": "autoencoder_kl:export_autoencoder_kl",
+    "DiTDHTransformer2DModel": "dit_dh:export_dit_dh",
+    "LightningDiTTransformer2DModel": "denoisers:export_denoiser",
 }
 
 
@@ -33,7 +36,7 @@ def export_model(source: str | Path, path: str | Path, dtype: torch.dtype | None
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ValueError(f"path must end in .pt, .pth or .safetensors, got {str(path)!r}")
     with loading("source", str(source)):
-        model = AutoModel.from_pretrained(source, dtype=dtype or torch.float32)
+        model = AutoModel.from_pretrained(str(source), dtype=dtype or torch.float32)
     name = type(model).__name__
     if name not in EXPORTS:
         raise ValueError(f"source must be a model of {', '.join(EXPORTS)}, got a {name}")
