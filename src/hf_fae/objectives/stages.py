@@ -7,8 +7,7 @@ the frozen encoder.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from diffusers import ModelMixin
-
+from ..autoencoders.pixel_tokenizer import PixelTokenizer
 from ..data.source import DataArguments
 
 
@@ -52,7 +51,7 @@ def check_stage(stage: int) -> None:
 
 
 def check_stage_arguments(
-    args: PixelTokenizerArguments, data_args: DataArguments, tokenizer_class: type[ModelMixin]
+    args: PixelTokenizerArguments, data_args: DataArguments, tokenizer_class: type[PixelTokenizer]
 ) -> None:
     """Refuse arguments that do not fit each other, before anything is written.
 

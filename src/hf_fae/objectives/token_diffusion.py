@@ -56,7 +56,7 @@ class AutoregressiveObjective(HybridObjective):
         latents = self.latents(batch, random)
         condition = self.conditioning(batch, random)
         tokens = self.model.to_tokens(latents)
-        order = self.model.draw_order(random.uniform(*tokens.shape[:2]))
+        order = self.model.sample_order(random.uniform(*tokens.shape[:2]))
         count = self.num_targets(random)
         clean = gather_tokens(tokens, order[:, -count:])[:, None]
         timestep = self.sample_timesteps(random, len(tokens), self.num_noise_samples, count)

@@ -41,12 +41,20 @@ class DenoisingPipeline(LatentPipeline):
         )
 
     def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
-        """Set the scheduler's grid, uniform in sigma before the scheduler's shift.
+        """Set the scheduler's grid, uniform in sigma before the scheduler's shift, and return the times of its steps.
+
+        The steps lead from noise level 1 to `config.final_sigma`, where the pipeline has one, else to 0.
 
         Raises:
-            ValueError: a scheduler that does not fit the transformer, or steps or sigmas that it does not support.
+            ValueError: a scheduler that does not fit the transformer or `final_sigma`, or steps or sigmas that it does
+                not support.
         """
         _check_kinds(self.transformer, self.scheduler, self.guidance_transformer)  # it may have been replaced
+        final_sigma = self.config.get("final_sigma", 0.0)
+        is_euler = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
+        if final_sigma and not is_euler:
+            name = type(self.scheduler).__name__
+            raise ValueError(f"final_sigma must be 0 for a {name}, whose last step reaches data, got {final_sigma}")
         if isinstance(self.scheduler, DDPMScheduler):
             if sigmas is not None:
                 raise ValueError(
@@ -56,15 +64,17 @@ class DenoisingPipeline(LatentPipeline):
                 raise ValueError(
                     f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}"
                 )
-        elif sigmas is None and isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+        elif sigmas is None and is_euler:
             # Left to itself this scheduler shifts twice (diffusers#13243).
-            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+            sigmas = np.linspace(1.0, final_sigma, num_inference_steps + 1)[:-1]
         if sigmas is None:
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        else:
-            check_sigmas(sigmas)
-            self.scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
-        return self.scheduler.timesteps
+            return self.scheduler.timesteps
+        # The scheduler's own last step goes from the last sigma to 0: it is left out where the grid ends above.
+        grid = [*sigmas, final_sigma] if final_sigma else sigmas
+        check_sigmas(grid)
+        self.scheduler.set_timesteps(sigmas=grid, device=self._execution_device)
+        return self.scheduler.timesteps[: len(sigmas)]
 
     def set_guidance(self, guidance_scale: float | list | dict | Guidance | None) -> None:
         """Set the guidance of a call, by default the pipeline's own."""

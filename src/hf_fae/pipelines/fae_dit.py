@@ -35,6 +35,11 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         guidance_transformer: a weaker denoiser of the same latents and classes, smaller or trained for a shorter time.
             With one, guidance leads away from its prediction for the same class (AutoGuidance, arXiv 2406.02507),
             instead of from the unconditional prediction.
+        final_sigma: noise level, before the scheduler's shift, at which an ODE scheduler stops. 0 is data; RAE's
+            code stops at 0.001.
+
+    Raises:
+        ValueError: components that do not fit each other, unknown classes, or a `final_sigma` outside [0, 1).
     """
 
     model_cpu_offload_seq = "transformer->guidance_transformer->vae"
@@ -49,12 +54,16 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         guidance_scale: float | list | dict = 1.0,
         num_inference_steps: int = 250,
         guidance_transformer: Denoiser | None = None,
+        final_sigma: float = 0.0,
     ):
         super().__init__()
         self.register_modules(
             vae=vae, transformer=transformer, scheduler=scheduler, guidance_transformer=guidance_transformer
         )
         self.init_denoising(guidance_scale, num_inference_steps)
+        if not 0 <= final_sigma < 1:
+            raise ValueError(f"final_sigma must be at least 0 and below 1, got {final_sigma}")
+        self.register_to_config(final_sigma=final_sigma)
         self.register_labels(id2label)
 
     @torch.no_grad()
