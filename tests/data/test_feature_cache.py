@@ -1,4 +1,4 @@
-"""Pictures with cached features: they are those of the encoder, and a cache of something else is refused."""
+"""Images with cached features: they are those of the encoder, and a cache of something else is refused."""
 
 import itertools
 import shutil
@@ -32,7 +32,7 @@ def cache(tmp_path_factory, parquet_folder):
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_features_are_those_of_the_pictures(cache, parquet_folder, flip):
+def test_features_are_those_of_the_images(cache, parquet_folder, flip):
     vae = tiny_fae()
     data = FeatureData(make_data(parquet_folder, seed=3, random_flip=flip), cache, vae)
     batches = list(itertools.islice(data.batches(8), 6))
@@ -46,7 +46,7 @@ def test_features_are_those_of_the_pictures(cache, parquet_folder, flip):
 
 
 def test_latents_from_cached_features(tmp_path, cache, parquet_folder):
-    """The moments are those of the pictures, up to float16's rounding of the features; pictures are not encoded."""
+    """The moments are those of the images, up to float16's rounding of the features; images are not encoded."""
     data = make_data(parquet_folder)
     encode(tmp_path / "pictures", tiny_fae(), data)
     vae = tiny_fae()
@@ -97,7 +97,7 @@ def test_latents_that_are_no_features(tmp_path, parquet_folder):
         FeatureData(make_data(parquet_folder), folder, tiny_fae())
 
 
-def test_other_pictures(tmp_path, cache, parquet_folder, image_folder):
+def test_other_images(tmp_path, cache, parquet_folder, image_folder):
     with pytest.raises(ValueError, match="feature_cache .* has the features of other images"):
         FeatureData(make_data(image_folder), cache, tiny_fae())
     folder = tmp_path / "fewer"
@@ -108,7 +108,7 @@ def test_other_pictures(tmp_path, cache, parquet_folder, image_folder):
 
 
 @pytest.mark.parametrize("name, value", [("crop", "random"), ("resolution", 64), ("streaming", True)])
-def test_pictures_cut_otherwise(cache, parquet_folder, name, value):
+def test_images_cut_otherwise(cache, parquet_folder, name, value):
     data = ImageData(DataArguments(dataset_name=str(parquet_folder), **{"resolution": 32, name: value}))
     with pytest.raises(ValueError, match=f"{name} must be"):
         FeatureData(data, cache, tiny_fae())

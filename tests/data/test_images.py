@@ -16,7 +16,7 @@ from hf_fae.data.splits import find_splits
 
 
 def numbers(batch):
-    """Which synthetic pictures a batch holds."""
+    """Which synthetic images a batch holds."""
     red = batch["pixel_values"][:, 0, 0, 0]
     return ((red + 1) * 127.5 / 7).round().long().tolist()
 
@@ -35,7 +35,7 @@ def take(data, count, batch_size=8, **kwargs):
 
 
 class TestOrder:
-    def test_an_epoch_has_every_picture_once_and_epochs_differ(self, image_folder):
+    def test_an_epoch_has_every_image_once_and_epochs_differ(self, image_folder):
         seen = [n for batch in take(make_data(image_folder), 8) for n in numbers(batch)]
         assert sorted(seen[:32]) == sorted(seen[32:]) == list(range(32))
         assert seen[:32] != seen[32:]
@@ -44,7 +44,7 @@ class TestOrder:
         seen = [n for batch in take(make_data(image_folder), 7, batch_size=10) for n in numbers(batch)]
         assert sorted(seen[:32]) == sorted(seen[32:64]) == list(range(32))
 
-    def test_pictures_are_in_range_and_half_of_them_mirrored(self, image_folder):
+    def test_images_are_in_range_and_half_of_them_mirrored(self, image_folder):
         batches = take(make_data(image_folder), 16)
         assert batches[0]["pixel_values"].shape == (8, 3, 32, 32)
         assert batches[0]["pixel_values"].dtype == torch.float32
@@ -79,7 +79,7 @@ class TestOrder:
         assert numbers(first) != numbers(other)
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_going_on_equals_never_having_stopped(self, image_folder, num_workers):
+    def test_continuing_equals_never_having_stopped(self, image_folder, num_workers):
         data = make_data(image_folder)
         whole = take(data, 6)
         rest = take(data, 4, images_seen=16, num_workers=num_workers)
@@ -105,7 +105,7 @@ class TestOrder:
 
 
 class TestStreaming:
-    def test_an_epoch_has_every_picture_once_and_is_shuffled(self, parquet_folder):
+    def test_an_epoch_has_every_image_once_and_is_shuffled(self, parquet_folder):
         seen = [
             n for batch in take(make_data(parquet_folder, streaming=True, shuffle_block=16), 8) for n in numbers(batch)
         ]
@@ -141,7 +141,7 @@ class TestStreaming:
         assert len(decoded) == 8
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_going_on_equals_never_having_stopped_twice_in_a_row(self, parquet_folder, num_workers):
+    def test_continuing_equals_never_having_stopped_twice_in_a_row(self, parquet_folder, num_workers):
         data = make_data(parquet_folder, streaming=True, shuffle_block=8)
         whole = take(data, 17, batch_size=5, num_workers=num_workers)
         for done in (3, 8, 15):  # in the first, the second and the third epoch
@@ -198,12 +198,12 @@ def damaged_ids(streaming):
     return {row // 70 * 10**9 + row % 70 if streaming else row: kind for row, kind in kinds.items()}
 
 
-class TestDamage:
+class TestCorruptRows:
     COLUMNS = {"label_column": "label", "caption_column": "caption"}
 
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_an_epoch_has_full_batches_and_reports_every_damaged_row(self, damaged_parquet, streaming, num_workers):
+    def test_an_epoch_has_full_batches_and_reports_every_corrupt_row(self, damaged_parquet, streaming, num_workers):
         data = make_data(damaged_parquet, streaming=streaming, shuffle_block=32, **self.COLUMNS)
         self.check_epoch(streaming, take(data, NUM_ROWS // 10, 10, num_workers=num_workers))
 
@@ -234,7 +234,7 @@ class TestDamage:
         good = {row // 70 * 10**9 + row % 70 if streaming else row for row in range(NUM_ROWS)} - set(kinds)
         assert set(used) == good
 
-    def test_odd_pictures_come_out_right(self, damaged_parquet):
+    def test_odd_images_come_out_right(self, damaged_parquet):
         data = make_data(damaged_parquet, random_flip=False, **self.COLUMNS)
         rows, _ = damaged_rows()
         numbers = {row["image"]: number for number, row in enumerate(rows)}
@@ -301,7 +301,7 @@ class TestDamage:
         Dataset.from_dict({"image": pictures}, features=features).to_parquet(folder / f"{split}.parquet")
         return folder
 
-    def test_a_block_that_is_all_damaged(self, tmp_path):
+    def test_a_block_that_is_all_corrupt(self, tmp_path):
         """Its rows are replaced by earlier ones, the same ones after a restart in a later epoch."""
         good = [encode(noise(seed=number)) for number in range(12)]
         data = make_data(self.write(tmp_path, good + [b""] * 4), streaming=True, shuffle_block=4)
@@ -385,7 +385,7 @@ class TestSharing:
 
 
 class TestFolders:
-    """Of pictures in a local folder: what is the train split, whatever files and folders are called."""
+    """Of images in a local folder: what is the train split, whatever files and folders are called."""
 
     def write(self, root, *names):
         for number, name in enumerate(names):
@@ -438,7 +438,7 @@ class TestFolders:
         (tmp_path / "README.md").write_text(readme)
         assert len(make_data(tmp_path)) == 2
 
-    def test_captions_beside_pictures(self, tmp_path):
+    def test_captions_beside_images(self, tmp_path):
         self.write(tmp_path, "train_1.png", "2.png")
         lines = [{"file_name": name, "text": name[:-4]} for name in ("train_1.png", "2.png")]
         (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -540,7 +540,7 @@ class TestLabels:
 
 
 class TestCaptionFields:
-    """Several captions of a picture in one WebDataset file: files with extensions of their own, and fields of JSON."""
+    """Several captions of a image in one WebDataset file: files with extensions of their own, and fields of JSON."""
 
     @pytest.fixture
     def shards(self, tmp_path):

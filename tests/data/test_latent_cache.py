@@ -171,7 +171,7 @@ class TestContents:
 
 
 class TestCaptions:
-    """Captions and what a text encoder has made of them, beside the moments."""
+    """Captions and their embeddings, next to the moments."""
 
     @pytest.fixture(scope="class")
     def captioned(self, tmp_path_factory, fae, parquet_folder, text_encoder):
@@ -234,7 +234,7 @@ class TestCaptions:
 
 
 class TestReading:
-    def test_batches_are_those_of_the_pictures(self, cache, fae, image_folder):
+    def test_batches_are_those_of_the_images(self, cache, fae, image_folder):
         """The same rows in the same order, the same ones of them mirrored, over two epochs."""
         vae = AutoencoderFAE.from_pretrained(fae)
         latents = CachedLatents(cache, seed=3)
@@ -255,7 +255,7 @@ class TestReading:
             assert torch.equal(ours["row_ids"], theirs["row_ids"])
             assert torch.equal(ours["class_labels"], theirs["class_labels"])
 
-    def test_validation_batches_are_those_of_the_pictures(self, cache, fae, image_folder):
+    def test_validation_batches_are_those_of_the_images(self, cache, fae, image_folder):
         vae = AutoencoderFAE.from_pretrained(fae)
         ours = list(CachedLatents(cache).validation_batches(3))
         theirs = list(make_data(image_folder, label_column="label").validation_batches(3))
@@ -273,7 +273,7 @@ class TestReading:
         for batch, parts in zip(whole, zip(*ranks, strict=True), strict=True):
             assert same(batch, {name: torch.cat([part[name] for part in parts]) for name in batch})
 
-    def test_going_on_with_workers_equals_never_having_stopped(self, cache):
+    def test_continuing_with_workers_equals_never_having_stopped(self, cache):
         latents = CachedLatents(cache)
         whole, rest = take(latents, 6), take(latents, 4, images_seen=16, num_workers=2)
         assert all(same(*pair) for pair in zip(whole[2:], rest, strict=True))
@@ -455,7 +455,7 @@ class TestResuming:
 
     @pytest.fixture
     def interrupted(self, tmp_path, fae, image_folder):
-        """A copy of the pictures, and a cache of it that lacks a shard."""
+        """A copy of the images, and a cache of it that lacks a shard."""
         pictures = Path(shutil.copytree(image_folder, tmp_path / "pictures"))
         encode(tmp_path / "latents", fae, make_data(pictures, label_column="label"))
         (tmp_path / "latents/train/00001.parquet").unlink()
@@ -474,7 +474,7 @@ class TestResuming:
             encode(folder, fae, make_data(pictures, label_column="label"))
 
     @pytest.mark.parametrize("split", ["train", "validation"])
-    def test_a_replaced_picture(self, interrupted, fae, split):
+    def test_a_replaced_image(self, interrupted, fae, split):
         pictures, folder = interrupted
         path = sorted((pictures / split).rglob("*.png"))[-1]
         pixels = np.asarray(Image.open(path)).copy()
@@ -518,7 +518,7 @@ class TestResuming:
 
 @pytest.fixture(scope="module")
 def damaged_folder(tmp_path_factory):
-    """120 rows, of which 10 to 19 hold no picture, 25 is text and 50 has no class."""
+    """120 rows, of which 10 to 19 hold no image, 25 is text and 50 has no class."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
@@ -537,7 +537,7 @@ def damaged_folder(tmp_path_factory):
     return folder
 
 
-class TestDamagedRows:
+class TestCorruptRows:
     def test_are_left_out_and_counted(self, tmp_path, fae, damaged_folder):
         data = make_data(damaged_folder, label_column="kind", max_validation_samples=20)
         index = encode(tmp_path, fae, data, max_corrupt_share=0.2)

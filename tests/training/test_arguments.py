@@ -124,7 +124,7 @@ def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
 
 
 def script_arguments(config):
-    """What the script of a config takes beside the data."""
+    """The arguments of a config's script, except those of the data."""
     if "latents" in config:
         return [import_module("cache_latents").CacheArguments]
     if "starflow" in config:
