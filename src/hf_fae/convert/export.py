@@ -41,7 +41,7 @@ def export_model(source: str | Path, path: str | Path, dtype: torch.dtype | None
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ValueError(f"path must end in .pt, .pth or .safetensors, got {str(path)!r}")
     with loading("source", str(source)):
-        model = AutoModel.from_pretrained(source, dtype=dtype or torch.float32)
+        model = AutoModel.from_pretrained(str(source), dtype=dtype or torch.float32)
     name = type(model).__name__
     if name not in EXPORTS:
         raise ValueError(f"source must be a model of {', '.join(EXPORTS)}, got a {name}")
