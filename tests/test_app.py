@@ -27,10 +27,10 @@ from PIL import Image
 
 import hf_fae
 from hf_fae.cli import main
-from hf_fae.evaluation.matching import similarity_map
+from hf_fae.data.decoding import center_crop, decode_image
+from hf_fae.evaluation.metrics.patch_similarity import similarity_map
 from hf_fae.guidance import FlowGuidance, Guidance, TokenGuidance
 from hf_fae.latents import decode_latents, encode_images
-from hf_fae.training.pictures import center_crop, decode_image
 
 
 gr = pytest.importorskip("gradio", reason="needs gradio: pip install hf_fae[demo]")
@@ -223,7 +223,7 @@ def test_bad_uploads_are_answered(saved, demo, event, kind):
     _, data = damaged_pictures()[kind]
     with pytest.raises(gr.Error) as error:
         getattr(demo, event)(str(saved / "dit"), data)
-    assert "picture" in error.value.message or "pixels" in error.value.message
+    assert "image" in error.value.message or "pixels" in error.value.message
     assert not error.value.print_exception
     assert "<" not in error.value.message  # which the page would take for HTML
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments
-from hf_fae.training.generation import GeneratorArguments
-from hf_fae.training.reconstruction import ReconstructionArguments
+from hf_fae.data.images import DataArguments
+from hf_fae.objectives.generator import GeneratorArguments
+from hf_fae.objectives.reconstruction_losses import ReconstructionArguments
+from hf_fae.training.arguments import LoopArguments
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass
@@ -41,6 +42,13 @@ def test_flags_alone():
     assert (model.rope, loop.output_dir) == (False, "o")
 
 
+def test_former_names_of_arguments(tmp_path):
+    assert parse(tmp_path, {"name": "a", "output_dir": "o", "max_damaged_share": 0.5})[1].max_corrupt_share == 0.5
+    for flags in (["--max_damaged_share", "0.2"], ["--max-damaged-share=0.2"], ["--max_corrupt_share", "0.2"]):
+        _, loop, config = parse(tmp_path, {"name": "a", "output_dir": "o", "max_damaged_share": 0.5}, *flags)
+        assert loop.max_corrupt_share == config["max_corrupt_share"] == 0.2
+
+
 def test_null_is_the_default_and_numbers_without_a_dot_are_numbers(tmp_path):
     _, loop, _ = parse(tmp_path, "name: a\noutput_dir: o\nlearning_rate: 1e-4\nlimit: null\n")
     assert loop.learning_rate == 1e-4  # YAML itself takes 1e-4 for text
@@ -67,13 +75,19 @@ def test_all_loop_arguments_have_help():
     assert all(option.metadata.get("help") for option in LoopArguments.__dataclass_fields__.values())
 
 
-CONFIGS = sorted(Path(__file__).parents[2].glob("training_scripts/configs/*.yaml"))
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "training_scripts"
+CONFIGS = sorted(
+    path
+    for folder in ("training_scripts", "experiments/emoji", "tests")
+    for path in (ROOT / folder / "configs").rglob("*.yaml")
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_parse(path, monkeypatch):
     """Every key of every config is an argument of its script, with a value of the right type."""
-    for folder in (path.parents[1], path.parents[2] / "benchmarks"):
+    for folder in (SCRIPTS, ROOT / "experiments/emoji"):
         monkeypatch.syspath_prepend(folder)
     groups = [*script_arguments(path.stem), DataArguments]
     values = yaml.safe_load(path.read_text())
@@ -100,7 +114,7 @@ def test_shipped_configs_parse(path, monkeypatch):
     ],
 )
 def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(CONFIGS[0].parents[1])
+    monkeypatch.syspath_prepend(SCRIPTS)
     groups = [*script_arguments(script), DataArguments]
     required = [f"--{field.name}=x" for group in groups for field in required_fields(group)]
     *_, config = parse_arguments(*groups, argv=required)
@@ -110,7 +124,7 @@ def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
 
 
 def script_arguments(config):
-    """What the script of a config takes beside the data."""
+    """The arguments of a config's script, except those of the data."""
     if "latents" in config:
         return [import_module("cache_latents").CacheArguments]
     if "starflow" in config:

@@ -17,8 +17,8 @@ from training_runs import (
     run,
 )
 
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.tokenizer_objectives import FeatureObjective
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.objectives.fae import FeatureObjective
 
 
 class TestResume:
@@ -133,7 +133,7 @@ class TestCheckpoints:
         def killed(*args):
             raise Stopped
 
-        monkeypatch.setattr("hf_fae.training.loop.commit_checkpoint", killed)
+        monkeypatch.setattr("hf_fae.training.checkpoints.commit_checkpoint", killed)
         with pytest.raises(Stopped):
             run(tmp_path)
         assert checkpoints(tmp_path) == []

@@ -1,21 +1,17 @@
-"""Arguments of the training scripts: dataclasses, filled from a YAML file and from flags."""
+"""The arguments that all training scripts share, filled from a YAML file and from flags."""
 
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
-import yaml
-from transformers import HfArgumentParser
 
-
-__all__ = ["LoopArguments", "parse_arguments"]
+__all__ = ["LoopArguments"]
 
 
 @dataclass
 class LoopArguments:
-    """How to train, whatever is trained."""
+    """How to train, whatever the objective."""
 
-    output_dir: str = field(metadata={"help": "Folder of the run: log, checkpoints, validation pictures, the result."})
+    output_dir: str = field(metadata={"help": "Folder of the run: log, checkpoints, validation images, the result."})
     max_train_steps: int = field(default=100_000, metadata={"help": "Number of optimiser steps."})
     train_batch_size: int = field(default=32, metadata={"help": "Images per process and forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimiser step."})
@@ -24,29 +20,30 @@ class LoopArguments:
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's decay of the second moment."})
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
     lr_scheduler: Literal["constant", "cosine"] = field(
-        default="constant", metadata={"help": "Learning rate after the warm-up: constant, or falling by a cosine."}
+        default="constant", metadata={"help": "Learning rate after the warm-up: constant, or a cosine decay."}
     )
-    min_learning_rate: float = field(default=0.0, metadata={"help": "Where the cosine ends."})
+    min_learning_rate: float = field(default=0.0, metadata={"help": "Learning rate at the end of the cosine."})
     lr_warmup_steps: int = field(default=0, metadata={"help": "Steps over which the learning rate rises linearly."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this norm; 0: do not clip."})
     max_nonfinite_steps: int = field(
         default=10,
         metadata={"help": "Steps whose gradient is not finite are skipped; stop after this many in a row."},
     )
-    max_damaged_share: float = field(
-        default=0.1, metadata={"help": "Damaged rows are replaced; stop when more than this share of the rows is."}
+    max_corrupt_share: float = field(
+        default=0.1, metadata={"help": "Corrupt rows are replaced; stop if their share exceeds this one."}
     )
     ema_decay: float = field(
-        default=0.9999, metadata={"help": "Decay of the averaged weights that are validated and saved; 0: none."}
+        default=0.9999,
+        metadata={"help": "Decay of the averaged weights, which are validated and saved; 0: none."},
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Autocast precision."})
     allow_tf32: bool = field(default=False, metadata={"help": "fp32 matrix products in TF32 on a GPU that has it."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for activation memory."})
     compile: bool = field(default=False, metadata={"help": "Compile the objective with torch.compile."})
     seed: int = field(default=0, metadata={"help": "Seed of initial weights, data order and all noise."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that decode pictures, per rank."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that decode images, per rank."})
     logging_steps: int = field(
-        default=50, metadata={"help": "Log every N steps; the device is not awaited in between."}
+        default=50, metadata={"help": "Log every N steps; in between the host does not synchronise with the device."}
     )
     validation_steps: int = field(default=1000, metadata={"help": "Validate every N steps, and at the end."})
     checkpointing_steps: int = field(
@@ -54,18 +51,18 @@ class LoopArguments:
     )
     checkpoints_total_limit: int | None = field(default=None, metadata={"help": "Keep the newest N; none: keep all."})
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "A checkpoint folder, or 'latest': the newest of output_dir, if there is one."}
+        default=None, metadata={"help": "A checkpoint folder, or 'latest': the newest one in output_dir, if any."}
     )
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
-        default="tensorboard", metadata={"help": "Tracker beside log.jsonl, if it is installed."}
+        default="tensorboard", metadata={"help": "Tracker in addition to log.jsonl, if it is installed."}
     )
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the result with its card at the end."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Repository of the result, such as user/name."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository for the result, such as user/name."})
     hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Make a new repository private; none: as your account has it."}
+        default=None, metadata={"help": "Make a new repository private; none: the default of your account."}
     )
     license: str | None = field(
-        default=None, metadata={"help": "Licence of the trained weights, as the Hub names it: for the card."}
+        default=None, metadata={"help": "Licence of the trained weights, as the Hub names it, for the card."}
     )
     dry_run: bool = field(
         default=False, metadata={"help": "Set everything up, run one step and one validation, write nothing."}
@@ -78,45 +75,3 @@ class LoopArguments:
             )
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("hub_model_id must name the repository for push_to_hub, got None")
-
-
-def parse_arguments(
-    *dataclass_types: type, argv: list[str] | None = None, description: str | None = None, prog: str | None = None
-) -> tuple:
-    """Fill dataclasses from `--config FILE.yaml` and from flags, which win; both know the same names.
-
-    Args:
-        dataclass_types: dataclasses whose field names do not overlap.
-        argv: the command line without the program's name; by default that of the process.
-        description, prog: what `--help` says of the program, and its name.
-
-    Returns:
-        One instance of each dataclass, then a dict of all their values.
-
-    Raises:
-        SystemExit: unknown or missing arguments, or values of the wrong type (argparse's message).
-    """
-    parser = HfArgumentParser(dataclass_types, description=description, prog=prog)
-    parser.add_argument("--config", help="YAML file of arguments; flags on the command line win.")
-    argv = list(sys.argv[1:] if argv is None else argv)
-    finder = HfArgumentParser((), add_help=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(argv)[0].config
-    if path is not None:
-        # Put before the flags as if they had been typed: the same checks and conversions, and the later one wins.
-        with open(path) as file:
-            try:
-                values = yaml.safe_load(file) or {}
-            except yaml.YAMLError as error:
-                parser.error(f"--config {path}: the file must be YAML: {' '.join(str(error).split())}")
-        if not isinstance(values, dict):
-            parser.error(f"--config {path}: the file must hold a mapping of arguments, not {type(values).__name__}")
-        typed = []
-        for name, value in values.items():
-            if value is not None and value != []:
-                typed += [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
-        argv = typed + argv
-    *parsed, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    return *parsed, {name: value for group in parsed for name, value in asdict(group).items()}
