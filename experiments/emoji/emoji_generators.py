@@ -17,7 +17,7 @@ from demo import CLASSES
 from experiment import cache_latents, evaluate, evaluate_fid, find_judge, parse, repeat, shrink, spread, train
 
 from hf_fae import FAEDiTPipeline, FAEMARPipeline
-from hf_fae.evaluation.inputs.numbered_images import NumberedPictures, PictureArguments
+from hf_fae.evaluation.inputs.numbered_images import ImageArguments, NumberedImages
 from hf_fae.images import from_uint8, make_grid, to_pil
 
 
@@ -125,8 +125,8 @@ def save_samples(path: Path, folder: Path) -> None:
 
 def save_kept(path: Path, folder: Path, data: str) -> None:
     """A sheet of validation pictures, their upper halves, and what each autoregressive generator makes of these."""
-    pictures = PictureArguments(dataset_name=data, label_column="subgroup").open(RESOLUTION, train_split="train")
-    pictures = NumberedPictures(pictures)
+    pictures = ImageArguments(dataset_name=data, label_column="subgroup").open(RESOLUTION, train_split="train")
+    pictures = NumberedImages(pictures)
     batch = pictures.read(range(0, len(pictures), len(pictures) // len(CLASSES))[: len(CLASSES)])
     images, labels = from_uint8(batch["images"]), batch["class_labels"].tolist()
     mask = torch.zeros(1, RESOLUTION, RESOLUTION)

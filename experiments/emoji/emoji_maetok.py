@@ -15,7 +15,7 @@ from demo import last
 from experiment import list_metrics, parse, repeat, shrink, train
 
 from hf_fae import AutoencoderMAETok
-from hf_fae.evaluation.inputs.numbered_images import NumberedPictures, PictureArguments
+from hf_fae.evaluation.inputs.numbered_images import ImageArguments, NumberedImages
 from hf_fae.evaluation.metrics.classifiers import linear_probe
 from hf_fae.evaluation.metrics.denoising_loss import denoising_loss
 from hf_fae.evaluation.metrics.latent_space import mode_count_curve, reduce_spaces
@@ -73,8 +73,8 @@ def measure(tokenizers: dict[str, Path], data: str, seed: int) -> dict[str, dict
     """What the latents of tokenizers are like; mixtures are fitted to as many principal components of each."""
     models = {name: AutoencoderMAETok.from_pretrained(folder).eval() for name, folder in tokenizers.items()}
     size = next(iter(models.values())).config.sample_size
-    pictures = PictureArguments(dataset_name=data, label_column="group").open(size, seed, train_split="train")
-    fitted, held_out = (encode(models, NumberedPictures(pictures, split)) for split in ("train", "validation"))
+    pictures = ImageArguments(dataset_name=data, label_column="group").open(size, seed, train_split="train")
+    fitted, held_out = (encode(models, NumberedImages(pictures, split)) for split in ("train", "validation"))
     labels, held_out_labels = (split.pop("labels") for split in (fitted, held_out))
     reduced = reduce_spaces(fitted, held_out, max_dimension=MAX_DIMENSION)
     metrics = {}
@@ -93,7 +93,7 @@ def measure(tokenizers: dict[str, Path], data: str, seed: int) -> dict[str, dict
 
 
 @torch.no_grad()
-def encode(models: dict[str, AutoencoderMAETok], pictures: NumberedPictures) -> dict[str, torch.Tensor]:
+def encode(models: dict[str, AutoencoderMAETok], pictures: NumberedImages) -> dict[str, torch.Tensor]:
     """Latents (N, C, 1, L) of pictures, normalised, by tokenizer; and "labels" (N,), their groups."""
     parts = {name: [] for name in (*models, "labels")}
     for start in range(0, len(pictures), BATCH):

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 
 
-__all__ = ["DTYPES", "EvaluationArguments", "TokenizerArguments", "check_positive"]
+__all__ = ["CHUNK", "DTYPES", "EvaluationArguments", "TokenizerArguments", "check_positive"]
 
+CHUNK = 32  # images that a network sees at a time, whatever the batch size: features do not depend on it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

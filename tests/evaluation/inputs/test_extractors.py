@@ -13,6 +13,7 @@ from hf_fae.evaluation.inputs.extractors import (
     load_extractors,
     metric_name,
 )
+from hf_fae.evaluation.provenance import identify_model
 
 
 def pictures(count=5, size=32):
@@ -113,8 +114,6 @@ def test_weights_of_judges_are_known_by_their_hash(judge_folder, tmp_path):
     one, other = (load_extractors([f"effnet={folder}"])[0].settings["sha256"] for folder in (judge_folder, copy))
     assert one == other and len(one) == 64
     (copy / "model.safetensors").write_bytes((judge_folder / "model.safetensors").read_bytes() + b" ")
-    from hf_fae.evaluation.reports.report import identify_model
-
     assert identify_model(str(copy))["sha256"] != one
 
 

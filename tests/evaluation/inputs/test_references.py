@@ -6,7 +6,7 @@ import torch
 
 from hf_fae.evaluation.inputs.extractors import load_extractors
 from hf_fae.evaluation.inputs.references import Reference, ReferenceBatch, write_batch
-from hf_fae.evaluation.parts import Parts
+from hf_fae.evaluation.resumable import Parts
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)

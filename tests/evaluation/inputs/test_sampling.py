@@ -7,13 +7,13 @@ import pytest
 import torch
 from factories import tiny_fae_dit_pipeline
 
-from hf_fae.evaluation.inputs.numbered_images import PictureArguments
+from hf_fae.evaluation.inputs.numbered_images import ImageArguments
 from hf_fae.evaluation.inputs.sampling import Sampler, SamplingArguments, SavedSamples
 
 
 def sampler(folder, **options):
     args = SamplingArguments(**{"model": str(folder), "output_dir": "nowhere", "num_samples": 500, **options})
-    return Sampler(args, PictureArguments(), torch.device("cpu"))
+    return Sampler(args, ImageArguments(), torch.device("cpu"))
 
 
 def test_balanced_labels_are_as_many_of_each_class_in_any_run(pipeline_folder):
@@ -52,6 +52,6 @@ def test_saved_samples_are_read_as_they_are(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=images)
     args = SamplingArguments(model=str(tmp_path / "samples.npz"), output_dir="nowhere", num_samples=11)
-    saved = SavedSamples(args, PictureArguments(), torch.device("cpu"))
+    saved = SavedSamples(args, ImageArguments(), torch.device("cpu"))
     assert (saved.count, saved.resolution) == (11, 8)
     assert np.array_equal(saved.draw(range(3, 9)).permute(0, 2, 3, 1), images[3:9])

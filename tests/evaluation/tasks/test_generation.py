@@ -182,7 +182,7 @@ def test_texts_are_the_captions_of_the_data(options, tmp_path):
 
     from datasets import load_dataset
 
-    from hf_fae.evaluation.metrics.image_text import ImageTextModel
+    from hf_fae.evaluation.inputs.text_models import ImageTextModel
 
     captions = load_dataset(str(options["dataset_name"]), split="train")["caption"]
     captions = [captions[row] for row in np.random.default_rng(0).permutation(90)[:40]]

@@ -7,7 +7,7 @@ import torch
 from factories import TINY_VISION_CONFIGS, tiny_encoder, tiny_fae, tiny_kl, tiny_maetok
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
-from hf_fae.evaluation.inputs.numbered_images import NumberedPictures, PictureArguments
+from hf_fae.evaluation.inputs.numbered_images import ImageArguments, NumberedImages
 from hf_fae.evaluation.inputs.spaces import token_spaces
 from hf_fae.evaluation.metrics.classifiers import knn_accuracy, linear_probe, pool_tokens, standard_error
 from hf_fae.evaluation.tasks.probe import ProbeArguments, evaluate_probe
@@ -29,12 +29,12 @@ def options(tokenizer_folder, tmp_path):
 
 @pytest.fixture
 def pictures(data_folder):
-    return PictureArguments(dataset_name=str(data_folder), label_column="label")
+    return ImageArguments(dataset_name=str(data_folder), label_column="label")
 
 
 def read(pictures, split):
     """The good pictures and their classes."""
-    source = NumberedPictures(pictures.open(32, 0, "train"), split)
+    source = NumberedImages(pictures.open(32, 0, "train"), split)
     batch = source.read(range(len(source)))
     return batch["images"][batch["is_good"]], batch["class_labels"][batch["is_good"]]
 
@@ -175,6 +175,6 @@ def test_no_picture_is_left(options, tmp_path):
                 Image.new("RGB", (32, 32)).save(path)
                 if split == "validation":
                     path.write_bytes(b"no picture")
-    pictures = PictureArguments(dataset_name=str(tmp_path / "data"), label_column="label")
+    pictures = ImageArguments(dataset_name=str(tmp_path / "data"), label_column="label")
     with pytest.raises(ValueError, match=r"in both splits, got \{'train': 6, 'validation': 0\}"):
         evaluate_probe(ProbeArguments(**options), pictures)

@@ -16,11 +16,11 @@ from ...images import from_uint8
 from ...latents import check_finite
 from ...loading import loading
 from ...networks import TimmNetwork, load_hub_weights, read_config
-from ..reports.report import hash_file, identify_model
+from ..options import CHUNK
+from ..provenance import hash_file, identify_model
 
 
 __all__ = [
-    "CHUNK",
     "FeatureExtractor",
     "InceptionExtractor",
     "TimmExtractor",
@@ -31,7 +31,6 @@ __all__ = [
     "padded_chunks",
 ]
 
-CHUNK = 32  # pictures that an extractor gets at a time
 INCEPTION = "inception"
 
 

@@ -15,11 +15,11 @@ from ...data.images import DataArguments, ImageData
 from ...images import to_uint8
 
 
-__all__ = ["NumberedPictures", "PictureArguments"]
+__all__ = ["NumberedImages", "ImageArguments"]
 
 
 @dataclass
-class PictureArguments:
+class ImageArguments:
     """Which pictures to measure on."""
 
     dataset_name: str | None = field(
@@ -108,7 +108,7 @@ def _check_disjoint(train_split, split, data):
             raise ValueError(f"train_split {train_split!r} must have no rows of split, got {split!r}")
 
 
-class NumberedPictures:
+class NumberedImages:
     """The pictures of one split, cropped as its data set says: by default as ADM does it.
 
     Args:
@@ -123,7 +123,7 @@ class NumberedPictures:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, numbers: list[int]) -> "NumberedPictures":
+    def select(self, numbers: list[int]) -> "NumberedImages":
         """Some of the pictures, in the order of these numbers."""
         chosen = copy.copy(self)
         chosen.rows = self.rows.select(numbers)

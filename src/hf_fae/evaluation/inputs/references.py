@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from ..metrics.distances import GaussianStatistics
-from ..parts import Parts
-from ..reports.report import hash_file
+from ..provenance import hash_file
+from ..resumable import Parts
 from .extractors import INCEPTION, FeatureExtractor, judge
-from .numbered_images import NumberedPictures
+from .numbered_images import NumberedImages
 
 
 __all__ = ["Reference", "ReferenceBatch", "write_batch"]
@@ -125,7 +125,7 @@ class Reference:
 
     def __init__(
         self,
-        source: ReferenceBatch | NumberedPictures,
+        source: ReferenceBatch | NumberedImages,
         extractors: list[FeatureExtractor],
         folder: str | Path,
         batch_size: int,

@@ -20,8 +20,8 @@ from ...loading import complete_text_encoder, loading
 from ...pipelines.latent_pipeline import LatentPipeline
 from ...utils.randomness import mix_seed
 from ..options import DTYPES, EvaluationArguments, check_positive
-from ..reports.report import describe_run
-from .numbered_images import NumberedPictures, PictureArguments
+from ..provenance import describe_run
+from .numbered_images import ImageArguments, NumberedImages
 from .references import ReferenceBatch
 
 
@@ -65,7 +65,7 @@ class Sampler:
         ValueError: no pipeline here, or an argument that does not fit it.
     """
 
-    def __init__(self, args: SamplingArguments, pictures: PictureArguments, device: torch.device):
+    def __init__(self, args: SamplingArguments, pictures: ImageArguments, device: torch.device):
         self.args, self.pipe, self.data, self.damaged = args, _open_pipeline(args), None, 0
         complete_text_encoder(self.pipe, args.text_encoder)
         self.pipe.to(device)
@@ -76,7 +76,7 @@ class Sampler:
         if self.pipe.reads_text:
             if pictures.caption_column is None:
                 raise ValueError("caption_column must name the prompts of a pipeline that reads text, got None")
-            self.data = NumberedPictures(pictures.open(self.resolution, args.seed))
+            self.data = NumberedImages(pictures.open(self.resolution, args.seed))
             captions = self.data.captions()
             self.damaged, self.count = len(self.data) - len(captions), min(self.count, len(captions))
             if self.count < 10:
@@ -150,7 +150,7 @@ class Sampler:
 class SavedSamples:
     """Pictures that were drawn before; attributes and methods as those of `Sampler`."""
 
-    def __init__(self, args: SamplingArguments, pictures: PictureArguments, device: torch.device):
+    def __init__(self, args: SamplingArguments, pictures: ImageArguments, device: torch.device):
         for name in ("guidance_scale", "num_inference_steps"):
             if getattr(args, name) is not None:
                 raise ValueError(f"{name} has no meaning for pictures drawn before, got {getattr(args, name)!r}")

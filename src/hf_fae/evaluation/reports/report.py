@@ -1,21 +1,16 @@
 """What an evaluation leaves behind: a JSON report with every setting, and entries for the Hub's leaderboards."""
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from huggingface_hub import try_to_load_from_cache
-
 from ...cards import Result, write_eval_results
 from ...utils.atomic import atomic_write
-from ..options import EvaluationArguments
 
 
-__all__ = ["Evaluation", "describe_run", "hash_file", "identify_model"]
+__all__ = ["Evaluation"]
 
 LIBRARIES = ["hf_fae", "torch", "diffusers", "transformers", "torchmetrics"]
 
@@ -72,44 +67,3 @@ def _flatten(settings, prefix=""):
             yield from _flatten(value, f"{prefix}{key}.")
         elif value is not None:
             yield f"{prefix}{key}", value
-
-
-def describe_run(args: EvaluationArguments, resolution: int, device: torch.device) -> dict:
-    """The settings that all evaluations of a model have, JSON-able."""
-    return {
-        "model": identify_model(args.model),
-        "encoder": identify_model(args.encoder) if getattr(args, "encoder", None) else None,
-        "dtype": args.dtype,
-        "device": device.type,
-        "resolution": resolution,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-    }
-
-
-def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def identify_model(path: str) -> dict[str, str]:
-    """Which checkpoint this is: {"path", "revision"} of a Hub id that has been loaded, {"path", "sha256"} of a folder.
-
-    The hash is of the names and contents of all configs and weights; checkpoints of the training are left out, and
-    folders of evaluations.
-    """
-    if not Path(path).is_dir():
-        files = [try_to_load_from_cache(path, name) for name in ("model_index.json", "config.json")]
-        return {"path": path, "revision": next(Path(file).parent.name for file in files if isinstance(file, str))}
-    digest = hashlib.sha256()
-    for file in sorted(Path(path).rglob("*")):
-        name = file.relative_to(path)
-        if file.suffix not in (".json", ".safetensors") or name.parts[0].startswith(("checkpoint-", ".")):
-            continue
-        if not any(Path(path, folder, "settings.json").exists() for folder in name.parents[:-1]):
-            digest.update(f"{name.as_posix()} {hash_file(file)}\n".encode())
-    return {"path": path, "sha256": digest.hexdigest()}

@@ -9,13 +9,13 @@ from typing import Literal
 from ...images import from_uint8, to_pil
 from ...loading import loading
 from ..inputs.extractors import INCEPTION, judge, load_extractors
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..inputs.references import Reference, ReferenceBatch, write_batch
 from ..inputs.sampling import Sampler, SamplingArguments, SavedSamples
 from ..metrics.distances import clip_score
-from ..metrics.scores import METRICS, check_metrics, score_samples
-from ..parts import Parts, check_settings, process_state, without_places
 from ..reports.report import Evaluation
+from ..resumable import Parts, check_settings, process_state, without_places
+from .sample_scores import METRICS, check_metrics, score_samples
 
 
 __all__ = ["GenerationArguments", "evaluate_generation"]
@@ -58,7 +58,7 @@ class GenerationArguments(SamplingArguments):
             raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {unknown[0]!r}")
 
 
-def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -> Evaluation | None:
+def evaluate_generation(args: GenerationArguments, pictures: ImageArguments) -> Evaluation | None:
     """Draw pictures of classes, or of a data set's captions, and compare them with a reference.
 
     Args:
@@ -125,7 +125,7 @@ def evaluate_generation(args: GenerationArguments, pictures: PictureArguments) -
 
 def _open_reference(args, sampler, pictures):
     if args.reference is None:
-        return sampler.data or NumberedPictures(pictures.open(sampler.resolution, args.seed))
+        return sampler.data or NumberedImages(pictures.open(sampler.resolution, args.seed))
     if sampler.data is None and pictures.dataset_name is not None:
         raise ValueError(f"dataset_name must be None where a reference is given, got {pictures.dataset_name!r}")
     batch = ReferenceBatch(args.reference)
@@ -155,7 +155,7 @@ def _open_text_model(args, sampler, device):
         return None
     if sampler.data is None:
         raise ValueError(f"text_model has no meaning without prompts, got {args.text_model!r}")
-    from ..metrics.image_text import ImageTextModel
+    from ..inputs.text_models import ImageTextModel
 
     with loading("text_model", args.text_model):
         return ImageTextModel.from_pretrained(args.text_model).to(device)

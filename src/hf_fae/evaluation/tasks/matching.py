@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ...utils.image_metrics import token_cosine
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..inputs.spaces import SPACES, open_feature_tokenizer, token_spaces
 from ..metrics.patch_similarity import (
     choose_query,
@@ -19,9 +19,10 @@ from ..metrics.patch_similarity import (
     similarity_map,
 )
 from ..options import TokenizerArguments
-from ..parts import Parts, check_settings, process_state
-from ..reports.report import Evaluation, describe_run
+from ..provenance import describe_run
+from ..reports.report import Evaluation
 from ..reports.sheets import draw_matches, draw_similarity
+from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["MatchingArguments", "evaluate_matching"]
@@ -48,7 +49,7 @@ class MatchingArguments(TokenizerArguments):
             raise ValueError(f"rows must be pairs of pictures, got {self.rows}")
 
 
-def evaluate_matching(args: MatchingArguments, pictures: PictureArguments) -> Evaluation | None:
+def evaluate_matching(args: MatchingArguments, pictures: ImageArguments) -> Evaluation | None:
     """Compare which patches look alike in the encoder's features, in these given back, and in the latents.
 
     Over all pictures: the cosine of each token with its original, and the correlation of the similarity maps of all
@@ -64,7 +65,7 @@ def evaluate_matching(args: MatchingArguments, pictures: PictureArguments) -> Ev
     """
     state = process_state()
     vae = open_feature_tokenizer(args, state.device)
-    data = NumberedPictures(pictures.open(vae.config.sample_size, args.seed))
+    data = NumberedImages(pictures.open(vae.config.sample_size, args.seed))
     if outside := [row for row in args.rows if not 0 <= row < len(data)]:
         raise ValueError(f"rows must be from 0 to {len(data) - 1}, got {outside[0]}")
     shown = data.read(args.rows)

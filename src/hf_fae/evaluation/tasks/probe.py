@@ -7,7 +7,7 @@ import torch
 
 from ...images import from_uint8
 from ...loading import loading
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..inputs.spaces import SPACES, gives_features, open_any_tokenizer, token_spaces
 from ..metrics.classifiers import (
     LEARNING_RATES,
@@ -20,8 +20,9 @@ from ..metrics.classifiers import (
     standard_error,
 )
 from ..options import TokenizerArguments, check_positive
-from ..parts import Parts, check_settings, process_state
-from ..reports.report import Evaluation, describe_run, identify_model
+from ..provenance import describe_run, identify_model
+from ..reports.report import Evaluation
+from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["ProbeArguments", "evaluate_probe"]
@@ -55,7 +56,7 @@ class ProbeArguments(TokenizerArguments):
             raise ValueError(f"neighbours must be positive numbers, got {self.neighbours}")
 
 
-def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluation | None:
+def evaluate_probe(args: ProbeArguments, pictures: ImageArguments) -> Evaluation | None:
     """Classify pictures by the latents' mode, and if the tokenizer has them by its encoder's features and by these
     given back.
 
@@ -74,7 +75,7 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
     state = process_state()
     vae = open_any_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, args.train_split)
-    splits = {"train": NumberedPictures(data, "train"), "validation": NumberedPictures(data)}
+    splits = {"train": NumberedImages(data, "train"), "validation": NumberedImages(data)}
     if not len(splits["validation"]):
         raise ValueError(f"split must have pictures, got {pictures.split!r} with none")
     if len(splits["train"]) < min(args.neighbours):

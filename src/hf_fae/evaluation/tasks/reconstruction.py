@@ -10,11 +10,12 @@ from ...latents import check_finite, compression_ratio, decode_latents, encode_i
 from ...loading import loading, open_tokenizer
 from ...utils.image_metrics import psnr, ssim, token_cosine
 from ..inputs.extractors import INCEPTION, judge, load_extractors, metric_name
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..metrics.distances import GaussianStatistics, frechet_distance
 from ..options import DTYPES, TokenizerArguments
-from ..parts import Parts, check_settings, process_state
-from ..reports.report import Evaluation, describe_run, hash_file
+from ..provenance import describe_run, hash_file
+from ..reports.report import Evaluation
+from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["ReconstructionArguments", "evaluate_reconstruction"]
@@ -47,7 +48,7 @@ class ReconstructionArguments(TokenizerArguments):
             raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {unknown[0]!r}")
 
 
-def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArguments) -> Evaluation | None:
+def evaluate_reconstruction(args: ReconstructionArguments, pictures: ImageArguments) -> Evaluation | None:
     """Compare the pictures of a data set, cropped as ADM does it, with what a tokenizer makes of them.
 
     All metrics are of 8-bit pictures, decoded from the mode of their latents; PSNR (at most 100 dB), SSIM and LPIPS
@@ -66,7 +67,7 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
     if resolution < unit or resolution % unit:
         raise ValueError(f"resolution must be a positive multiple of {unit}, got {resolution}")
     extractors = load_extractors(args.extractors, state.device) if "rfid" in args.metrics else []
-    data = NumberedPictures(pictures.open(resolution, args.seed))
+    data = NumberedImages(pictures.open(resolution, args.seed))
     if len(data) < 2:
         raise ValueError(f"dataset_name {pictures.dataset_name!r} must have at least 2 pictures, got {len(data)}")
     if not hasattr(vae, "decode_features") and args.metrics == ["feature_cosine"]:

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 
 from ...loading import loading
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..inputs.spaces import SPACES, open_feature_tokenizer, token_spaces
+from ..inputs.text_models import ImageTextModel, load_text_model
 from ..metrics.classifiers import standard_error
-from ..metrics.image_text import ImageTextModel, LinearTextAlignment, load_text_model, pair_up, recall_at_k
+from ..metrics.image_text import LinearTextAlignment, pair_up, recall_at_k
 from ..options import TokenizerArguments
-from ..parts import Parts, check_settings, process_state
-from ..reports.report import Evaluation, describe_run
+from ..provenance import describe_run
+from ..reports.report import Evaluation
+from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["RetrievalArguments", "evaluate_retrieval"]
@@ -35,7 +37,7 @@ class RetrievalArguments(TokenizerArguments):
     train_split: str = field(default="train", metadata={"help": "Split to fit the linear map on, where there is one."})
 
 
-def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> Evaluation | None:
+def evaluate_retrieval(args: RetrievalArguments, pictures: ImageArguments) -> Evaluation | None:
     """Find pictures by their captions and captions by their pictures, before and after the tokenizer.
 
     With SigLIP, its own head pools features and features given back (table 4 of the paper); latents have no head. With
@@ -60,7 +62,7 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
     if is_joint:
         _check_tower(args, text_model, vae)
     data = pictures.open(vae.config.sample_size, args.seed, None if is_joint else args.train_split)
-    splits = {"validation": NumberedPictures(data)} | ({} if is_joint else {"train": NumberedPictures(data, "train")})
+    splits = {"validation": NumberedImages(data)} | ({} if is_joint else {"train": NumberedImages(data, "train")})
     for split, source in splits.items():
         if len(source) < 2:
             raise ValueError(f"dataset_name must have at least 2 pictures in each split, got {len(source)} in {split}")

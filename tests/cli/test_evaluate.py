@@ -1,4 +1,4 @@
-"""`hf-fae evaluate`: every task is found, and says what it takes."""
+"""`hf-fae evaluate`: every task is found and lists its arguments."""
 
 from importlib import import_module
 
@@ -6,7 +6,7 @@ import pytest
 from evaluations import arguments, read_report
 
 from hf_fae.cli import main
-from hf_fae.evaluation.commands import TASKS
+from hf_fae.cli.evaluate import TASKS
 
 
 def fail(capsys, *argv) -> str:
@@ -18,7 +18,8 @@ def fail(capsys, *argv) -> str:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_a_module_and_help(capsys, task):
-    assert callable(getattr(import_module(f"hf_fae.evaluation.tasks.{task}"), f"evaluate_{task}"))
+    name, _ = TASKS[task]
+    assert callable(getattr(import_module(f"hf_fae.evaluation.tasks.{name}"), f"evaluate_{task}"))
     with pytest.raises(SystemExit) as exit:
         main(["evaluate", task, "--help"])
     assert exit.value.code == 0

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hf_fae.evaluation.inputs.extractors import CHUNK
-from hf_fae.evaluation.parts import Parts, check_settings
+from hf_fae.evaluation.options import CHUNK
+from hf_fae.evaluation.resumable import Parts, check_settings
 
 
 class Stopped(BaseException):

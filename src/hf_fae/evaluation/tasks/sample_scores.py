@@ -4,8 +4,14 @@ import torch
 
 from ..inputs.extractors import FeatureExtractor, metric_name
 from ..inputs.references import Reference
-from ..parts import Parts
-from .distances import GaussianStatistics, frechet_distance, inception_score, kernel_distance, precision_recall
+from ..metrics.distances import (
+    GaussianStatistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from ..resumable import Parts
 
 
 __all__ = ["METRICS", "check_metrics", "score_samples"]

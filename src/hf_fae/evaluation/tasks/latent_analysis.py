@@ -14,14 +14,15 @@ from ...autoencoders.pixel_tokenizer import PixelTokenizerMixin
 from ...images import from_uint8
 from ...latents import encode_images
 from ...utils.atomic import atomic_write
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..inputs.spaces import gives_features, open_any_tokenizer
 from ..metrics.denoising_loss import denoising_loss
 from ..metrics.latent_space import channel_moments, mode_count_curve, power_spectrum, reduce_spaces
 from ..options import TokenizerArguments, check_positive
-from ..parts import Parts, check_settings, process_state
+from ..provenance import describe_run
 from ..reports.plots import draw_channels, draw_denoising, draw_likelihoods, draw_spectra
-from ..reports.report import Evaluation, describe_run
+from ..reports.report import Evaluation
+from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["LatentsArguments", "choose_rows", "evaluate_latents", "pixel_patches"]
@@ -62,7 +63,7 @@ class LatentsArguments(TokenizerArguments):
             raise ValueError(f"denoising_steps must not be negative, got {self.denoising_steps}")
 
 
-def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Evaluation | None:
+def evaluate_latents(args: LatentsArguments, pictures: ImageArguments) -> Evaluation | None:
     """Compare a tokenizer's latents with as many numbers of a picture that nothing was trained for.
 
     "latents" are the modes of the posteriors; "pixels" the picture, scaled down by area so that a cell of the latents'
@@ -81,7 +82,7 @@ def evaluate_latents(args: LatentsArguments, pictures: PictureArguments) -> Eval
     state = process_state()
     vae = open_any_tokenizer(args, state.device)
     data = pictures.open(vae.config.sample_size, args.seed, train_split=args.train_split)
-    held_out, train = NumberedPictures(data), NumberedPictures(data, "train")
+    held_out, train = NumberedImages(data), NumberedImages(data, "train")
     train = train.select(choose_rows(train.rows, pictures.label_column, args.max_train_samples, args.seed))
     if len(train) < max(2, *args.components):
         raise ValueError(f"components must be at most the {len(train)} training pictures, got {args.components}")

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..utils.atomic import atomic_write
-from .inputs.extractors import CHUNK
+from .options import CHUNK
 
 
 __all__ = ["Parts", "check_settings", "process_state", "without_places"]

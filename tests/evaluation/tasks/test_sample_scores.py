@@ -7,8 +7,8 @@ import torch
 from hf_fae.evaluation.inputs.extractors import InceptionExtractor, load_extractors
 from hf_fae.evaluation.inputs.references import Reference, ReferenceBatch
 from hf_fae.evaluation.metrics.distances import inception_score
-from hf_fae.evaluation.metrics.scores import METRICS, score_samples
-from hf_fae.evaluation.parts import Parts
+from hf_fae.evaluation.resumable import Parts
+from hf_fae.evaluation.tasks.sample_scores import METRICS, score_samples
 
 
 WIDTHS = {"features": 2048, "spatial": 2023, "logits": 1008}

@@ -9,7 +9,7 @@ from factories import tiny_fae, tiny_kl, tiny_maetok
 from PIL import Image
 
 from hf_fae.evaluation.metrics.latent_space import channel_moments, power_spectrum
-from hf_fae.evaluation.tasks.latents import choose_rows, pixel_patches
+from hf_fae.evaluation.tasks.latent_analysis import choose_rows, pixel_patches
 from hf_fae.latents import encode_images
 
 

@@ -18,7 +18,7 @@ from hf_fae.evaluation.metrics.distances import (
 from hf_fae.utils.image_metrics import feature_cosine, psnr, ssim
 
 
-FOLDER = Path(hf_fae.evaluation.__file__).parent / "metrics"
+FOLDER = Path(hf_fae.evaluation.__file__).parent / "hf_metrics"
 
 
 def features(seed):
