@@ -10,12 +10,12 @@ from ...loading import open_tokenizer
 from ..options import DTYPES, TokenizerArguments
 
 
-__all__ = ["SPACES", "gives_features", "open_any_tokenizer", "open_feature_tokenizer", "token_spaces"]
+__all__ = ["SPACES", "decodes_features", "open_any_tokenizer", "open_feature_tokenizer", "token_spaces"]
 
 SPACES = ("features", "reconstruction", "latents")
 
 
-def gives_features(vae: torch.nn.Module) -> bool:
+def decodes_features(vae: torch.nn.Module) -> bool:
     """Whether a tokenizer gives the features of a frozen encoder back."""
     return hasattr(vae, "decode_features")
 
@@ -36,7 +36,7 @@ def open_feature_tokenizer(args: TokenizerArguments, device: torch.device) -> Fr
         ValueError: it cannot be loaded, or does not give features back.
     """
     vae = open_any_tokenizer(args, device)
-    if not gives_features(vae):
+    if not decodes_features(vae):
         raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
     return vae
 
@@ -56,7 +56,7 @@ def token_spaces(
         the mode of the latents, and that mode, normalised.
     """
     pixel_values = from_uint8(images.to(vae.device)).to(vae.dtype)
-    if not gives_features(vae):
+    if not decodes_features(vae):
         latents = encode_images(vae, pixel_values).mode()
         return {"latents": latents.flatten(2).transpose(1, 2).float()}, tuple(latents.shape[2:])
     features, grid = vae.extract_features(pixel_values)

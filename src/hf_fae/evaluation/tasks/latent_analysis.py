@@ -15,7 +15,7 @@ from ...images import from_uint8
 from ...latents import encode_images
 from ...utils.atomic import atomic_write
 from ..inputs.numbered_images import ImageArguments, NumberedImages
-from ..inputs.spaces import gives_features, open_any_tokenizer
+from ..inputs.spaces import decodes_features, open_any_tokenizer
 from ..metrics.denoising_loss import denoising_loss
 from ..metrics.latent_space import channel_moments, mode_count_curve, power_spectrum, reduce_spaces
 from ..options import TokenizerArguments, check_positive
@@ -99,7 +99,7 @@ def evaluate_latents(args: LatentsArguments, pictures: ImageArguments) -> Evalua
     check_settings(args.output_dir, settings)
 
     folder = Path(args.output_dir)
-    axes = _feature_axes(args, vae, train, folder / "parts") if gives_features(vae) else None
+    axes = _feature_axes(args, vae, train, folder / "parts") if decodes_features(vae) else None
     parts = {}
     for name, part in (("train", train), ("held_out", held_out)):
         parts[name] = Parts(folder / "parts" / name, len(part), args.batch_size)
@@ -108,7 +108,7 @@ def evaluate_latents(args: LatentsArguments, pictures: ImageArguments) -> Evalua
         )
     if not state.is_main_process:
         return None
-    compared = ["latents", "pixels"] + (["features_pca"] if gives_features(vae) else [])
+    compared = ["latents", "pixels"] + (["features_pca"] if decodes_features(vae) else [])
     spaces = {part: {name: parts[part].stack(name) for name in compared} for part in parts}
     metrics, details = _analyse(args, spaces, folder, state.device)
     details["damaged"] = {
@@ -179,7 +179,7 @@ def _encode(args, vae, images):
     features, latents = [], []
     for batch in images.split(args.batch_size):
         pixel_values = from_uint8(batch.to(vae.device)).to(vae.dtype)
-        if gives_features(vae):
+        if decodes_features(vae):
             tokens, grid = vae.extract_features(pixel_values)
             features.append(vae.last_features(tokens).float().cpu())
             latents.append(vae.encode_features(tokens, grid).latent_dist.mode().float().cpu())

@@ -8,7 +8,7 @@ import torch
 from ...images import from_uint8
 from ...loading import loading
 from ..inputs.numbered_images import ImageArguments, NumberedImages
-from ..inputs.spaces import SPACES, gives_features, open_any_tokenizer, token_spaces
+from ..inputs.spaces import SPACES, decodes_features, open_any_tokenizer, token_spaces
 from ..metrics.classifiers import (
     LEARNING_RATES,
     NEIGHBOURS,
@@ -103,7 +103,7 @@ def evaluate_probe(args: ProbeArguments, pictures: ImageArguments) -> Evaluation
         parts[split].compute(_pooler(args, vae, source, keep_class_tokens), f"features of {split}")
     if not state.is_main_process:
         return None
-    spaces = SPACES if gives_features(vae) else ("latents",)
+    spaces = SPACES if decodes_features(vae) else ("latents",)
     metrics, details = _measure(args, parts, spaces, classifier, state.device)
     count = details["samples"]["validation"]
     details["damaged"] = {split: len(source) - details["samples"][split] for split, source in splits.items()}
@@ -117,7 +117,7 @@ def _open_classifier(args, vae, data):
     """The released classifier, on the encoder's device; None if there is none to use."""
     if args.classifier is None:
         return None
-    if not gives_features(vae):
+    if not decodes_features(vae):
         raise ValueError(
             f"classifier must be None for a {type(vae).__name__}, which gives no features, got {args.classifier!r}"
         )

@@ -34,7 +34,12 @@ from hf_fae.latents import decode_latents, encode_images
 
 
 gr = pytest.importorskip("gradio", reason="needs gradio: pip install hf_fae[demo]")
-app = pytest.importorskip("hf_fae.app")
+from hf_fae import app  # noqa: E402 - needs gradio
+from hf_fae.app import page, served_models  # noqa: E402
+from hf_fae.app.guidance_scale import with_scale  # noqa: E402
+from hf_fae.app.patch_maps import SHOWN_SIDE  # noqa: E402
+from hf_fae.evaluation.inputs.spaces import SPACES  # noqa: E402
+
 
 SCHEDULE = [(0.9, 1.0, 0.9), (0.0, 0.7, 2.5)]
 UNET = {"block_out_channels": (8,), "norm_num_groups": 4, "down_block_types": ["DownBlock2D"]}
@@ -73,9 +78,9 @@ def pixels(gallery) -> list[np.ndarray]:
 
 
 def test_a_page_loads_nothing(saved):
-    page = app.build([str(saved / "dit"), str(saved / "flow"), "user/absent"])
-    assert not page.analytics_enabled
-    dropdowns = [block for block in page.blocks.values() if getattr(block, "label", None) == "Generator"]
+    blocks = app.build([str(saved / "dit"), str(saved / "flow"), "user/absent"])
+    assert not blocks.analytics_enabled
+    dropdowns = [block for block in blocks.blocks.values() if getattr(block, "label", None) == "Generator"]
     assert [name for name, _ in dropdowns[0].choices] == ["dit", "flow", "user/absent"]
 
 
@@ -90,7 +95,7 @@ def test_models_are_loaded_once(saved):
 def test_folders_of_one_name_are_told_apart(saved, tmp_path):
     (tmp_path / "dit").mkdir()
     folders = [str(saved / "dit"), str(tmp_path / "dit")]
-    assert [name for name, _ in app._choices(folders)] == folders
+    assert [name for name, _ in page._choices(folders)] == folders
 
 
 def test_choose_a_denoiser(saved, demo):
@@ -111,7 +116,9 @@ def test_choose_a_flow(saved, demo):
     assert scale["value"] == 3 and "schedule" not in scale["info"]
 
 
-@pytest.mark.parametrize(("name", "why"), [("broken", "cannot be loaded"), ("foreign", "no pipeline of hf_fae")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("broken", "cannot be loaded"), ("foreign", "must be a pipeline of hf_fae")]
+)
 def test_choose_what_cannot_be_used(saved, demo, name, why):
     about, label, _, _, _, button = demo.choose(str(saved / name))
     assert why in about and not label["choices"] and not button["interactive"]
@@ -157,11 +164,11 @@ def test_defaults_are_those_of_the_pipeline(saved, demo, name, own, steps):
 
 def test_another_scale_keeps_the_rest_of_a_guidance():
     own = Guidance(((0.0, 1.0, 2.5),), channels=3)
-    assert app._with_scale(own, 2.5) is own
-    assert app._with_scale(own, 4.0) == Guidance(((0.0, 1.0, 4.0),), channels=3)
-    assert app._with_scale(own, 1.0) == Guidance((), channels=3)
-    assert app._with_scale(FlowGuidance(2.0, rule="tarflow"), 1.5) == FlowGuidance(0.5, rule="tarflow")
-    assert app._with_scale(TokenGuidance(3.9, "constant"), 2.0) == TokenGuidance(2.0, "constant")
+    assert with_scale(own, 2.5) is own
+    assert with_scale(own, 4.0) == Guidance(((0.0, 1.0, 4.0),), channels=3)
+    assert with_scale(own, 1.0) == Guidance((), channels=3)
+    assert with_scale(FlowGuidance(2.0, rule="tarflow"), 1.5) == FlowGuidance(0.5, rule="tarflow")
+    assert with_scale(TokenGuidance(3.9, "constant"), 2.0) == TokenGuidance(2.0, "constant")
 
 
 @pytest.mark.parametrize(("name", "count"), [("dit", 3), ("flow", 4)])
@@ -251,9 +258,9 @@ def test_patches(saved, demo):
     click = SimpleNamespace(index=[150, 447.6])  # x, y: column 1, row 3 of four of 112 pixels
     picture, *heat_maps, words = demo.click_patch(patches, click)
     assert "row 4, column 2" in words and "black is" in words
-    assert {image.size for image in (picture, *heat_maps)} == {(app.SHOWN_SIDE, app.SHOWN_SIDE)}
+    assert {image.size for image in (picture, *heat_maps)} == {(SHOWN_SIDE, SHOWN_SIDE)}
     assert picture.getpixel((112, 400)) == (0, 255, 255)  # the frame
-    maps = [similarity_map(patches.spaces[space], 13) for space in app.SPACES]
+    maps = [similarity_map(patches.spaces[space], 13) for space in SPACES]
     for heat_map, cosines in zip(heat_maps, maps, strict=True):
         assert heat_map.getpixel((168, 392)) == (252, 255, 164)  # inferno's end
         centres = [heat_map.getpixel((56 + 112 * (patch % 4), 56 + 112 * (patch // 4))) for patch in range(16)]
@@ -263,7 +270,7 @@ def test_patches(saved, demo):
 
 def test_models_by_default(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_FAE_MODELS", raising=False)
-    monkeypatch.setattr(app, "EMBEDDED", [tmp_path / "dit", tmp_path / "flow"])
+    monkeypatch.setattr(served_models, "EMBEDDED", [tmp_path / "dit", tmp_path / "flow"])
     with pytest.raises(ValueError, match="--model or the variable HF_FAE_MODELS must name pipelines"):
         app.default_models()
     (tmp_path / "flow").mkdir()
@@ -280,7 +287,7 @@ def fail(capsys, *argv) -> str:
 
 def test_command_without_models(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("HF_FAE_MODELS", raising=False)
-    monkeypatch.setattr(app, "EMBEDDED", [tmp_path / "dit"])
+    monkeypatch.setattr(served_models, "EMBEDDED", [tmp_path / "dit"])
     assert "--model or the variable HF_FAE_MODELS" in fail(capsys)
 
 
@@ -295,7 +302,8 @@ def test_command_passes_its_arguments(monkeypatch):
 
 def test_command_without_gradio(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "hf_fae.app")
+    for name in [name for name in sys.modules if name.split(".")[:2] == ["hf_fae", "app"]]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(hf_fae, "app")
     assert "the demo needs gradio: pip install hf_fae[demo]" in fail(capsys)
 

@@ -97,7 +97,7 @@ class Page:
         self.driver = driver
         self.wait = WebDriverWait(driver, WAIT_SECONDS)
         driver.get(url)
-        self.until_says("pictures of 32 x 32 pixels")
+        self.until_says("images of 32 x 32 pixels")
 
     def find(self, css: str) -> list:
         return [element for element in self.driver.find_elements("css selector", css) if element.is_displayed()]
@@ -213,8 +213,8 @@ def test_all_of_the_page_comes_from_its_server(page):
 
 
 def test_as_a_space(saved, tmp_path):
-    """The file alone, in a folder of its own, configured by the environment."""
-    shutil.copy(Path(hf_fae.__file__).with_name("app.py"), tmp_path / "app.py")
+    """A copy of one file, in a folder of its own, configured by the environment."""
+    shutil.copy(Path(hf_fae.__file__).with_name("app") / "__main__.py", tmp_path / "app.py")
     variables = {"HF_FAE_MODELS": str(saved / "flow"), "GRADIO_SERVER_PORT": "PORT"}
     with serving([sys.executable, "app.py"], tmp_path / "space.log", **variables) as url:
         with urllib.request.urlopen(f"{url}/config") as response:
