@@ -123,7 +123,7 @@ def test_damaged_checkpoints_are_refused(saved, tmp_path, capsys, edit, message)
     ("name", "message"),
     [
         ("fae-dino2-g", "'fae-dino2-g' is no preset; did you mean fae-dinov2-g"),
-        ("absent/folder", "'absent/folder' is no folder"),
+        ("absent/folder", "'absent/folder' is not a folder"),
         (".", "has neither a config.json nor a model_index.json"),
     ],
 )
@@ -134,7 +134,7 @@ def test_inspect_refuses(tmp_path, monkeypatch, capsys, name, message):
 
 def test_inspect_refuses_an_unknown_class(saved, tmp_path, capsys):
     folder = damaged(saved, tmp_path / "damaged", set_config(_class_name="AutoencoderNobodyKnows"))
-    assert "'AutoencoderNobodyKnows', which is no model known here" in fail(capsys, "inspect", folder)
+    assert "'AutoencoderNobodyKnows', which is not a known model" in fail(capsys, "inspect", folder)
 
 
 @pytest.mark.parametrize("make", [tiny_fae_text_to_image_pipeline, tiny_text_starflow_pipeline])

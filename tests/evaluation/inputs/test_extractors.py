@@ -50,7 +50,7 @@ def test_inception_without_weights_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # refuses at once
-    with pytest.raises(ValueError, match=rf"put https://\S+.pth at {tmp_path}/\S+, or name a file .*inception=FILE"):
+    with pytest.raises(ValueError, match=rf"put https://\S+.pth at {tmp_path}/\S+, or pass a file .*inception=FILE"):
         load_extractors(["inception"])
     with pytest.raises(ValueError, match="inception='nowhere.pth' must be a file of weights"):
         load_extractors(["inception=nowhere.pth"])
