@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from hf_fae import AutoencoderFAE
 from hf_fae.data.images import DataArguments, ImageData
-from hf_fae.evaluation.inputs.extractors import judge, load_extractors
+from hf_fae.evaluation.inputs.extractors import extract_features, load_extractors
 from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_distance, kernel_distance
 from hf_fae.images import from_uint8, make_grid, to_pil, to_uint8
 from hf_fae.latents import decode_latents, encode_images
@@ -53,7 +53,7 @@ class Judges:
         if not self.path.exists():
             judges, starts = [*self.effnet, *self.dino], range(0, len(self.rows), BATCH)
             batches = (self.rows[start : start + BATCH] for start in tqdm(starts, desc="training pictures"))
-            parts = [judge(judges, read(self.data, rows)) for rows in batches]
+            parts = [extract_features(judges, read(self.data, rows)) for rows in batches]
             save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, self.path)
         return load_file(self.path)
 
@@ -62,14 +62,16 @@ class Judges:
         return GaussianStatistics.of([self.training[EFFNET]])
 
     def fid(self, images: torch.Tensor) -> float:
-        return frechet_distance(GaussianStatistics.of([judge(self.effnet, images)[EFFNET]]), self.statistics)
+        return frechet_distance(
+            GaussianStatistics.of([extract_features(self.effnet, images)[EFFNET]]), self.statistics
+        )
 
     def directions(self, images: torch.Tensor) -> torch.Tensor:
         """DINOv2's class tokens (B, C), of unit length: their products are cosines."""
-        return F.normalize(judge(self.dino, images)[DINO], dim=1)
+        return F.normalize(extract_features(self.dino, images)[DINO], dim=1)
 
     def kid(self, images: torch.Tensor) -> float:
-        return kernel_distance(judge(self.dino, images)[DINO], self.training[DINO])[0]
+        return kernel_distance(extract_features(self.dino, images)[DINO], self.training[DINO])[0]
 
 
 def read(data: ImageData, places) -> torch.Tensor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hf_fae import AutoencoderFAE, FAEStarFlowPipeline, STARFlowTransformer2DModel
 from hf_fae.data.images import DataArguments, ImageData
-from hf_fae.evaluation.inputs.extractors import judge, load_extractors
+from hf_fae.evaluation.inputs.extractors import extract_features, load_extractors
 from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_distance
 from hf_fae.images import make_grid, to_pil, to_uint8
 from hf_fae.latents import decode_latents
@@ -61,7 +61,9 @@ def main() -> None:
     labels = torch.tensor([data.example(data.train[place])["class_labels"] for place in range(len(data))])
 
     def statistics(batches):
-        return GaussianStatistics.of(judge(extractors, to_uint8(batch))["effnet.features"] for batch in batches)
+        return GaussianStatistics.of(
+            extract_features(extractors, to_uint8(batch))["effnet.features"] for batch in batches
+        )
 
     def read(places):
         return torch.stack([data.example(data.train[place])["pixel_values"] for place in places])

@@ -53,7 +53,7 @@ def test_errors_are_one_line(capsys, tmp_path, tokenizer_folder):
     tasks = "generation, reconstruction, probe, retrieval, matching, latents"
     assert fail(capsys, "images") == f"hf-fae: error: TASK must be one of {tasks}, got 'images'"
     options = arguments(model=tokenizer_folder, output_dir=tmp_path / "out", metrics="psnr")
-    assert fail(capsys, "reconstruction", *options).startswith("hf-fae: error: dataset_name must name the pictures")
+    assert fail(capsys, "reconstruction", *options).startswith("hf-fae: error: dataset_name must name the images")
     assert "unknown arguments: --reference x.npz" in fail(capsys, "reconstruction", *options, "--reference", "x.npz")
     (tmp_path / "config.yaml").write_text("metrics: [")
     assert "the file must be YAML" in fail(capsys, "reconstruction", "--config", tmp_path / "config.yaml")

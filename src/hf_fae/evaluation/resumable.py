@@ -1,7 +1,7 @@
-"""Results for many numbered images: in parts, by any number of processes, each part kept when the run is killed.
+"""Resumable results for many numbered images: computed in parts, by any number of processes, each part kept on disk.
 
-A part holds the same images whichever process computes it, and the parts are read in their order: what is made of them
-does not depend on the number of processes, nor on how often the run was interrupted.
+A part holds the same images whichever process computes it, and parts are read in order: results depend neither on the
+number of processes nor on interruptions.
 """
 
 import json
@@ -16,13 +16,13 @@ from ..utils.atomic import atomic_write
 from .options import CHUNK
 
 
-__all__ = ["Parts", "check_settings", "process_state", "without_places"]
+__all__ = ["Parts", "check_settings", "process_state", "without_paths"]
 
 
 def process_state():
-    """accelerate's `PartialState`: which process this is, among how many, and its device.
+    """accelerate's `PartialState`: this process, their number, and the device.
 
-    On CPUs alone several processes are known by the environment that `accelerate launch --cpu` makes.
+    Several processes on CPUs are recognised by the environment of `accelerate launch --cpu`.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -31,13 +31,13 @@ def process_state():
 
 
 class Parts:
-    """Tensors with a row for each of `count` images, in files of a folder.
+    """Tensors with one row per image, in one file per part.
 
     Args:
-        folder: made if need be; parts that are there are kept.
-        count: images in all.
-        batch_size: images that are worked on at a time. A part has so many, rounded up to a multiple of `CHUNK`, so
-            that extractors see the same pictures together for any batch size.
+        folder: created if need be; existing parts are kept.
+        count: total number of images.
+        batch_size: images per batch. A part has as many, rounded up to a multiple of `CHUNK`, so that extractors see
+            the same images together for any batch size.
     """
 
     def __init__(self, folder: str | Path, count: int, batch_size: int):
@@ -45,10 +45,10 @@ class Parts:
         self.part_size = -(-batch_size // CHUNK) * CHUNK
 
     def compute(self, make_part: Callable[[range], dict[str, torch.Tensor]], description: str) -> None:
-        """Compute what is missing, shared among the processes of `accelerate launch`.
+        """Compute the missing parts, distributed over the processes of `accelerate launch`.
 
         Args:
-            make_part: numbers of images -> tensors, a row for each image or for some of them.
+            make_part: numbers of images -> tensors, one row for each image or for some of them.
             description: of the progress bar.
         """
         from tqdm import tqdm
@@ -56,7 +56,7 @@ class Parts:
         state = process_state()
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [start for start in range(0, self.count, self.part_size) if not self._path(start).exists()]
-        state.wait_for_everyone()  # all have the same list before anyone shortens it
+        state.wait_for_everyone()  # all processes list the missing parts before one is written
         mine = missing[state.process_index :: state.num_processes]
         done = self.count - sum(len(self._images(start)) for start in mine)
         with tqdm(
@@ -71,12 +71,12 @@ class Parts:
         state.wait_for_everyone()
 
     def names(self) -> list[str]:
-        """Of the tensors."""
+        """Names of the tensors."""
         with safe_open(self._path(0), "pt") as file:
             return sorted(file.keys())
 
     def iterate(self, name: str) -> Iterator[torch.Tensor]:
-        """One tensor part by part, in the order of the images; nothing else is in memory."""
+        """One tensor, part by part in the order of the images; one part is in memory at a time."""
         for start in range(0, self.count, self.part_size):
             with safe_open(self._path(start), "pt") as file:
                 yield file.get_tensor(name)
@@ -93,12 +93,12 @@ class Parts:
 
 
 def check_settings(folder: str | Path, settings: dict) -> None:
-    """Make the folder of a run that can be continued, or see that it is the same run that is to be continued.
+    """Create the folder of a resumable run, or check that it holds the same run.
 
-    Where things lie does not count: models, files and pictures are known by their hashes.
+    Paths are ignored: models, files and images are compared by their hashes.
 
     Raises:
-        ValueError: the folder holds a run with other settings, or something else, or cannot be written.
+        ValueError: the folder holds a run with other settings or other files, or cannot be written.
     """
     state = process_state()
     path, part = Path(folder, "settings.json"), Path(folder, "settings.part")
@@ -109,16 +109,16 @@ def check_settings(folder: str | Path, settings: dict) -> None:
     except OSError as error:
         raise ValueError(f"output_dir {str(folder)!r} cannot be used: {error}") from error
     if before is not None:
-        one, other = without_places(before), without_places(settings)
+        one, other = without_paths(before), without_paths(settings)
         if changed := sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)):
             key = changed[0]
             raise ValueError(
                 f"output_dir {str(folder)!r} holds an evaluation with another {key}, {before.get(key)!r}, "
-                f"got {settings.get(key)!r}: take another output_dir"
+                f"got {settings.get(key)!r}: use another output_dir"
             )
     if others:
         raise ValueError(f"output_dir must be new, empty or that of an evaluation, got {str(folder)!r}")
-    state.wait_for_everyone()  # all have looked before anything is written
+    state.wait_for_everyone()  # all processes have checked before anything is written
     if state.is_main_process:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,10 +128,10 @@ def check_settings(folder: str | Path, settings: dict) -> None:
     state.wait_for_everyone()
 
 
-def without_places(settings):
-    """Nested settings without the places of what has a hash beside them, which is the same wherever it lies."""
+def without_paths(settings):
+    """Nested settings without the paths of things that a hash identifies."""
     if not isinstance(settings, dict):
         return settings
     hashed = settings.keys() & {"sha256", "fingerprint", "revision"}
-    places = ("path", "dataset", "file") if hashed else ()
-    return {key: without_places(value) for key, value in settings.items() if key not in places}
+    paths = ("path", "dataset", "file") if hashed else ()
+    return {key: without_paths(value) for key, value in settings.items() if key not in paths}

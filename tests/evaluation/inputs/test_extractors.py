@@ -9,7 +9,7 @@ from hf_fae.evaluation.inputs.extractors import (
     InceptionExtractor,
     TimmExtractor,
     VisionExtractor,
-    judge,
+    extract_features,
     load_extractors,
     metric_name,
 )
@@ -95,9 +95,9 @@ def test_names_stand_in_metrics(judge_folder, inception):
 def test_pictures_are_judged_alike_in_any_company(judge_folder):
     extractors = load_extractors([f"effnet={judge_folder}"])
     images = pictures(70)
-    together = judge(extractors, images)
+    together = extract_features(extractors, images)
     assert together["effnet.features"].shape == (70, 256)
-    in_chunks = [judge(extractors, chunk) for chunk in images.split(32)]
+    in_chunks = [extract_features(extractors, chunk) for chunk in images.split(32)]
     assert torch.equal(together["effnet.features"], torch.cat([part["effnet.features"] for part in in_chunks]))
 
 
@@ -105,7 +105,7 @@ def test_features_that_are_not_finite_are_an_error(judge_folder):
     (extractor,) = load_extractors([f"effnet={judge_folder}"])
     extractor.network.model.classifier.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="logits of effnet must be finite, got 30 NaN"):
-        judge([extractor], pictures(3))
+        extract_features([extractor], pictures(3))
 
 
 def test_weights_of_judges_are_known_by_their_hash(judge_folder, tmp_path):
@@ -121,8 +121,8 @@ def test_unwanted_pictures_hold_their_places(judge_folder):
     extractors = load_extractors([f"effnet={judge_folder}"])
     images, is_good = pictures(40), torch.ones(40, dtype=torch.bool)
     is_good[7] = False
-    everything = judge(extractors, images)["effnet.features"]
-    assert torch.equal(judge(extractors, images, is_good)["effnet.features"], everything[is_good])
+    everything = extract_features(extractors, images)["effnet.features"]
+    assert torch.equal(extract_features(extractors, images, is_good)["effnet.features"], everything[is_good])
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def test_captions_in_json(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset_name": None}, "dataset_name must name the pictures to measure on, got None"),
-        ({"dataset_name": "VIRTUAL_imagenet256_labeled.npz"}, "an npz is a reference for generated pictures"),
+        ({"dataset_name": None}, "dataset_name must name the images to measure on, got None"),
+        ({"dataset_name": "VIRTUAL_imagenet256_labeled.npz"}, "an npz is a reference for generated images"),
         ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
         ({"label_column": "colour"}, "has no column 'colour'"),
         ({"split": "train[:0]"}, r"train\[:0\]"),
@@ -105,7 +105,7 @@ def test_nothing_is_measured_on_what_was_learned(data_folder, train_split, split
     if not shares:
         assert len(pictures.open(32, train_split=train_split).train)
         return
-    with pytest.raises(ValueError, match=re.escape(f"train_split {train_split!r} must have no rows of split, got")):
+    with pytest.raises(ValueError, match=re.escape(f"train_split {train_split!r} must be disjoint from split, got")):
         pictures.open(32, train_split=train_split)
 
 

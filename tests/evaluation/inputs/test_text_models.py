@@ -67,7 +67,7 @@ def test_pooling_head(joint):
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     tokens = ours.encoder(images / 127.5 - 1).last_hidden_state
     if kind == "clip":
-        with pytest.raises(ValueError, match="a CLIPModel has a class token for the picture"):
+        with pytest.raises(ValueError, match="a CLIPModel has a class token for the image"):
             ours.pool(tokens)
         return
     torch.testing.assert_close(ours.pool(tokens), ours.image_embeds(images))

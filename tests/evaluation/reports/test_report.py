@@ -29,7 +29,7 @@ def test_entries_for_the_hub_have_the_protocol(tmp_path):
     ("metrics", "message"),
     [
         ({"psnr": float("nan")}, "reconstruction of model 'x' gives no result: psnr is nan"),
-        ({}, "reconstruction of model 'x' gives no result: there is nothing to measure"),
+        ({}, "reconstruction of model 'x' gives no result: there are no metrics"),
     ],
 )
 def test_without_a_result_nothing_is_written(tmp_path, metrics, message):

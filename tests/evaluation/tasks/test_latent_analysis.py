@@ -113,8 +113,8 @@ def test_rows_are_chosen_from_all_classes_alike():
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"components": [5, 91]}, r"components must be at most the 90 training pictures, got \[5, 91\]"),
-        ({"components": [5], "max_train_samples": 4}, "components must be at most the 4 training pictures"),
+        ({"components": [5, 91]}, r"components must be at most the 90 training images, got \[5, 91\]"),
+        ({"components": [5], "max_train_samples": 4}, "components must be at most the 4 training images"),
         ({"components": [0]}, r"components must be positive numbers, got \[0\]"),
         ({"max_dimension": 0}, "max_dimension must be at least 1, got 0"),
         ({"max_train_samples": 0}, "max_train_samples must be at least 1, got 0"),

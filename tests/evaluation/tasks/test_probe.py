@@ -135,15 +135,15 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
         ({}, {"label_column": None}, "label_column must name the classes to tell apart, got None"),
         ({}, {"label_column": "absent"}, "has no column 'absent'"),
         ({}, {"dataset_name": None}, "dataset_name must name"),
-        ({"train_split": "validation"}, {}, "train_split .* must have no rows of split, got 'validation'"),
-        ({"neighbours": [91]}, {}, r"neighbours must be at most the 90 training pictures, got \[91\]"),
+        ({"train_split": "validation"}, {}, "train_split .* must be disjoint from split, got 'validation'"),
+        ({"neighbours": [91]}, {}, r"neighbours must be at most the 90 training images, got \[91\]"),
         ({"neighbours": [0]}, {}, r"neighbours must be positive numbers, got \[0\]"),
         ({"probe_steps": 0}, {}, "probe_steps must be at least 1, got 0"),
         ({"classifier": "absent/folder/here"}, {}, "classifier 'absent/folder/here' is no folder here"),
         ({"classifier": "of five"}, {}, "must have the 3 classes of label_column 'label', got 5"),
         ({"classifier": "narrow"}, {}, "a dinov2 of width 32, got a dinov2 of width 16"),
         ({"classifier": "headless"}, {}, "must have trained weights, but lacks classifier.bias"),
-        ({"model": "kl", "classifier": "headless"}, {}, "classifier must be None for a AutoencoderKL, which gives no"),
+        ({"model": "kl", "classifier": "headless"}, {}, "classifier must be None for a AutoencoderKL, which has no"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(options, pictures, tmp_path, changed, of_pictures, message):

@@ -160,13 +160,13 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
     [
         ({}, {"caption_column": None}, "caption_column must name the captions to find, got None"),
         ({}, {"caption_column": "absent"}, "has no column 'absent'"),
-        ({}, {"max_samples": 1}, "at least 2 pictures in each split, got 1 in validation"),
-        ({"train_split": "validation"}, {}, "train_split .* must have no rows of split, got 'validation'"),
+        ({}, {"max_samples": 1}, "at least 2 images in each split, got 1 in validation"),
+        ({"train_split": "validation"}, {}, "train_split .* must be disjoint from split, got 'validation'"),
         ({"text_model": "absent/folder/here"}, {}, "text_model 'absent/folder/here' is no folder here"),
         ({"text_model": "siglip"}, {}, "must have the tokenizer's encoder as its vision tower"),
-        ({"text_model": "clip", "model": "fae-clip"}, {}, "a CLIPModel has a class token for the picture"),
+        ({"text_model": "clip", "model": "fae-clip"}, {}, "a CLIPModel has a class token for the image"),
         ({"text_model": "siglip", "model": "fae-clip"}, {}, "must have the tokenizer's encoder as its vision tower"),
-        ({"model": "kl"}, {}, "must give features back, which a AutoencoderKL does not"),
+        ({"model": "kl"}, {}, "must reconstruct features, got a AutoencoderKL, which does not"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

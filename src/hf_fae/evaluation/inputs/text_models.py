@@ -17,32 +17,32 @@ __all__ = ["ImageTextModel", "SentenceEncoder", "load_text_model"]
 
 
 class ImageTextModel(nn.Module):
-    """transformers' CLIP, SigLIP or SigLIP 2 in fp32: embeddings of pictures and of texts, of unit length.
+    """transformers' CLIP, SigLIP or SigLIP 2 in fp32: unit-length embeddings of images and texts.
 
-    It shows pictures and texts to the model `CHUNK` at a time, so that these do not depend on how many there are.
+    The model gets `CHUNK` images or texts at a time, so that embeddings do not depend on their number.
 
     Attributes:
-        name: stands in the name of a metric.
-        settings: what a report tells of it, JSON-able.
-        encoder: its vision tower.
+        name: part of the metrics' names.
+        settings: for the report, JSON-able.
+        encoder: the vision tower.
     """
 
     def __init__(self, model, tokenizer, encoder: VisionEncoder, name: str):
         super().__init__()
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.encoder, self.name = encoder, name
-        self.model.vision_model = None  # it is the encoder's
+        self.model.vision_model = None  # the encoder has it
         height, width = encoder.image_size
         resize = f"bicubic without antialias, to {height} x {width}"
         self.settings = {"class": type(model).__name__, "resize": resize}
 
     @classmethod
     def from_pretrained(cls, path: str) -> "ImageTextModel":
-        """Of a Hub id or a folder.
+        """Load from a Hub id or a folder.
 
         Raises:
-            ValueError: a model of another kind, or weights that the checkpoint lacks.
-            OSError: files that are not there.
+            ValueError: another kind of model, or a checkpoint with missing weights.
+            OSError: missing files.
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -58,7 +58,7 @@ class ImageTextModel(nn.Module):
 
     @torch.no_grad()
     def image_embeds(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, D) fp32 of 8-bit pictures (B, 3, H, W) anywhere, resized to the model's own size."""
+        """(B, D) fp32, of 8-bit images (B, 3, H, W) on any device, resized to the model's input size."""
         embeds = []
         for chunk, count in padded_chunks(images):
             pooled = self.encoder(from_uint8(chunk.to(self.encoder.device))).pooler_output[:count]
@@ -69,16 +69,16 @@ class ImageTextModel(nn.Module):
 
     @torch.no_grad()
     def text_embeds(self, texts: list[str]) -> torch.Tensor:
-        """(B, D) fp32; texts are padded and cut to the length that the model has (SigLIP: 64 tokens, CLIP: 77)."""
+        """(B, D) fp32; texts are padded and truncated to the model's length (SigLIP: 64 tokens, CLIP: 77)."""
         length = self.model.config.text_config.max_position_embeddings
         embeds = []
         for start in range(0, len(texts), CHUNK):
             chunk = texts[start : start + CHUNK]
             padded = chunk + [""] * (CHUNK - len(chunk))
             options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
-            options["padding_side"] = "right"  # as in training: SigLIP pools the last place, whatever is there
+            options["padding_side"] = "right"  # as in training: SigLIP pools the last position
             if self.model.config.model_type.startswith("siglip"):
-                # Trained on lower-case texts, without a mask of the padding.
+                # Trained on lower-case texts, without a padding mask.
                 ids = self.tokenizer([text.lower() for text in padded], **options)["input_ids"]
                 inputs = {"input_ids": ids.to(self.encoder.device)}
             else:
@@ -89,15 +89,15 @@ class ImageTextModel(nn.Module):
 
     @torch.no_grad()
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, D) fp32 of patch tokens (B, N, C) after the final norm, by the attention that SigLIP pools them with.
+        """(B, D) fp32, of patch tokens (B, N, C) after the final norm, by SigLIP's attention pooling.
 
         Raises:
-            ValueError: a model that has nothing of the kind, or tokens of another width.
+            ValueError: a model without attention pooling, or tokens of another width.
         """
         if not hasattr(self.encoder.model, "head"):
             raise ValueError(
-                f"{self.name!r} must pool its patch tokens, as SigLIP does it: a {type(self.model).__name__} has a "
-                "class token for the picture, which no patch token can give"
+                f"{self.name!r} must pool its patch tokens as SigLIP does: a {type(self.model).__name__} has a "
+                "class token for the image, which cannot be computed from patch tokens"
             )
         if tokens.shape[-1] != self.encoder.hidden_size:
             raise ValueError(f"tokens must have width {self.encoder.hidden_size}, got {tuple(tokens.shape)}")
@@ -108,10 +108,10 @@ _IMAGE_TEXT_MODELS = ("clip", "siglip", "siglip2")
 
 
 class SentenceEncoder(nn.Module):
-    """A text encoder of transformers (all-MiniLM and others) in fp32: the mean of its tokens, of unit length.
+    """A text encoder of transformers (all-MiniLM and others) in fp32: the mean token, of unit length.
 
     Attributes:
-        name, settings: as of `ImageTextModel`.
+        name, settings: as in `ImageTextModel`.
     """
 
     def __init__(self, model, tokenizer, name: str):
@@ -121,11 +121,11 @@ class SentenceEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str) -> "SentenceEncoder":
-        """Of a Hub id or a folder.
+        """Load from a Hub id or a folder.
 
         Raises:
-            ValueError: weights that the checkpoint lacks.
-            OSError: files that are not there.
+            ValueError: a checkpoint with missing weights.
+            OSError: missing files.
         """
         from transformers import AutoModel, AutoTokenizer
 
@@ -137,7 +137,7 @@ class SentenceEncoder(nn.Module):
 
     @torch.no_grad()
     def text_embeds(self, texts: list[str]) -> torch.Tensor:
-        """(B, D) fp32, in chunks as of `ImageTextModel`."""
+        """(B, D) fp32, in chunks as in `ImageTextModel`."""
         length = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
         embeds = []
         for start in range(0, len(texts), CHUNK):
@@ -149,13 +149,13 @@ class SentenceEncoder(nn.Module):
 
 
 def _check_weights(path, missing):
-    """transformers only warns of weights that a checkpoint lacks, and leaves them random."""
+    """transformers only warns about missing weights, and leaves them random."""
     if missing:
         raise ValueError(f"{str(path)!r} lacks {len(missing)} weights of its model, such as {min(missing)}")
 
 
 def load_text_model(path: str) -> ImageTextModel | SentenceEncoder:
-    """What knows texts: a model of images and texts, or a text encoder alone; of a Hub id or a folder.
+    """A model of images and texts, or a text encoder alone, from a Hub id or a folder.
 
     Raises:
         ValueError, OSError: it cannot be loaded.

@@ -1,6 +1,6 @@
-"""Do captions and pictures find each other? Recall, models that embed both, and a map where an encoder knows no text.
+"""Image-text retrieval: recall at k, and a linear map to text embeddings for encoders without a text tower.
 
-The test is FAE's (arXiv 2512.07829, table 4), on COCO by SigLIP 2's text tower and its pooling head.
+The protocol is FAE's (arXiv 2512.07829, table 4): COCO, with SigLIP 2's text tower and pooling head.
 """
 
 import torch
@@ -20,14 +20,13 @@ def recall_at_k(
     item_groups: torch.Tensor,
     k: tuple[int, ...] | list[int] = (1, 5, 10),
 ) -> dict[int, float]:
-    """Share of the queries that have an item of their group among the first k: fractions in [0, 1].
+    """Share of queries with an item of their group among the first k: fractions in [0, 1].
 
-    As COCO's protocol has it, one of a picture's five captions is enough. An item of another group that is just as
-    similar ranks before.
+    As in COCO's protocol, one of an image's five captions is enough. Ties rank items of other groups first.
 
     Args:
         similarity: (Q, D) of queries and items.
-        query_groups, item_groups: (Q,) and (D,) long: what belongs together.
+        query_groups, item_groups: (Q,) and (D,) long, equal for queries and items that match.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinite values, a k below 1, or a query without an item.
@@ -50,49 +49,49 @@ def recall_at_k(
 
 
 def pair_up(
-    pictures: torch.Tensor, captions: torch.Tensor
+    image_ids: torch.Tensor, caption_ids: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Every picture and every caption once, and what belongs together: COCO's rows repeat a picture five times.
+    """Unique images and captions, and the groups that match: COCO's rows repeat an image five times.
 
-    What is joined by a row, directly or through others, is one group: of equal captions, each finds all pictures.
+    Images and captions connected by rows, directly or through others, form one group: an identical caption matches all
+    of its images.
 
     Args:
-        pictures, captions: (N,) long, equal where these are equal.
+        image_ids, caption_ids: (N,) long, equal for identical images and captions.
 
     Returns:
-        For the pictures and for the captions, the rows where each is met first, and their groups.
+        For images and for captions, the row of the first occurrence of each, and its group.
     """
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    found = [np.unique(ids.numpy(), return_index=True, return_inverse=True)[1:] for ids in (pictures, captions)]
-    (picture_rows, picture_ids), (caption_rows, caption_ids) = found
-    count = len(picture_rows) + len(caption_rows)
-    edges = (np.ones(len(pictures)), (picture_ids, caption_ids + len(picture_rows)))
+    found = [np.unique(ids.numpy(), return_index=True, return_inverse=True)[1:] for ids in (image_ids, caption_ids)]
+    (image_rows, images), (caption_rows, captions) = found
+    count = len(image_rows) + len(caption_rows)
+    edges = (np.ones(len(image_ids)), (images, captions + len(image_rows)))
     groups = torch.from_numpy(connected_components(coo_array(edges, shape=(count, count)), directed=False)[1]).long()
-    picture_groups, caption_groups = groups.split([len(picture_rows), len(caption_rows)])
-    return (torch.from_numpy(picture_rows), picture_groups), (torch.from_numpy(caption_rows), caption_groups)
+    image_groups, caption_groups = groups.split([len(image_rows), len(caption_rows)])
+    return (torch.from_numpy(image_rows), image_groups), (torch.from_numpy(caption_rows), caption_groups)
 
 
 class LinearTextAlignment:
-    """Ridge regression from a picture's tokens, in their mean, to the embedding of its caption; in fp64 on the CPU.
+    """Ridge regression from the mean token of an image to the embedding of its caption; in fp64 on the CPU.
 
-    For encoders that have no text tower. Inputs are standardised per dimension; the penalty is the one of a grid with
-    the least generalised cross-validation error (Golub, Heath and Wahba 1979), unless it is given. Pictures and
-    captions are compared by how they differ from the mean caption: the regression draws to it, and captions near it
-    would be the nearest ones of every picture.
+    For encoders without a text tower. Inputs are standardised per dimension; by default the penalty of a grid with the
+    smallest generalised cross-validation error (Golub, Heath and Wahba 1979) is chosen. Embeddings are centred on the
+    mean caption: regression shrinks towards it, and captions near it would match every image.
 
     Args:
-        features: (N, C), of the train split.
+        features: (N, C), of the training split.
         text_embeds: (N, D), of the captions.
         penalty: times N.
 
     Attributes:
-        penalty: that was chosen.
+        penalty: the chosen one.
 
     Raises:
-        ValueError: fewer than 2 pictures, shapes that do not fit, NaN or infinite values.
+        ValueError: fewer than 2 images, shapes that do not fit, NaN or infinite values.
     """
 
     PENALTIES = tuple(10 ** (exponent / 4) for exponent in range(-16, 13))

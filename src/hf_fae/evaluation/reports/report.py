@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a JSON report with every setting, and entries for the Hub's leaderboards."""
+"""The result of an evaluation: a JSON report with every setting, and entries for the Hub's leaderboards."""
 
 import json
 import math
@@ -21,10 +21,10 @@ class Evaluation:
 
     Attributes:
         task: as on the command line.
-        metrics: name -> number; NaN has no place here.
-        settings: all that the numbers depend on, JSON-able.
-        dataset, split: what they were measured on: Hub id, folder or file.
-        details: what else was measured, JSON-able: tables, curves, choices.
+        metrics: name -> finite number.
+        settings: everything that the metrics depend on, JSON-able.
+        dataset, split: the data: Hub id, folder or file.
+        details: further measurements, JSON-able: tables, curves, choices.
     """
 
     task: str
@@ -35,7 +35,7 @@ class Evaluation:
     details: dict | None = None
 
     def save(self, folder: str | Path) -> None:
-        """Write `report.json` and, where the data set is one of the Hub, `.eval_results/hf_fae.yaml`.
+        """Write `report.json` and, if the data set is on the Hub, `.eval_results/hf_fae.yaml`.
 
         Raises:
             ValueError: there are no metrics, or one is not finite.
@@ -43,7 +43,7 @@ class Evaluation:
         folder = Path(folder)
         unusable = [f"{name} is {value}" for name, value in self.metrics.items() if not math.isfinite(value)]
         if unusable or not self.metrics:
-            problem = unusable[0] if unusable else "there is nothing to measure"
+            problem = unusable[0] if unusable else "there are no metrics"
             raise ValueError(f"{self.task} of model {self.settings['model']['path']!r} gives no result: {problem}")
         protocol = dict(_flatten({"task": self.task, **self.settings}))
         results = [Result(name, value, self.dataset, self.split, protocol) for name, value in self.metrics.items()]
@@ -61,7 +61,7 @@ class Evaluation:
 
 
 def _flatten(settings, prefix=""):
-    """Pairs ("model.sha256", value) of nested settings; without those that are not in use."""
+    """Pairs ("model.sha256", value) of nested settings, without those that are None."""
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""How hard are latents to model? Mixture modes, spectra, moments and the diffusion loss, beside pixels and a PCA."""
+"""How hard latents are to model: mixture modes, spectra, moments and denoising loss, next to pixels and a PCA."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -20,24 +20,24 @@ from ..metrics.denoising_loss import denoising_loss
 from ..metrics.latent_space import channel_moments, mode_count_curve, power_spectrum, reduce_spaces
 from ..options import TokenizerArguments, check_positive
 from ..provenance import describe_run
-from ..reports.plots import draw_channels, draw_denoising, draw_likelihoods, draw_spectra
+from ..reports.plots import plot_channels, plot_denoising, plot_likelihoods, plot_spectra
 from ..reports.report import Evaluation
 from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["LatentsArguments", "choose_rows", "evaluate_latents", "pixel_patches"]
 
-PCA_PICTURES = 512  # whose tokens define the principal components
+PCA_IMAGES = 512  # their tokens define the principal components
 
 
 @dataclass
 class LatentsArguments(TokenizerArguments):
-    """Which tokenizer's latents to analyse, and what to fit to them."""
+    """The tokenizer whose latents are analysed, and the models fitted to them."""
 
-    train_split: str = field(default="train", metadata={"help": "Split to fit on; `split` is what is held out."})
+    train_split: str = field(default="train", metadata={"help": "Split to fit on; `split` is held out."})
     max_train_samples: int = field(
         default=100_000,
-        metadata={"help": "Fit on a fixed random choice of N rows; with label_column, as many of each class."},
+        metadata={"help": "Fit on a fixed random subset of N rows; with label_column, balanced over the classes."},
     )
     components: list[int] = field(
         default_factory=lambda: [5, 10, 50, 100, 200, 300], metadata={"help": "Numbers of Gaussians in the mixtures."}
@@ -47,10 +47,10 @@ class LatentsArguments(TokenizerArguments):
     )
     max_dimension: int | None = field(
         default=None,
-        metadata={"help": "Principal components at most; none: what explains nine tenths of every space."},
+        metadata={"help": "Maximum number of principal components (default: explaining nine tenths of every space)."},
     )
     denoising_steps: int = field(
-        default=0, metadata={"help": "Train a small denoiser on every space for N steps; 0: none."}
+        default=0, metadata={"help": "Train a small denoiser on every space for N steps (0: none)."}
     )
 
     def __post_init__(self):
@@ -63,29 +63,29 @@ class LatentsArguments(TokenizerArguments):
             raise ValueError(f"denoising_steps must not be negative, got {self.denoising_steps}")
 
 
-def evaluate_latents(args: LatentsArguments, pictures: ImageArguments) -> Evaluation | None:
-    """Compare a tokenizer's latents with as many numbers of a picture that nothing was trained for.
+def evaluate_latents(args: LatentsArguments, image_args: ImageArguments) -> Evaluation | None:
+    """Compare a tokenizer's latents with untrained representations of the same dimension.
 
-    "latents" are the modes of the posteriors; "pixels" the picture, scaled down by area so that a cell of the latents'
-    grid, or of that of its patches if the tokenizer has such, holds about as many numbers (`pixel_patches`);
-    "features_pca" the tokens of the encoder, if there is one, on as many principal components as latents have
-    channels. Mixtures are fitted to whole pictures, reduced by PCA to one dimension for all spaces and standardised
-    (MAETok's protocol); all else is measured on the spaces as they are. `nll` is that of the most components,
-    `held_out_nll` the least of all, in nats per dimension.
+    "latents" are the posterior modes; "pixels" the image, downsampled by area so that each cell of the latent grid
+    (for a pixel tokenizer, of the patch grid) holds about as many numbers (`pixel_patches`); "features_pca" the tokens
+    of the encoder, if there is one, projected to as many principal components as latents have channels. Mixtures are
+    fitted to whole images, reduced by PCA to one dimension for all spaces and standardised (MAETok's protocol); all
+    other metrics use the spaces as they are. `nll` is that of the largest mixture, `held_out_nll` the minimum over all
+    mixtures, in nats per dimension.
 
     Returns:
-        On the main process the result, whose report lies in `output_dir`; None on others.
+        The result on the main process, whose report is written to `output_dir`; None on the others.
 
     Raises:
-        ValueError: an argument that does not fit, before anything is written.
+        ValueError: an invalid argument, before anything is written.
     """
     state = process_state()
     vae = open_any_tokenizer(args, state.device)
-    data = pictures.open(vae.config.sample_size, args.seed, train_split=args.train_split)
+    data = image_args.open(vae.config.sample_size, args.seed, train_split=args.train_split)
     held_out, train = NumberedImages(data), NumberedImages(data, "train")
-    train = train.select(choose_rows(train.rows, pictures.label_column, args.max_train_samples, args.seed))
+    train = train.select(choose_rows(train.rows, image_args.label_column, args.max_train_samples, args.seed))
     if len(train) < max(2, *args.components):
-        raise ValueError(f"components must be at most the {len(train)} training pictures, got {args.components}")
+        raise ValueError(f"components must be at most the {len(train)} training images, got {args.components}")
     settings = {
         "task": "latents",
         **describe_run(args, vae.config.sample_size, state.device),
@@ -115,15 +115,17 @@ def evaluate_latents(args: LatentsArguments, pictures: ImageArguments) -> Evalua
         "train": len(train) - len(spaces["train"]["latents"]),
         "held_out": len(held_out) - len(spaces["held_out"]["latents"]),
     }
-    result = Evaluation("latents", metrics, settings, pictures.dataset_name, pictures.split, details)
+    result = Evaluation(
+        "latents", metrics, settings, dataset=image_args.dataset_name, split=image_args.split, details=details
+    )
     result.save(folder)
     return result
 
 
 def pixel_patches(images: torch.Tensor, grid: tuple[int, int], channels: int) -> torch.Tensor:
-    """Pictures (B, 3, H, W), scaled down by area, as (B, 3 p^2, h, w): p x p pixels in each cell of a grid (h, w).
+    """Images (B, 3, H, W), downsampled by area, as (B, 3 p^2, h, w): p x p pixels in each cell of a grid (h, w).
 
-    p is what brings 3 p^2 nearest to `channels`.
+    p brings 3 p^2 nearest to `channels`.
     """
     sides = range(1, channels + 1)
     side = min(sides, key=lambda side: (abs(3 * side**2 - channels), side))
@@ -132,7 +134,7 @@ def pixel_patches(images: torch.Tensor, grid: tuple[int, int], channels: int) ->
 
 
 def choose_rows(rows, label_column, count, seed):
-    """Numbers of `count` rows chosen at random, of each class as many as of the others if there are classes."""
+    """Indices of `count` random rows, balanced over the classes if there are labels."""
     order = np.random.default_rng(seed).permutation(len(rows))
     if label_column is not None and count < len(rows):
         seen, turns = {}, []
@@ -147,11 +149,11 @@ def choose_rows(rows, label_column, count, seed):
 def _feature_axes(args, vae, train, folder):
     """Mean (C,) and principal axes (C, latent channels) of the encoder's tokens."""
     state = process_state()
-    count = min(len(train), PCA_PICTURES)
+    count = min(len(train), PCA_IMAGES)
     parts = Parts(folder / "moments", count, args.batch_size)
 
     def make_part(numbers):
-        batch = train.read([number * len(train) // count for number in numbers])  # of all parts of a sorted data set
+        batch = train.read([number * len(train) // count for number in numbers])  # spread over a sorted data set
         features, _ = _encode(args, vae, batch["images"])
         tokens = features[batch["is_good"]].flatten(0, 1).double()
         return {
@@ -162,7 +164,7 @@ def _feature_axes(args, vae, train, folder):
 
     parts.compute(make_part, "principal components")
     path = folder / "axes.safetensors"
-    if state.is_main_process and not path.exists():  # one process for all: eigenvectors may come with either sign
+    if state.is_main_process and not path.exists():  # by one process: signs of eigenvectors are arbitrary
         count, total, products = (sum(parts.iterate(name)).double() for name in ("count", "sum", "products"))
         mean = (total / count)[0]
         axes = torch.linalg.eigh((products / count)[0] - torch.outer(mean, mean))[1].flip(1)
@@ -175,7 +177,7 @@ def _feature_axes(args, vae, train, folder):
 
 @torch.no_grad()
 def _encode(args, vae, images):
-    """Features (B, N, C), if there are any, and modes of the normalised latents (B, c, h, w), on the CPU."""
+    """Features (B, N, C), None without an encoder, and the modes of the latents (B, c, h, w), on the CPU."""
     features, latents = [], []
     for batch in images.split(args.batch_size):
         pixel_values = from_uint8(batch.to(vae.device)).to(vae.dtype)
@@ -189,9 +191,9 @@ def _encode(args, vae, images):
 
 
 def _make_spaces(args, vae, axes, batch):
-    """The spaces that are compared, (B, C, h, w) each."""
+    """The compared spaces, (B, C, h, w) each."""
     features, latents = _encode(args, vae, batch["images"])
-    # Latents in a row have no places in the picture: there its pixels have those of its patches.
+    # 1-D latents have no spatial grid: pixels are grouped by the tokenizer's patches.
     grid = vae.grid if isinstance(vae, PixelTokenizerMixin) else tuple(latents.shape[2:])
     channels = max(1, round(latents[0].numel() / (grid[0] * grid[1])))
     spaces = {"latents": latents, "pixels": pixel_patches(from_uint8(batch["images"]), grid, channels)}
@@ -202,31 +204,31 @@ def _make_spaces(args, vae, axes, batch):
 
 
 def _analyse(args, spaces, folder, device):
-    """Metrics and details; plots are written."""
+    """Metrics and details; writes the plots."""
     train, held_out = spaces["train"], spaces["held_out"]
     reduced = reduce_spaces(train, held_out, max_dimension=args.max_dimension)
     spectra = {name: power_spectrum(held_out[name]) for name in train}
     moments = {name: channel_moments(train[name]) for name in train}
     curves, losses = {}, {}
     for name in train:
-        curves[name] = _kept(
+        curves[name] = _cached(
             folder / "parts" / f"mixtures_{name}.json",
             lambda name=name: mode_count_curve(
                 reduced.train[name], reduced.held_out[name], args.components, args.covariance_type, seed=args.seed
             ),
         )
         if args.denoising_steps:
-            losses[name] = _kept(
+            losses[name] = _cached(
                 folder / "parts" / f"denoising_{name}.json",
                 lambda name=name: asdict(
                     denoising_loss(train[name], held_out[name], args.denoising_steps, seed=args.seed, device=device)
                 ),
             )
-    draw_likelihoods(curves, reduced.dimension).savefig(folder / "nll.png")
-    draw_spectra(spectra, reduced).savefig(folder / "spectrum.png")
-    draw_channels(train, moments).savefig(folder / "channels.png")
+    plot_likelihoods(curves, reduced.dimension).savefig(folder / "nll.png")
+    plot_spectra(spectra, reduced).savefig(folder / "spectrum.png")
+    plot_channels(train, moments).savefig(folder / "channels.png")
     if losses:
-        draw_denoising(losses).savefig(folder / "denoising.png")
+        plot_denoising(losses).savefig(folder / "denoising.png")
 
     metrics = {}
     for name in train:
@@ -256,8 +258,8 @@ def _analyse(args, spaces, folder, device):
     }
 
 
-def _kept(path, compute):
-    """A JSON-able result that takes long: computed once, then read."""
+def _cached(path, compute):
+    """An expensive JSON-able result: computed once, then read."""
     if not path.exists():
         atomic_write(path, json.dumps(compute()))
     return json.loads(path.read_text())

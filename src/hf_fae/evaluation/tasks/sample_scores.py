@@ -1,4 +1,4 @@
-"""The metrics of samples against a reference, each under the name of who judged."""
+"""The metrics of samples against a reference, each named after its feature extractor."""
 
 import torch
 
@@ -16,7 +16,7 @@ from ..resumable import Parts
 
 __all__ = ["METRICS", "check_metrics", "score_samples"]
 
-# Metric -> the output of a judge that it is made of, and whether it needs the pictures of the reference.
+# Metric -> the extractor output that it compares, and whether it needs the images of the reference.
 METRICS = {
     "fid": ("features", False),
     "sfid": ("spatial", False),
@@ -29,35 +29,37 @@ NEIGHBOURS = 3  # of precision and recall
 
 
 def check_metrics(metrics: list[str], extractors: list[FeatureExtractor], reference_count: int) -> None:
-    """See that there is something to measure, and enough to measure it by.
+    """Check that at least one metric can be computed, from enough images.
 
     Args:
-        reference_count: pictures of the reference; 0 where it has only statistics.
+        reference_count: images of the reference; 0 if it has statistics alone.
 
     Raises:
-        ValueError: no judge gives what any of the metrics needs, or the reference has too few pictures.
+        ValueError: no extractor has the outputs that a metric needs, or the reference has too few images.
     """
     outputs = {name for extractor in extractors for name in extractor.outputs}
     possible = {name for name in metrics if METRICS[name][0] in outputs and (reference_count or not METRICS[name][1])}
     if not possible:
-        judges = ", ".join(extractor.name for extractor in extractors)
-        raise ValueError(f"metrics must have one that {judges} can judge by this reference, got {', '.join(metrics)}")
+        names = ", ".join(extractor.name for extractor in extractors)
+        raise ValueError(
+            f"metrics must have one that {names} can measure with this reference, got {', '.join(metrics)}"
+        )
     if possible & {"precision", "recall"} and reference_count <= NEIGHBOURS:
-        raise ValueError(f"reference must have more than {NEIGHBOURS} pictures, got {reference_count}")
+        raise ValueError(f"reference must have more than {NEIGHBOURS} images, got {reference_count}")
 
 
 def score_samples(
     samples: Parts, reference: Reference, extractor: FeatureExtractor, metrics: list[str]
 ) -> dict[str, float]:
-    """Those of `METRICS` for which there is what they need: sFID needs Inception, IS logits, the last three pictures.
+    """The `METRICS` that can be computed: sFID needs Inception, IS logits, the last three the images of the reference.
 
     Args:
-        samples: with tensors "NAME.features", where there are any "NAME.logits" and "NAME.spatial".
+        samples: with tensors "NAME.features" and, depending on the extractor, "NAME.logits" and "NAME.spatial".
         reference: computed for the same extractor.
 
     Returns:
-        By names such as "fid", or "fid_NAME" where the judge is not Inception; with "is_std" and "kid_std", over parts
-        and over subsets of the samples.
+        Under names such as "fid", or "fid_NAME" for other extractors than Inception; with "is_std" and "kid_std", the
+        deviations over splits and subsets of the samples.
     """
     found, present = {}, samples.names()
     for metric, feature in (("fid", "features"), ("sfid", "spatial")):
