@@ -1,4 +1,4 @@
-"""Models as users name them: a folder or a Hub id, with errors in a sentence that names the argument."""
+"""Load models by folder or Hub id, with one-sentence errors that name the argument."""
 
 import contextlib
 import os
@@ -17,31 +17,31 @@ __all__ = ["complete_text_encoder", "loading", "open_tokenizer"]
 
 @contextlib.contextmanager
 def loading(argument: str, value: str):
-    """The libraries' errors about checkpoints, in the first sentence of theirs and with the argument's name.
+    """Turn the libraries' errors about checkpoints into one sentence that names the argument.
 
     Raises:
-        ValueError: what is in the context fails to load.
+        ValueError: the context fails to load a model.
     """
     try:
         yield
-    except Exception as error:  # each library has its own ways to fail
+    except Exception as error:  # each library raises errors of its own
         sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
         place = value.rpartition("=")[2]
-        absent = " is no folder here and" if "/" in place and not os.path.exists(place) else ""
+        absent = " is not a local folder and" if "/" in place and not os.path.exists(place) else ""
         raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {sentence}") from error
 
 
 def open_tokenizer(
     path: str, encoder: str | None = None, dtype: torch.dtype = torch.float32
 ) -> LatentAutoencoderMixin | AutoencoderKL:
-    """A tokenizer, or that of a pipeline, ready to encode.
+    """A tokenizer, or that of a pipeline, with its frozen encoder if it has one.
 
     Args:
-        path: Hub id or folder of either.
-        encoder: the frozen encoder of a tokenizer that comes without it; by default the one that it names.
+        path: Hub id or folder of a tokenizer or a pipeline.
+        encoder: the frozen encoder of a tokenizer that was saved without it; by default the one that it names.
 
     Raises:
-        ValueError: it cannot be loaded, is no tokenizer, or has and names no encoder.
+        ValueError: it cannot be loaded, is not a tokenizer, or neither has nor names an encoder.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -52,7 +52,7 @@ def open_tokenizer(
         else:
             try:
                 is_pipeline = bool(hf_hub_download(path, "model_index.json"))
-            except LocalEntryNotFoundError:  # the Hub does not answer: that says nothing about the file
+            except LocalEntryNotFoundError:  # the Hub does not respond: the file may exist
                 raise
             except EntryNotFoundError:
                 is_pipeline = False
@@ -60,7 +60,7 @@ def open_tokenizer(
         keep_encoder = {"image_encoder": None} if encoder else {}
         vae = AutoModel.from_pretrained(path, dtype=dtype, **location, **keep_encoder)
     if not isinstance(vae, (LatentAutoencoderMixin, AutoencoderKL)):
-        raise ValueError(f"--model {path!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
+        raise ValueError(f"--model {path!r} must be a tokenizer of hf_fae, got a {type(vae).__name__}")
     if isinstance(vae, FrozenEncoderMixin) and vae.image_encoder is None:
         name = encoder or vae.config.image_encoder_id
         if name is None:
@@ -71,22 +71,22 @@ def open_tokenizer(
 
 
 def complete_text_encoder(pipeline: LatentPipeline, text_encoder: str | None = None) -> None:
-    """Give a pipeline that reads texts the text encoder that it comes without.
+    """Load the text encoder of a pipeline that was saved without it.
 
     Args:
         text_encoder: Hub id or folder; by default the one that the pipeline names.
 
     Raises:
-        ValueError: it cannot be loaded or does not fit, there is none, or one more than is needed.
+        ValueError: it cannot be loaded or does not fit, is not named anywhere, or is not needed.
     """
     needs_one = pipeline.reads_text and pipeline.text_encoder is None
     if text_encoder is not None and not needs_one:
-        reason = "has its own" if pipeline.reads_text else "reads no texts"
+        reason = "has its own" if pipeline.reads_text else "reads no text"
         raise ValueError(f"text_encoder must be None with this pipeline, which {reason}, got {text_encoder!r}")
     if not needs_one:
         return
     name = text_encoder or pipeline.config.text_encoder_id
     if name is None:
-        raise ValueError("text_encoder must name that of the pipeline, which comes without, got None")
+        raise ValueError("text_encoder must name that of the pipeline, which was saved without it, got None")
     with loading("text_encoder", name):
         pipeline.load_text_encoder(name)

@@ -83,7 +83,7 @@ def test_generate_texts(saved, tmp_path, capsys, make):
         (["--device", "toaster"], "'toaster' cannot be used here"),
         (["--output", "grid.jpg"], "must end in .png, got 'grid.jpg'"),
         (["--output", "absent/grid.png"], "'absent', which does not exist"),
-        (["--model", "absent/folder/here"], "'absent/folder/here' is no folder here"),
+        (["--model", "absent/folder/here"], "'absent/folder/here' is not a local folder"),
     ],
 )
 def test_generate_refuses(saved, tmp_path, monkeypatch, capsys, changed, message):

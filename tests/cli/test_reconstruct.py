@@ -49,7 +49,7 @@ def test_reconstruct_with_a_given_encoder_is_the_same(saved, tmp_path):
         (["--model", "pipeline", "no_picture.png"], "'no_picture.png' cannot be read: cannot identify"),
         (["--model", "tokenizer", "grey.png"], "comes without its frozen encoder and names none: pass --encoder"),
         (["--model", "tokenizer", "grey.png", "--encoder", "tokenizer"], "--encoder 'tokenizer' cannot be loaded"),
-        (["--model", "pipeline/transformer", "grey.png"], "which is no tokenizer of hf_fae"),
+        (["--model", "pipeline/transformer", "grey.png"], "must be a tokenizer of hf_fae"),
         (["--model", "encoder", "grey.png"], "--model 'encoder'"),
     ],
 )

@@ -1,6 +1,6 @@
 """Model cards: what a saved folder says about itself, and what its training adds.
 
-`render_card` reads the saved configs, so a card always agrees with the files beside it; [`TrainingRun`] adds what no
+`render_card` reads the saved configs, so a card always agrees with the saved files; [`TrainingRun`] adds what no
 config states. Unknown facts are left out. The templates are in `model_cards/`, one for each kind of folder.
 """
 

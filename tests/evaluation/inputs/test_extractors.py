@@ -132,7 +132,7 @@ def test_unwanted_pictures_hold_their_places(judge_folder):
         (["=x"], "NAME=PATH with a name of a-z, 0-9, - and _, got '=x'"),
         (["My Net=x"], "got 'My Net=x'"),
         (["net="], "got 'net='"),
-        (["/nowhere/at/all"], "extractors '/nowhere/at/all' is no folder here and cannot be loaded"),
+        (["/nowhere/at/all"], "extractors '/nowhere/at/all' is not a local folder and cannot be loaded"),
         (["JUDGE", "test_efficientnet=JUDGE"], r"extractors must have different names, got \['test_efficientnet'"),
         (["NO_WEIGHTS"], "extractors .*no-weights' cannot be loaded"),
         (["inception=NO_WEIGHTS/config.json"], "extractors 'inception=.* cannot be loaded"),

@@ -263,7 +263,10 @@ def test_few_samples_are_answered_with_a_warning(options):
 ERRORS = {
     "no pipeline": ({"model": "JUDGE"}, "model .* cannot be loaded"),
     "a tokenizer": ({"model": "TOKENIZER"}, "model .* cannot be loaded"),
-    "nothing there": ({"model": "/nowhere/at/all"}, "model '/nowhere/at/all' is no folder here and cannot be loaded"),
+    "nothing there": (
+        {"model": "/nowhere/at/all"},
+        "model '/nowhere/at/all' is not a local folder and cannot be loaded",
+    ),
     "no reference": ({"dataset_name": None}, "dataset_name must name the images to measure on, got None"),
     "two references": ({"reference": "NPZ"}, "dataset_name must be None where a reference is given"),
     "another size": ({"reference": "NPZ", "dataset_name": None}, "must have images of 32 x 32 .* got 16 x 16"),

@@ -139,7 +139,7 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
         ({"neighbours": [91]}, {}, r"neighbours must be at most the 90 training images, got \[91\]"),
         ({"neighbours": [0]}, {}, r"neighbours must be positive numbers, got \[0\]"),
         ({"probe_steps": 0}, {}, "probe_steps must be at least 1, got 0"),
-        ({"classifier": "absent/folder/here"}, {}, "classifier 'absent/folder/here' is no folder here"),
+        ({"classifier": "absent/folder/here"}, {}, "classifier 'absent/folder/here' is not a local folder"),
         ({"classifier": "of five"}, {}, "must have the 3 classes of label_column 'label', got 5"),
         ({"classifier": "narrow"}, {}, "a dinov2 of width 32, got a dinov2 of width 16"),
         ({"classifier": "headless"}, {}, "must have trained weights, but lacks classifier.bias"),

@@ -162,7 +162,7 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
         ({}, {"caption_column": "absent"}, "has no column 'absent'"),
         ({}, {"max_samples": 1}, "at least 2 images in each split, got 1 in validation"),
         ({"train_split": "validation"}, {}, "train_split .* must be disjoint from split, got 'validation'"),
-        ({"text_model": "absent/folder/here"}, {}, "text_model 'absent/folder/here' is no folder here"),
+        ({"text_model": "absent/folder/here"}, {}, "text_model 'absent/folder/here' is not a local folder"),
         ({"text_model": "siglip"}, {}, "must have the tokenizer's encoder as its vision tower"),
         ({"text_model": "clip", "model": "fae-clip"}, {}, "a CLIPModel has a class token for the image"),
         ({"text_model": "siglip", "model": "fae-clip"}, {}, "must have the tokenizer's encoder as its vision tower"),

@@ -1,11 +1,11 @@
-"""Our RAE beside diffusers' `AutoencoderRAE`: the same weights and pictures in one process.
+"""Our RAE and diffusers' `AutoencoderRAE`: speed and memory with equal weights and images in one process.
 
-    python benchmarks/rae_beside_diffusers.py
-    python benchmarks/rae_beside_diffusers.py --device cuda --sizes base --batch-size 64 --rounds 30
+    python benchmarks/rae_vs_diffusers.py
+    python benchmarks/rae_vs_diffusers.py --device cuda --sizes base --batch-size 64 --rounds 30
 
-The table has the largest difference of latents and of pixels (on their [0, 1] scale), and ratios of ours to theirs: of
-the time of a job, the median over rounds in which both run twice, in the order ABBA or BAAB by lot; and of the peak of
-the memory that a job allocates, weights aside. Weights are random.
+The table has the largest differences of latents and of pixels in [0, 1], and the ratios of ours to theirs: of the time
+of a job, the median over rounds in which both run twice, in random order ABBA or BAAB; and of the peak memory that a
+job allocates, without the weights. Weights are random.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 from diffusers import AutoencoderRAE
-from throughput import timed
+from timing import timed
 from torch.profiler import ProfilerActivity, profile
 
 from hf_fae import AutoencoderDRoRAE
@@ -80,7 +80,7 @@ def compare(size: str, device: str, batch_size: int, rounds: int) -> dict:
     result = {}
     for name, difference in (("encode", "latents"), ("decode", "pixels")):
         pair = jobs[name]
-        mine, other = (job() for job in pair)  # which warms up as well
+        mine, other = (job() for job in pair)  # also warms up
         result[difference] = (mine - other).abs().max().item()
         memory = [peak_allocation(job, device) for job in pair]
         result[name] = {"time": time_ratio(*pair, device, rounds), "memory": memory[0] / memory[1]}
@@ -88,9 +88,9 @@ def compare(size: str, device: str, batch_size: int, rounds: int) -> dict:
 
 
 def time_ratio(ours, theirs, device: str, rounds: int) -> float:
-    lots, ratios = random.Random(0), []
+    chance, ratios = random.Random(0), []
     for _ in range(rounds):
-        order = lots.choice(("abba", "baab"))
+        order = chance.choice(("abba", "baab"))
         seconds = {"a": 0.0, "b": 0.0}
         for name in order:
             seconds[name] += timed({"a": ours, "b": theirs}[name], device)
@@ -99,7 +99,7 @@ def time_ratio(ours, theirs, device: str, rounds: int) -> float:
 
 
 def peak_allocation(job, device: str) -> int:
-    """The most bytes that a job has allocated on the device at any moment."""
+    """Peak bytes that a job allocates on the device."""
     cuda = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities, profile_memory=True) as profiler:

@@ -1,27 +1,27 @@
-"""Which generator for which tokenizer? Six generators on the latents of three tokenizers of Fluent Emoji, three seeds.
+"""Six generators on the latents of three tokenizers of Fluent Emoji at 64 px. Three seeds.
 
-    python experiments/emoji/emoji_generators.py --output outputs/emoji-generators
+    python experiments/emoji/generators.py --output outputs/emoji-generators
 
-The tokenizers, an FAE on DINOv2-small, an l-DeTok and a MAETok, make 16 latents of 16 channels of 64 px, and are
-trained equally long in all of their stages. The generators have 2.6 to 2.9 million parameters and are trained for as
-many steps, by `train_generator.py` and `train_autoregressive.py`. `results.md` has `fid_effnet` of samples against the
-training pictures, and rFID of the tokenizers on the validation pictures, by the same judge. Of the first seed on
-l-DeTok's latents, `samples.png` has samples of each generator, a row each, and `kept.png` validation pictures, what is
-kept of them, and how MAR, RasterAR and RandomAR complete that. A run that was stopped goes on where it was.
+The tokenizers, an FAE on DINOv2-small, an l-DeTok and a MAETok, encode 64 px images to 16 latents of 16 channels, and
+are trained equally long over all of their stages. The generators have 2.6 to 2.9 million parameters and are trained
+for equally many steps, by `train_generator.py` and `train_autoregressive.py`. `results.md` has `fid_effnet` of samples
+against the training images, and rFID of the tokenizers on the validation images, with the same feature extractor. For
+the first seed on l-DeTok's latents, `samples.png` has samples, a row per generator, and `kept.png` validation images,
+their upper halves, and the completions of these by MAR, RasterAR and RandomAR. Interrupted runs resume.
 """
 
 from pathlib import Path
 
 import torch
-from demo import CLASSES
-from experiment import cache_latents, evaluate, evaluate_fid, find_judge, parse, repeat, shrink, spread, train
+from common import CLASSES, find_judge
+from experiment import cache_latents, evaluate, evaluate_fid, parse, repeat, shrink, spread, train
 
 from hf_fae import FAEDiTPipeline, FAEMARPipeline
 from hf_fae.evaluation.inputs.numbered_images import ImageArguments, NumberedImages
 from hf_fae.images import from_uint8, make_grid, to_pil
 
 
-# Tokenizer -> what it is in the table, and its stages: script, config and settings of each.
+# Tokenizer -> its name in the table, and its stages: script, config and settings of each.
 TOKENIZERS = {
     "fae": (
         "FAE",
@@ -46,11 +46,11 @@ TOKENIZERS = {
         ],
     ),
 }
-# What names the stage before.
+# Script -> its flag for the previous stage.
 SOURCES = {"train_pixel_decoder.py": "fae", "train_detok.py": "tokenizer", "train_maetok.py": "tokenizer"}
 DENOISER, AUTOREGRESSIVE = "generator", "autoregressive"
 SIT = {"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": "false"}
-# Generator -> what it is in the table, the script and config of that name, and its settings.
+# Generator -> its name in the table, its script and config, and its settings.
 GENERATORS = {
     "mar": ("MAR", AUTOREGRESSIVE, {"model": "mar", "num_layers": 2, "num_inference_steps": 16}),
     "raster": ("RasterAR", AUTOREGRESSIVE, {"model": "raster"}),
@@ -62,13 +62,13 @@ GENERATORS = {
 PIPELINES = {DENOISER: FAEDiTPipeline, AUTOREGRESSIVE: FAEMARPipeline}
 RESOLUTION = 64
 SAMPLES = 300
-SHOWN = "detok"  # tokenizer of the pictures
+SHOWN = "detok"  # tokenizer of the saved images
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(__doc__, "outputs/emoji-generators", argv)
     judge = find_judge(args.judge)
-    args.data = shrink(args.data, RESOLUTION, args.output / "pictures")
+    args.data = shrink(args.data, RESOLUTION, args.output / "images")
     tokenizers = {name: train_tokenizer(args.output / "tokenizers" / name, name, args) for name in TOKENIZERS}
     latents = {name: args.output / "latents" / name for name in TOKENIZERS}
     for name, tokenizer in tokenizers.items():
@@ -77,7 +77,10 @@ def main(argv: list[str] | None = None) -> None:
 
     def once(folder, seed):
         return {
-            name: {kind: measure(folder / name / kind, kind, latents[name], seed, args, judge) for kind in GENERATORS}
+            name: {
+                kind: measure(folder / name / kind, kind, latents[name], seed, args=args, judge=judge)
+                for kind in GENERATORS
+            }
             for name in TOKENIZERS
         }
 
@@ -100,14 +103,14 @@ def train_tokenizer(folder: Path, name: str, args) -> Path:
 
 
 def reconstruction_fid(tokenizer: Path, args, judge: str) -> float:
-    """rFID of the validation pictures."""
+    """rFID of the validation images."""
     settings = {"model": tokenizer, "dataset_name": args.data, "encoder": args.encoder, "metrics": "rfid"}
     settings |= {"extractors": f"effnet={judge}"}
     return evaluate("reconstruction", tokenizer.with_name("reconstruction"), settings)["rfid_effnet"]
 
 
-def measure(folder: Path, kind: str, latents: Path, seed: int, args, judge: str) -> float:
-    """Train a generator on cached latents; `fid_effnet` of what it draws, against the training pictures."""
+def measure(folder: Path, kind: str, latents: Path, seed: int, *, args, judge: str) -> float:
+    """Train a generator on cached latents; `fid_effnet` of its samples, against the training images."""
     _, config, settings = GENERATORS[kind]
     settings = {"dataset_name": latents, "seed": seed, **settings}
     train(f"train_{config}.py", f"emoji_table_{config}.yaml", folder, settings, args.flags)
@@ -115,7 +118,7 @@ def measure(folder: Path, kind: str, latents: Path, seed: int, args, judge: str)
 
 
 def save_samples(path: Path, folder: Path) -> None:
-    """A sheet of samples: a row for each generator, a column for each class."""
+    """Save samples: a row per generator, a column per class."""
     images = []
     for kind, (_, config, _) in GENERATORS.items():
         pipe = PIPELINES[config].from_pretrained(folder / kind)
@@ -124,10 +127,10 @@ def save_samples(path: Path, folder: Path) -> None:
 
 
 def save_kept(path: Path, folder: Path, data: str) -> None:
-    """A sheet of validation pictures, their upper halves, and what each autoregressive generator makes of these."""
-    pictures = ImageArguments(dataset_name=data, label_column="subgroup").open(RESOLUTION, train_split="train")
-    pictures = NumberedImages(pictures)
-    batch = pictures.read(range(0, len(pictures), len(pictures) // len(CLASSES))[: len(CLASSES)])
+    """Save validation images, their upper halves, and the completions of these by each autoregressive generator."""
+    image_args = ImageArguments(dataset_name=data, label_column="subgroup")
+    source = NumberedImages(image_args.open(RESOLUTION, train_split="train"))
+    batch = source.read(range(0, len(source), len(source) // len(CLASSES))[: len(CLASSES)])
     images, labels = from_uint8(batch["images"]), batch["class_labels"].tolist()
     mask = torch.zeros(1, RESOLUTION, RESOLUTION)
     mask[:, RESOLUTION // 2 :] = 1
@@ -142,10 +145,10 @@ def save_kept(path: Path, folder: Path, data: str) -> None:
 
 
 def table(results: list[dict], rfid: dict[str, float]) -> str:
-    """Markdown: `fid_effnet`, mean and deviation over the seeds, and in how many of them l-DeTok was best.
+    """Markdown: mean and deviation of `fid_effnet` over the seeds, and the number of seeds in which l-DeTok was best.
 
     Args:
-        rfid: of each tokenizer, the first line.
+        rfid: of each tokenizer, in the first line.
     """
     lines = ["| | " + " | ".join(title for title, _ in TOKENIZERS.values()) + " | l-DeTok is best |"]
     lines.append("|---" * (2 + len(TOKENIZERS)) + "|")

@@ -1,17 +1,17 @@
-"""Do masks and targets make latents that are easier to model? MAETok on Fluent Emoji at 64 px, three seeds.
+"""MAETok on Fluent Emoji at 64 px: do masks and targets make latents easier to model? Three seeds.
 
-    python experiments/emoji/emoji_maetok.py --output outputs/emoji-maetok
+    python experiments/emoji/maetok.py --output outputs/emoji-maetok
 
-For every seed, by train_maetok.py with `configs/emoji_maetok.yaml`: a tokenizer of 16 latents without
-masks, with masks, with each auxiliary target, and with other shares of masked patches. `results.md` has what latents
-are like: negative log-likelihood of mixtures of Gaussians, in nats per dimension; held-out loss of a small denoiser; a
-linear probe of the nine groups; and the PSNR of reconstructions. A run that was stopped goes on where it was.
+For each seed, train_maetok.py trains a tokenizer of 16 latents with `configs/emoji_maetok.yaml`: without masks, with
+masks, with each auxiliary target, and with other mask ratios. `results.md` has the negative log-likelihood of Gaussian
+mixtures on latents, in nats per dimension; the held-out loss of a small denoiser; a linear probe of the nine groups;
+and the PSNR of reconstructions. Interrupted runs resume.
 """
 
 from pathlib import Path
 
 import torch
-from demo import last
+from common import last_value
 from experiment import list_metrics, parse, repeat, shrink, train
 
 from hf_fae import AutoencoderMAETok
@@ -23,7 +23,7 @@ from hf_fae.images import from_uint8
 from hf_fae.latents import encode_images
 
 
-# Run -> what it is in the table, its targets (names of TARGETS), and its settings.
+# Run -> its name in the table, its targets (names of TARGETS), and its settings.
 TARGETS = {"hog": "hog=1.0", "dinov2": "dinov2:{encoder}=1.0"}
 RUNS = {
     "plain": ("plain autoencoder", [], {"min_mask_ratio": 0.0, "max_mask_ratio": 0.0}),
@@ -51,7 +51,7 @@ PROBE = {"steps": 1000, "batch_size": 256}
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(__doc__, "outputs/emoji-maetok", argv)
-    args.data = shrink(args.data, RESOLUTION, args.output / "pictures")
+    args.data = shrink(args.data, RESOLUTION, args.output / "images")
 
     def once(folder, seed):
         for name in RUNS:
@@ -70,11 +70,11 @@ def train_run(folder: Path, name: str, seed: int, args) -> None:
 
 
 def measure(tokenizers: dict[str, Path], data: str, seed: int) -> dict[str, dict[str, float]]:
-    """What the latents of tokenizers are like; mixtures are fitted to as many principal components of each."""
+    """Metrics of the tokenizers' latents; mixtures are fitted to equally many principal components of each."""
     models = {name: AutoencoderMAETok.from_pretrained(folder).eval() for name, folder in tokenizers.items()}
     size = next(iter(models.values())).config.sample_size
-    pictures = ImageArguments(dataset_name=data, label_column="group").open(size, seed, train_split="train")
-    fitted, held_out = (encode(models, NumberedImages(pictures, split)) for split in ("train", "validation"))
+    images = ImageArguments(dataset_name=data, label_column="group").open(size, seed, train_split="train")
+    fitted, held_out = (encode(models, NumberedImages(images, split)) for split in ("train", "validation"))
     labels, held_out_labels = (split.pop("labels") for split in (fitted, held_out))
     reduced = reduce_spaces(fitted, held_out, max_dimension=MAX_DIMENSION)
     metrics = {}
@@ -87,17 +87,17 @@ def measure(tokenizers: dict[str, Path], data: str, seed: int) -> dict[str, dict
             "held_out_nll": min(point["held_out_nll"] for point in curve) / reduced.dimension,
             "denoising_loss": denoising_loss(fitted[name], held_out[name], **DENOISER, seed=seed).loss,
             "linear": probe.accuracy,
-            "psnr": last(folder, "validation/psnr"),
+            "psnr": last_value(folder, "validation/psnr"),
         }
     return metrics
 
 
 @torch.no_grad()
-def encode(models: dict[str, AutoencoderMAETok], pictures: NumberedImages) -> dict[str, torch.Tensor]:
-    """Latents (N, C, 1, L) of pictures, normalised, by tokenizer; and "labels" (N,), their groups."""
+def encode(models: dict[str, AutoencoderMAETok], images: NumberedImages) -> dict[str, torch.Tensor]:
+    """Tokenizer -> normalised latents (N, C, 1, L) of images, and "labels" (N,), their groups."""
     parts = {name: [] for name in (*models, "labels")}
-    for start in range(0, len(pictures), BATCH):
-        batch = pictures.read(range(start, min(start + BATCH, len(pictures))))
+    for start in range(0, len(images), BATCH):
+        batch = images.read(range(start, min(start + BATCH, len(images))))
         parts["labels"].append(batch["class_labels"])
         for name, vae in models.items():
             parts[name].append(encode_images(vae, from_uint8(batch["images"])).mode())
@@ -105,7 +105,7 @@ def encode(models: dict[str, AutoencoderMAETok], pictures: NumberedImages) -> di
 
 
 def table(results: list[dict]) -> str:
-    """Markdown: mean and standard deviation over the seeds, and in how many of them one was better than another."""
+    """Markdown: mean and standard deviation over the seeds, and the number of seeds in which one beat another."""
     lines = list_metrics({name: title for name, (title, *_) in RUNS.items()}, METRICS, results)
     lines += ["", "| better | of | than | seeds |", "|---|---|---|---|"]
     for name, other in (("masks", "plain"), ("hog", "masks"), ("dinov2", "masks"), ("both", "masks")):
