@@ -265,7 +265,7 @@ ERRORS = {
     "a tokenizer": ({"model": "TOKENIZER"}, "model .* cannot be loaded"),
     "nothing there": (
         {"model": "/nowhere/at/all"},
-        "model '/nowhere/at/all' is not a local folder and cannot be loaded",
+        "'/nowhere/at/all' is not a local folder and cannot be loaded",
     ),
     "no reference": ({"dataset_name": None}, "dataset_name must name the images to measure on, got None"),
     "two references": ({"reference": "NPZ"}, "dataset_name must be None where a reference is given"),
