@@ -7,8 +7,8 @@ from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_dist
 
 
 _DESCRIPTION = """\
-The Fréchet distance of two sets of features: that of Gaussians with their means and covariances, in fp64. With features
-of Inception's last pooling layer it is the FID.
+The Fréchet distance of two sets of features: that of Gaussians with their means and covariances, in fp64. With the
+features of Inception's last pooling layer it is the FID.
 """
 
 _CITATION = """\
