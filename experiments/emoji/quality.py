@@ -146,7 +146,7 @@ def nearest(args, distances, data, labels) -> None:
     Validation images give the reference: cosines of unseen images, and how often the nearest image has the same class.
     """
     training = F.normalize(distances.training[DINO], dim=1)
-    classes = torch.tensor([data.class_label(data.train[row]) for row in distances.rows])
+    classes = torch.tensor([data.reader.class_label(data.train[row]) for row in distances.rows])
 
     def find(images, labels):
         similarity, nearest = (distances.directions(images) @ training.T).max(1)
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
         DataArguments(args.data, label_column="subgroup", resolution=resolution, max_validation_samples=333)
     )
     chosen = torch.randint(len(data), (args.samples,), generator=torch.Generator().manual_seed(0))
-    labels = [data.class_label(data.train[row]) for row in chosen.tolist()]
+    labels = [data.reader.class_label(data.train[row]) for row in chosen.tolist()]
     TASKS[args.task](args, TrainingDistances(args.judges, data, args.output, args.training_samples), data, labels)
 
 

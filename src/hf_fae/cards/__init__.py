@@ -4,7 +4,7 @@
 config states. Unknown facts are left out. The templates are in `model_cards/`, one for each kind of folder.
 """
 
-from .folder_facts import latest_images
+from .folder_facts import ORIGIN, latest_images
 from .hub_metadata import EVAL_RESULTS, write_eval_results
 from .rendering import render_card, write_card
 from .signed_card import address_card, is_generated, merge_metadata
@@ -13,6 +13,7 @@ from .training_run import Result, TrainingRun
 
 __all__ = [
     "EVAL_RESULTS",
+    "ORIGIN",
     "Result",
     "TrainingRun",
     "address_card",

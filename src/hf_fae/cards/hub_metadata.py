@@ -74,6 +74,9 @@ def write_eval_results(folder: Path, results: list[Result]) -> None:
 def _licence(facts, run):
     if run.license:
         return {"license": run.license}
+    if facts["origins"]:
+        licences = [origin["license"] for origin in facts["origins"]]
+        return {"license": "unknown" if None in licences else licences[0]}
     encoder = facts["encoder"] or load_config(run.base_model, "vae").get("image_encoder_config") or {}
     encoder = encoder.get("model", {})
     names = (encoder.get("model_type"), encoder.get("architecture"))  # of transformers, of timm

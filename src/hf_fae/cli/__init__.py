@@ -17,6 +17,8 @@ COMMANDS = {
     "reconstruct": "show images next to their reconstructions by a tokenizer",
     "inspect": "list the parts, shapes and parameter counts of a model",
     "demo": "serve pipelines in the browser: generate, reconstruct, compare patches",
+    "zoo": "list the published weights that load by name",
+    "convert": "convert published weights to a folder of ours, or a saved model to its published layout",
     "evaluate": "measure a pipeline or a tokenizer, see docs/evaluation.md",
 }
 FORWARDING = {"evaluate"}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from ...autoencoders.pixel_tokenizer import PixelTokenizerMixin
+from ...autoencoders.pixel_tokenizer import PixelTokenizer
 from ...images import from_uint8
 from ...latents import encode_images
 from ...utils.atomic import atomic_write
@@ -194,7 +194,7 @@ def _make_spaces(args, vae, axes, batch):
     """The compared spaces, (B, C, h, w) each."""
     features, latents = _encode(args, vae, batch["images"])
     # 1-D latents have no spatial grid: pixels are grouped by the tokenizer's patches.
-    grid = vae.grid if isinstance(vae, PixelTokenizerMixin) else tuple(latents.shape[2:])
+    grid = vae.grid if isinstance(vae, PixelTokenizer) else tuple(latents.shape[2:])
     channels = max(1, round(latents[0].numel() / (grid[0] * grid[1])))
     spaces = {"latents": latents, "pixels": pixel_patches(from_uint8(batch["images"]), grid, channels)}
     if features is not None:
