@@ -125,7 +125,8 @@ def test_files_that_are_named_exist(page):
     if named(page) in FOLLOWED:  # they name files that their reader makes
         return
     text = re.sub(r"\]\([^)]*\)", "]", text)  # links are checked above
-    for path in re.findall(r"(?<![\w/.])(?:training_scripts|experiments|src|benchmarks|docs|tests)/[\w/.-]+\.\w+", text):
+    folders = "training_scripts|experiments|src|benchmarks|docs|tests"
+    for path in re.findall(rf"(?<![\w/.])(?:{folders})/[\w/.-]+\.\w+", text):
         assert (ROOT / path).exists(), path
 
 

@@ -1,8 +1,8 @@
 """Links that work on GitHub work in the built pages as well.
 
-README.md, CONTRIBUTING.md and CHANGELOG.md have pages. Links to other files outside docs/ download these files, as MyST
-does for all but Markdown; a link to a folder becomes plain text, because the built pages have no folders. A link to a
-missing file stays a warning.
+README.md, CONTRIBUTING.md and CHANGELOG.md have pages. Links to other files outside docs/ download these files, as
+MyST does for all but Markdown; a link to a folder becomes plain text, because the built pages have no folders. A link
+to a missing file stays a warning.
 """
 
 import posixpath
