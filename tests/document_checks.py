@@ -158,6 +158,7 @@ def train(script: str, arguments: list[str]) -> None:
     """To the end, in one step on a few images. `...` in a command stands for the reader's choice."""
     smoke = yaml.safe_load((ROOT / "tests" / "configs" / SMOKE[Path(script).stem]).read_text())
     tiny = {**smoke, **DATA, **(LOOP if "max_train_steps" in smoke else {})}
+    config = {}
     if ["--config", "..."] in [arguments[index : index + 2] for index in range(len(arguments))]:
         place = arguments.index("--config")
         arguments = [*arguments[:place], *arguments[place + 2 :]]
@@ -173,11 +174,12 @@ def train(script: str, arguments: list[str]) -> None:
             tiny |= TARGETS
         if config.get("denoiser") == "dit_dh":
             tiny |= HEAD
-        if config.get("dimension_shift"):
+        if config.get("dimension_shift") or config.get("prediction_type") == "epsilon":
             tiny |= {"shift": 1.0}
-    for flag, folder in zip(arguments, arguments[1:]):
-        if flag == "--output_dir" and Path(folder, STAND_IN).exists():
-            shutil.rmtree(folder)
+    given = [folder for flag, folder in zip(arguments, arguments[1:]) if flag == "--output_dir"]
+    folder = [config.get("output_dir"), *given][-1]
+    if folder is not None and Path(folder, STAND_IN).exists():
+        shutil.rmtree(folder)
     AcceleratorState._reset_state(reset_partial_state=True)
     run_script(script, [*arguments, *to_flags(tiny)])
 

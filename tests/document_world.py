@@ -48,7 +48,7 @@ TOKENIZERS = [
     "user/detok",
     "user/fae",
 ]
-FUSED_TOKENIZERS = ["user/drorae"]
+FUSED_TOKENIZERS = ["user/drorae", "outputs/drorae-dinov2-base-phase3"]
 PIXEL_TOKENIZERS = {"user/detok": tiny_detok, "user/maetok": tiny_maetok}
 DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-dit", "user/my-generator"]
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
@@ -57,6 +57,7 @@ TEXT = ["user/text-to-image"]
 TEXT_ALONE = ["checkpoints/fae-text-emoji-256"]  # without its text encoder, which it names
 # Caches of latents.
 LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
+LATENTS += [f"outputs/latents-imagenet-{name}" for name in ("detok", "maetok", "dinov2-base", "dinov2-giant")]
 # Marks folders that stand for the results of some page, which replaces them.
 STAND_IN = ".stand-in"
 TEXT_ENCODERS = ["../shared/assets/all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"]
@@ -110,7 +111,7 @@ def build_world(folder: Path) -> Path:
     image(0).resize((50, 40)).save(here / "image.jpg")
     np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(image(index)) for index in range(20)]))
     _save_latents(here)
-    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *TEXT, *TEXT_ALONE, *LATENTS):
+    for name in (*TOKENIZERS, *FUSED_TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *TEXT, *TEXT_ALONE, *LATENTS):
         (here / name / STAND_IN).touch()
     return here
 
