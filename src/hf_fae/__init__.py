@@ -20,6 +20,7 @@ _PUBLIC = {
     "TokenGuidance": "hf_fae.guidance",
     "VisionEncoder": "hf_fae.encoders",
     "build_preset": "hf_fae.presets",
+    "load_published": "hf_fae.convert.published",
 }
 
 __all__ = sorted(_PUBLIC)

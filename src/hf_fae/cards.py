@@ -31,6 +31,7 @@ from safetensors import safe_open
 
 __all__ = [
     "EVAL_RESULTS",
+    "ORIGIN",
     "Result",
     "TrainingRun",
     "address_card",
@@ -43,12 +44,19 @@ __all__ = [
 ]
 
 EVAL_RESULTS = ".eval_results/hf_fae.yaml"
+ORIGIN = "published.json"  # of a folder with converted weights: what they are, see `convert.published`
 FOOTER = "<!-- Written by hf_fae, which replaces this card with every push until someone edits it: "
 
 # Papers by arXiv id, and which of them describe a class.
 PAPERS = {
+    "2112.10752": "High-Resolution Image Synthesis with Latent Diffusion Models",
+    "2212.09748": "Scalable Diffusion Models with Transformers",
+    "2401.08740": "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers",
     "2403.03206": "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
     "2406.11838": "Autoregressive Image Generation without Vector Quantization",
+    "2410.06940": (
+        "Representation Alignment for Generation: Training Diffusion Transformers Is Easier Than You Think"
+    ),
     "2501.01423": "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models",
     "2502.03444": "Masked Autoencoders Are Effective Tokenizers for Diffusion Models",
     "2506.06276": "STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis",
@@ -189,8 +197,11 @@ def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str
         python=repr, shell=shlex.join, yaml=lambda x: yaml.safe_dump(x, sort_keys=False), shorten=_shorten
     )
     name = source.rstrip("/").split("/")[-1]
+    origins = _read_json(folder / ORIGIN) or []
     text = environment.get_template(f"{kind}.md").render(
-        metadata=_metadata(kind, facts, run or TrainingRun(), name).to_yaml(),
+        metadata=_metadata(kind, facts | {"origins": origins}, run or TrainingRun(), name).to_yaml(),
+        origins=origins,
+        citations={origin["paper"]: PAPERS[origin["paper"]] for origin in origins},
         name=name,
         source=source,
         run=run or TrainingRun(),
@@ -318,6 +329,9 @@ def _metadata(kind: str, facts: dict[str, Any], run: TrainingRun, name: str) -> 
     encoder = encoder.get("model", {})
     if run.license:
         licence = {"license": run.license}
+    elif facts["origins"]:
+        licences = [origin["license"] for origin in facts["origins"]]
+        licence = {"license": "unknown" if None in licences else licences[0]}
     else:
         names = (encoder.get("model_type"), encoder.get("architecture"))  # of transformers, of timm
         licence = DINOV3_LICENSE if any("dinov3" in (name or "") for name in names) else {}

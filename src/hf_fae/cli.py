@@ -1,4 +1,4 @@
-"""`hf-fae generate | reconstruct | inspect | demo | evaluate`: pictures and numbers from the command line."""
+"""`hf-fae generate | reconstruct | inspect | demo | evaluate | zoo | convert`: the package from the command line."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .convert.cli import add_commands
 from .evaluation.options import DTYPES
 
 
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", type=_positive, help="default: the first free one from 7860")
     demo.set_defaults(run=_demo)
 
+    add_commands(commands)
     commands.add_parser("evaluate", help="measure a pipeline or a tokenizer, see docs/evaluation.md", add_help=False)
     return parser
 

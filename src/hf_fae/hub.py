@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
-from .cards import EVAL_RESULTS, address_card, is_generated, latest_pictures, merge_metadata, render_card
+from .cards import EVAL_RESULTS, ORIGIN, address_card, is_generated, latest_pictures, merge_metadata, render_card
 
 
 __all__ = ["ModelCardMixin", "push_folder"]
@@ -15,6 +16,7 @@ __all__ = ["ModelCardMixin", "push_folder"]
 TOP_LEVEL = [
     "README.md",
     EVAL_RESULTS,
+    ORIGIN,
     "model_index.json",
     "config.json",
     "*.safetensors",
@@ -39,6 +41,9 @@ class ModelCardMixin:
         """Where both of diffusers' ways to push end: the folder is complete, and holds diffusers' own card."""
         if subfolder is not None:  # a part of someone's repository, which has no card of its own
             return super()._upload_folder(working_dir, repo_id, token, commit_message, create_pr, subfolder)
+        origin = Path(self.config.get("_name_or_path") or "", ORIGIN)  # of published weights, which keep their licence
+        if origin.is_file():
+            shutil.copy(origin, working_dir)
         Path(working_dir, "README.md").write_text(render_card(working_dir, repo_id=repo_id), encoding="utf-8")
         Path(working_dir, EVAL_RESULTS).unlink(missing_ok=True)  # of what was saved there before
         commit_message = commit_message or f"Upload {type(self).__name__}"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from ...autoencoders.pixel_tokenizer import PixelTokenizerMixin
+from ...autoencoders.pixel_tokenizer import PixelTokenizer
 from ...images import from_uint8
 from ...latents import encode_images
 from ...utils.atomic import atomic_write
@@ -191,7 +191,7 @@ def _make_spaces(args, vae, axes, batch):
     """The spaces that are compared, (B, C, h, w) each."""
     features, latents = _encode(args, vae, batch["images"])
     # Latents in a row have no places in the picture: there its pixels have those of its patches.
-    grid = vae.grid if isinstance(vae, PixelTokenizerMixin) else tuple(latents.shape[2:])
+    grid = vae.grid if isinstance(vae, PixelTokenizer) else tuple(latents.shape[2:])
     channels = max(1, round(latents[0].numel() / (grid[0] * grid[1])))
     spaces = {"latents": latents, "pixels": pixel_patches(from_uint8(batch["images"]), grid, channels)}
     if features is not None:
