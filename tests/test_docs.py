@@ -20,7 +20,7 @@ PAGES = "\n".join(page.read_text() for page in sorted(DOCS.glob("api/*.md")))
 MODULES = re.findall(r"^\.\. automodule:: (\S+)", PAGES, flags=re.MULTILINE)
 NAMES = re.findall(r"^\.\. (?:autoclass|autofunction|py:data):: (\S+)", PAGES, flags=re.MULTILINE)
 # Modules whose public names are only for the package itself or for the command line.
-INTERNAL = re.compile(r"hf_fae\.(layers\.\w+|app|cli|modeling|networks|registration)")
+INTERNAL = re.compile(r"hf_fae\.(layers\.\w+|app|(convert\.)?cli|modeling|networks|registration)")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,19 @@ def test_every_method_has_the_same_sections(page):
     headings = [line[3:] for line in page.read_text().splitlines() if line.startswith("## ")]
     assert headings == ["What it is", "Paper", "Config", "Recipe", "Differences from the paper's code"]
     assert f"]({page.name})" in (DOCS / "models" / "index.md").read_text()
+
+
+def test_presets_are_listed():
+    """By patterns such as `mar-{b,l,h}`."""
+    page = (DOCS / "models" / "index.md").read_text().split("## Presets")[1]
+    listed = {name for pattern in re.findall(r"`([a-z0-9{},-]+)`", page) for name in expand(pattern)}
+    assert not set(hf_fae.PRESETS) - listed
+
+
+def expand(pattern: str) -> list[str]:
+    """The names of a pattern, as a shell expands braces."""
+    found = re.fullmatch(r"(.*?)\{(.*?)\}(.*)", pattern)
+    return [name for word in found[2].split(",") for name in expand(found[1] + word + found[3])] if found else [pattern]
 
 
 def test_newcomers_find_what_the_table_names():
