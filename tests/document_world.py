@@ -32,7 +32,8 @@ from text_models import save_sentence_encoder
 
 from hf_fae import AutoencoderFAE
 from hf_fae.data.encode_dataset import encode_dataset
-from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.images import ImageData
+from hf_fae.data.source import DataArguments
 
 
 __all__ = ["DATA", "JUDGE", "LATENTS", "STAND_IN", "build_world"]
