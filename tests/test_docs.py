@@ -84,7 +84,9 @@ def test_presets_are_listed():
 def expand(pattern: str) -> list[str]:
     """The names of a pattern, as a shell expands braces."""
     found = re.fullmatch(r"(.*?)\{(.*?)\}(.*)", pattern)
-    return [name for word in found[2].split(",") for name in expand(found[1] + word + found[3])] if found else [pattern]
+    if not found:
+        return [pattern]
+    return [name for word in found[2].split(",") for name in expand(found[1] + word + found[3])]
 
 
 def test_newcomers_find_what_the_table_names():
