@@ -6,6 +6,7 @@ import json
 
 import pytest
 from hub_server import Blob
+from huggingface_hub import ModelCard
 from published import publish
 
 from hf_fae.cards import PAPERS
@@ -34,6 +35,11 @@ for name in {names}:
     images = pipe(**call, generator=generator, output_type="np").images
     digests[name] = [list(images.shape), float(images.mean()), float(images.std())]
 print(json.dumps(digests))
+"""
+PUSH = """
+pipe.push_to_hub("tester/pushed")
+from hf_fae.cli import main
+main(["convert", "mar-b-detok", "--output", "converted", "--push_to_hub", "tester/converted"])
 """
 
 
@@ -76,7 +82,7 @@ def test_over_http(hub, tmp_path, oracle):
         }
         hub.repository(repository).commit(tree, "files")
     home, client = tmp_path / "home", CLIENT.format(settings=settings, names=NAMES)
-    first = json.loads(hub.run(client, home=home).splitlines()[-1])
+    first = json.loads(hub.run(client + PUSH, home=home).splitlines()[0])
     assert all(shape[0] == 1 and std > 0 for shape, _, std in first.values())
     assert hub.downloads("hustvl/lightningdit-xl-imagenet256-800ep") == ["lightningdit-xl-imagenet256-800ep.pt"]
     requests = len(hub.requests)
@@ -86,3 +92,10 @@ def test_over_http(hub, tmp_path, oracle):
     (kept,) = (home / "assets" / "hf_fae").glob("mar-b-detok-*[0-9a-f]")
     origins = json.loads((kept / "published.json").read_text())
     assert [origin["revision"] for origin in origins] == 2 * [hub.head("jjiaweiyang/l-DeTok")]
+    # Pushed either way, they keep where they come from and under which licence.
+    assert json.loads(hub.files("tester/converted")["published.json"]) == origins
+    assert ModelCard(hub.files("tester/converted")["README.md"].decode()).data.license == "mit"
+    pushed = ModelCard(hub.files("tester/pushed")["README.md"].decode())
+    assert pushed.data.license == "apple-amlr"
+    assert "`starflow_3B_t2i_256x256.pth` of <https://huggingface.co/apple/starflow>" in pushed.text
+    assert "vae/diffusion_pytorch_model.safetensors" in hub.files("tester/pushed")
