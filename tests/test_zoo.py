@@ -13,7 +13,7 @@ from hf_fae.cards import PAPERS
 from hf_fae.zoo import ZOO, find
 
 
-NAMES = ["lightningdit-xl-800ep", "dit-dh-xl-256", "mar-b-detok", "sit-xl-2", "dit-xl-2-256", "starflow-3b-text"]
+NAMES = ["rae-dinov2-b", "lightningdit-xl-800ep", "mar-b-detok", "sit-xl-2", "dit-xl-2-256", "starflow-3b-text"]
 CLIENT = """
 import dataclasses, json, sys, torch
 import hf_fae
@@ -21,23 +21,24 @@ from hf_fae.zoo import ZOO
 
 for name, settings in {settings}.items():
     ZOO[name] = dataclasses.replace(ZOO[name], settings=settings)
-digests = {{}}
+results = {{}}
 for name in {names}:
-    pipe = hf_fae.load_published(name)
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    if pipe.reads_text:
+    torch.manual_seed(0)
+    model = hf_fae.load_published(name)
+    if not hasattr(model, "transformer"):
+        with torch.no_grad():
+            images = model(torch.rand(1, 3, 64, 64)).sample
+    elif model.reads_text:
         embeds = torch.ones(1, 5, 24)
-        call = dict(prompt_embeds=embeds, negative_prompt_embeds=0 * embeds)
+        images = model(prompt_embeds=embeds, negative_prompt_embeds=0 * embeds, output_type="pt").images
     else:
-        call = dict(class_labels=[1], num_inference_steps=2)
-        call |= dict(num_diffusion_steps=2) if name.startswith("mar") else {{}}
-    images = pipe(**call, generator=generator, output_type="np").images
-    digests[name] = [list(images.shape), float(images.mean()), float(images.std())]
-print(json.dumps(digests))
+        steps = dict(num_diffusion_steps=2) if name.startswith("mar") else {{}}
+        images = model(class_labels=1, num_inference_steps=2, output_type="pt", **steps).images
+    results[name] = [list(images.shape), images.mean().item(), images.std().item()]
+print(json.dumps(results))
 """
 PUSH = """
-pipe.push_to_hub("tester/pushed")
+model.push_to_hub("tester/pushed")
 from hf_fae.cli import main
 main(["convert", "mar-b-detok", "--output", "converted", "--push_to_hub", "tester/converted"])
 """
