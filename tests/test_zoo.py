@@ -23,8 +23,8 @@ for name, settings in {settings}.items():
     ZOO[name] = dataclasses.replace(ZOO[name], settings=settings)
 results = {{}}
 for name in {names}:
-    torch.manual_seed(0)
     model = hf_fae.load_published(name)
+    torch.manual_seed(0)
     if not hasattr(model, "transformer"):
         with torch.no_grad():
             images = model(torch.rand(1, 3, 64, 64)).sample
