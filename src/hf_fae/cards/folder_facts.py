@@ -13,9 +13,9 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
 
-__all__ = ["ORIGIN", "PAPERS", "is_hub_id", "latest_images", "load_config", "read_folder", "text_facts"]
+__all__ = ["ORIGIN", "is_hub_id", "latest_images", "load_config", "read_folder", "text_facts"]
 
-ORIGIN = "published.json"  # of a folder with converted weights: what they are, see `convert.published`
+ORIGIN = "published.json"  # in folders of converted weights: what these are, see `convert.published`
 
 # Papers by arXiv id, and which of them describe a class.
 PAPERS = {
@@ -52,41 +52,15 @@ PAPERS_OF = {
 def read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
     """The kind of a saved folder, and the facts for the template of that kind.
 
+    Folders of converted weights also have `origins`, an entry of the zoo for each part, and the papers to cite.
+
     Raises:
         ValueError: the folder holds no pipeline, tokenizer, generator or LoRA.
     """
-    kind, facts = _read_kind(folder)
-    return kind, {**facts, "origins": _read_json(folder / ORIGIN) or []}
-
-
-def _read_kind(folder):
-    index = _read_json(folder / "model_index.json")
-    if index:
-        return "pipeline", _pipeline_facts(folder, index)
-    if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
-        with safe_open(folder / LORA_WEIGHT_NAME_SAFE, "pt") as file:
-            keys = [key.partition(".") for key in file.keys()]
-        new_classes = [name for kind, _, name in keys if kind == "new_classes"]
-        return "lora", {"new_classes": new_classes, "encoder": None, "encoder_id": None}
-    config = _read_json(folder / "config.json")
-    name = config.get("_class_name")
-    if not name:
-        raise ValueError(f"folder must hold a saved pipeline, tokenizer, generator or LoRA, got {str(folder)!r}")
-    facts = {
-        "config": config,
-        "encoder": config.get("image_encoder_config"),
-        "encoder_id": config.get("image_encoder_id"),
-        "papers": _papers([name]),
-    }
-    if "latent_channels" not in config:
-        return "generator", facts
-    libraries = map(importlib.import_module, ("hf_fae", "diffusers"))
-    model_class = next(getattr(library, name) for library in libraries if hasattr(library, name))
-    return "tokenizer", {
-        **facts,
-        "has_encoder": (folder / "image_encoder.d").is_dir(),
-        "has_features": hasattr(model_class, "decode_features"),
-    }
+    kind, facts = _kind_facts(folder)
+    origins = _read_json(folder / ORIGIN) or []
+    citations = {origin["paper"]: PAPERS[origin["paper"]] for origin in origins}
+    return kind, {**facts, "origins": origins, "citations": citations}
 
 
 def text_facts(index: dict[str, Any], transformer: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +96,36 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return not os.path.exists(name)
+
+
+def _kind_facts(folder):
+    index = _read_json(folder / "model_index.json")
+    if index:
+        return "pipeline", _pipeline_facts(folder, index)
+    if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
+        with safe_open(folder / LORA_WEIGHT_NAME_SAFE, "pt") as file:
+            keys = [key.partition(".") for key in file.keys()]
+        new_classes = [name for kind, _, name in keys if kind == "new_classes"]
+        return "lora", {"new_classes": new_classes, "encoder": None, "encoder_id": None}
+    config = _read_json(folder / "config.json")
+    name = config.get("_class_name")
+    if not name:
+        raise ValueError(f"folder must hold a saved pipeline, tokenizer, generator or LoRA, got {str(folder)!r}")
+    facts = {
+        "config": config,
+        "encoder": config.get("image_encoder_config"),
+        "encoder_id": config.get("image_encoder_id"),
+        "papers": _papers([name]),
+    }
+    if "latent_channels" not in config:
+        return "generator", facts
+    libraries = map(importlib.import_module, ("hf_fae", "diffusers"))
+    model_class = next(getattr(library, name) for library in libraries if hasattr(library, name))
+    return "tokenizer", {
+        **facts,
+        "has_encoder": (folder / "image_encoder.d").is_dir(),
+        "has_features": hasattr(model_class, "decode_features"),
+    }
 
 
 def _pipeline_facts(folder, index):

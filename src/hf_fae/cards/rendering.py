@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from .folder_facts import PAPERS, latest_images, load_config, read_folder, text_facts
+from .folder_facts import latest_images, load_config, read_folder, text_facts
 from .hub_metadata import card_metadata, example_prompts, write_eval_results
 from .signed_card import is_generated, sign
 from .training_run import TrainingRun
@@ -70,7 +70,6 @@ def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str
         run=run,
         prompts=example_prompts(facts, run),
         images=images,
-        citations={origin["paper"]: PAPERS[origin["paper"]] for origin in facts["origins"]},
         **facts,
     )
     return sign(text)

@@ -17,9 +17,9 @@ COMMANDS = {
     "reconstruct": "show images next to their reconstructions by a tokenizer",
     "inspect": "list the parts, shapes and parameter counts of a model",
     "demo": "serve pipelines in the browser: generate, reconstruct, compare patches",
-    "evaluate": "measure a pipeline or a tokenizer, see docs/evaluation.md",
     "zoo": "list the published weights that load by name",
-    "convert": "write published weights as a folder of ours, or the other way round",
+    "convert": "convert published weights to a folder of ours, or a saved model to its published layout",
+    "evaluate": "measure a pipeline or a tokenizer, see docs/evaluation.md",
 }
 FORWARDING = {"evaluate"}
 

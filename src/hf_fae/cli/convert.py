@@ -1,13 +1,13 @@
-"""`hf-fae convert`: published weights as a folder of ours, or the other way round."""
+"""`hf-fae convert`: published weights to a folder of ours, or a saved model to its published layout."""
 
 import argparse
 from pathlib import Path
 
 from ..convert.export import export_model
 from ..convert.published import convert_published
+from ..evaluation.options import DTYPES
 from ..hub import push_folder
 from ..zoo import ZOO
-from .argument_types import DTYPES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
