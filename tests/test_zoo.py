@@ -9,7 +9,7 @@ from hub_server import Blob
 from huggingface_hub import ModelCard
 from published import publish
 
-from hf_fae.cards import PAPERS
+from hf_fae.cards.folder_facts import PAPERS
 from hf_fae.zoo import ZOO, find
 
 
