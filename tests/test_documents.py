@@ -20,7 +20,7 @@ from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_fa
 from PIL import Image
 
 import hf_fae
-from hf_fae.evaluation.commands import evaluate
+from hf_fae.cli.evaluate import evaluate
 
 
 # Languages of blocks that are not run, besides directives in braces. `sh` has commands with names to fill in.

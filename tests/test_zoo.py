@@ -8,7 +8,7 @@ import pytest
 from hub_server import Blob
 from published import publish
 
-from hf_fae.cards import PAPERS
+from hf_fae.cards.folder_facts import PAPERS
 from hf_fae.zoo import ZOO, find
 
 
