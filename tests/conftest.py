@@ -1,13 +1,22 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share, and what must be set before torch is imported."""
 
 import importlib
 import os
 from pathlib import Path
 
-import pytest
-import torch
-from diffusers.models.attention_dispatch import attention_backend
-from hub_server import hub  # noqa: F401 - a fixture
+
+# Sums of floats are those of every other run only if nothing that a run does not choose changes their order. Several
+# threads share sums out anew, and on some CPUs (AVX2 of AMD, SSE4.2) MKL takes another order for matrices that are not
+# aligned to 64 bytes, as weights are that lie where safetensors has mapped them. Only the branch COMPATIBLE of its
+# "conditional numerical reproducibility" was equal to the bit on all CPUs. Child processes inherit both.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
+from hub_server import hub, processes  # noqa: E402, F401 - fixtures
 
 
 SHARED = Path(__file__).parents[2] / "shared"
