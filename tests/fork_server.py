@@ -1,8 +1,8 @@
 """New processes without the ten seconds that imports take: a process that has imported the libraries forks itself.
 
-[`ForkServer`] runs `python WORDS` in a child that shares nothing with the test but files and the network: it has its own
-memory, environment, folder and output, can be killed, and ends as Python does. What a child cannot show is what an
-import does: test_packaging.py and test_cli.py start Python itself.
+[`ForkServer`] runs `python WORDS` in a child that shares nothing with the test but files and the network: it has its
+own memory, environment, folder and output, can be killed, and ends as Python does. What a child cannot show is what
+an import does: test_packaging.py and test_cli.py start Python itself.
 
 The other half of this file is the program that forks: `python fork_server.py`.
 """

@@ -112,6 +112,7 @@ class LocalHub:
         self._uploads_until_failure: int | None = None
         self._num_homes = 0
         self._home = folder / "home"
+        self.change_home()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.hub = self
@@ -144,16 +145,23 @@ class LocalHub:
     # What tests call
 
     def run(self, code: str) -> str:
-        """Runs Python `code`, which may be indented, in a new process whose Hub is this server; returns what it printed.
+        """Runs Python `code`, which may be indented, in a new process whose Hub is this server.
 
         Its `HF_HOME` is new and empty, so that nothing comes from an earlier cache.
+
+        Returns:
+            What it printed.
         """
+        self.change_home()
+        return self.processes.run(["-c", textwrap.dedent(code)])
+
+    def change_home(self) -> None:
+        """Libraries read the name of `HF_HOME` when they are imported: it is a link to a folder that changes."""
         self._num_homes += 1
         home = self.folder / f"home-{self._num_homes}"
         home.mkdir()
         self._home.unlink(missing_ok=True)
-        self._home.symlink_to(home)  # libraries have read the name of the link when they were imported
-        return self.processes.run(["-c", textwrap.dedent(code)])
+        self._home.symlink_to(home)
 
     def head(self, repo_id: str, repo_type: str = "model") -> str:
         """The commit id of `main`."""
