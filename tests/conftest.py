@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 
-# Sums of floats are those of every other run only if nothing that a run does not choose changes their order. Several
-# threads share sums out anew, and on some CPUs (AVX2 of AMD, SSE4.2) MKL takes another order for matrices that are not
-# aligned to 64 bytes, as weights are that lie where safetensors has mapped them. Only the branch COMPATIBLE of its
-# "conditional numerical reproducibility" was equal to the bit on all CPUs. Child processes inherit both.
+# Results equal those of every other run to the bit only if nothing that a run does not choose changes the order of
+# sums. Several threads share them out anew. And on some CPUs (AMD's) MKL takes another order for matrices that are not
+# aligned to 64 bytes, as weights are not where safetensors maps them; in its mode of "conditional numerical
+# reproducibility" it does not. A CPU without AVX2 takes the best that it has. Child processes inherit all of this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+os.environ.setdefault("MKL_CBWR", "AVX2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
