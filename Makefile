@@ -55,9 +55,10 @@ test-slow: $(INSTALLED) ## run the tests marked slow
 test-floor: ## run the tests with the oldest supported versions, in .venv-floor
 	$(MAKE) test VENV=.venv-floor CONSTRAINTS=constraints-floor.txt
 
-lint: $(INSTALLED) ## check the code with ruff
+lint: $(INSTALLED) ## check the code with ruff, and that imports run one way
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 
 format: $(INSTALLED) ## let ruff sort the imports and format the code
 	$(PY) -m ruff check --fix .

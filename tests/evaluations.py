@@ -2,7 +2,7 @@
 
 import json
 
-from hf_fae.evaluation.commands import evaluate
+from hf_fae.cli.evaluate import evaluate
 
 
 def arguments(**options) -> list[str]:

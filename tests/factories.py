@@ -205,7 +205,7 @@ def tiny_dit_dh(**config) -> DiTDHTransformer2DModel:
 
 def tiny_sit(**config) -> LightningDiTTransformer2DModel:
     """The same denoiser with the switches of SiT."""
-    return tiny_lightning_dit(norm_type="layer_norm", ff_type="gelu", use_rope=False, **config)
+    return tiny_lightning_dit(**{"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": False, **config})
 
 
 def tiny_dit(**config) -> LightningDiTTransformer2DModel:
@@ -235,7 +235,7 @@ def tiny_starflow(**config) -> STARFlowTransformer2DModel:
         "in_channels": 4,
         "num_layers": [1, 1, 1, 2],
         "num_attention_heads": 2,
-        "attention_head_dim": 16,
+        "attention_head_dim": 24,
         "num_classes": 10,
         **config,
     }

@@ -129,7 +129,7 @@ FLOW = {
     "no Jacobi block": ({"jacobi_block_size": 0}, "jacobi_block_size must be a positive whole number, got 0"),
     "Jacobi tolerance": ({"jacobi_tolerance": NAN}, "jacobi_tolerance finite and not negative, got 1 and nan"),
     "text": ({"negative_prompt": "dogs"}, "negative_prompt must be None for a flow of classes"),
-    "both": ({"prompt": "cat"}, "prompt must be None for a flow of classes, which takes class_labels"),
+    "both": ({"prompt": "cat"}, "prompt must be None for a flow of classes, which requires class_labels"),
     "nothing": ({"class_labels": None}, "class_labels must be numbers or names of classes, got None"),
 }
 
@@ -192,7 +192,7 @@ def test_call_of_a_pipeline_with_text(request, kind, arguments, message):
 
 
 TEXT_FLOW = {
-    "class": ({"class_labels": 1}, "class_labels must be None for a flow of captions, which takes a prompt"),
+    "class": ({"class_labels": 1}, "class_labels must be None for a flow of captions, which requires a prompt"),
     "too long": (
         {"prompt": None, "prompt_embeds": torch.zeros(1, 7, 24)},
         "^prompt_embeds must have at most 6 tokens, got 7",
@@ -404,11 +404,11 @@ PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
     "size": (tiny_detok, {"sample_size": 36}, "sample_size must be a positive multiple of patch_size 8, got 36"),
     "no size": (tiny_maetok, {"sample_size": 0}, "sample_size must be a positive multiple of patch_size 8, got 0"),
     "no patch": (tiny_detok, {"patch_size": 0}, "patch_size must be positive, got 0"),
-    "no heads": (tiny_maetok, {"encoder_num_attention_heads": 0}, "encoder_num_attention_heads must cut .* got 0"),
+    "no heads": (tiny_maetok, {"encoder_num_attention_heads": 0}, "encoder_num_attention_heads must split .* got 0"),
     "heads": (
         tiny_detok,
         {"encoder_num_attention_heads": 3},
-        "encoder_num_attention_heads must cut .* 32 .* got 3",
+        "encoder_num_attention_heads must split .* 32 .* got 3",
     ),
     "noise": (tiny_detok, {"noise_type": "salt"}, r"noise_type must be one of \['interpolate', 'add'\], got 'salt'"),
     "gamma": (tiny_detok, {"noise_gamma": -1.0}, "noise_gamma must be finite and not negative, got -1.0"),
@@ -417,7 +417,7 @@ PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
         {"sample_size": [32, 36]},
         r"sample_size must be a positive multiple .* \[32, 36\]",
     ),
-    "narrow": (tiny_maetok, {"decoder_num_attention_heads": 24}, "decoder_num_attention_heads must cut .* got 24"),
+    "narrow": (tiny_maetok, {"decoder_num_attention_heads": 24}, "decoder_num_attention_heads must split .* got 24"),
     "decoder": (
         tiny_maetok,
         {"decoder_type": "gan"},
@@ -612,7 +612,8 @@ def test_flow_of_captions():
 
 
 FLOW_CONFIGS = {
-    "head": ({"attention_head_dim": 24}, "attention_head_dim must be a multiple of 16, got 24"),
+    "head": ({"attention_head_dim": 18}, "attention_head_dim must be a multiple of 4 above 16, got 18"),
+    "narrow head": ({"attention_head_dim": 16}, "attention_head_dim must be a multiple of 4 above 16, got 16"),
     "no block": ({"num_layers": []}, r"num_layers must list at least one layer for each block, got \[\]"),
     "empty block": ({"num_layers": [1, 0]}, r"num_layers must list at least one layer .* got \[1, 0\]"),
     "two conditions": ({"caption_channels": 8}, "num_classes must be None for a flow with caption_channels 8, got 10"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -147,6 +148,8 @@ CASES = {
     "DiTDH": ModelCase(tiny_dit_dh, noisy_latents),
     "DiT": ModelCase(tiny_dit, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),
+    "SiT, 1-D positions": ModelCase(partial(tiny_sit, pos_embed_type="sincos_1d"), noisy_latents),
+    "LightningDiT, learned positions": ModelCase(partial(tiny_lightning_dit, pos_embed_type="learned"), noisy_latents),
     "MMDiT": ModelCase(tiny_mmdit, noisy_captioned_latents),
     "MAR": ModelCase(tiny_mar, masked_tokens),
     "RasterAR": ModelCase(tiny_autoregressive, noisy_tokens),

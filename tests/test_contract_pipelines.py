@@ -158,9 +158,7 @@ def test_latents_replace_the_noise(pipe):
 
 def test_other_sizes(pipe):
     if isinstance(pipe, FAEMARPipeline):
-        with pytest.raises(
-            ValueError, match="height must be 32, as the transformer has learned its positions, got 48"
-        ):
+        with pytest.raises(ValueError, match="height must be 32, as the transformer's positions are learned, got 48"):
             draw(pipe, height=48, width=16)
         return
     assert draw(pipe, height=48, width=16).shape == (1, 3, 48, 16)

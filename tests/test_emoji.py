@@ -1,4 +1,4 @@
-"""The scripts behind docs/training-emoji.md: its recipes, its export, its baseline, and the script that judges."""
+"""The scripts behind docs/training-emoji.md: recipes, export, baseline, and sample quality."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -64,7 +64,7 @@ def judges(tmp_path_factory):
 
 
 def test_recipes_change_what_there_is(script):
-    emoji = script("emoji")
+    emoji = script("emoji256")
     sources = (Path("out"), "encoder", "data", "text_encoder")
     stages, given = emoji.stages(*sources), emoji.stages(*sources, "fae")
     assert given.keys() == {"latents", "text-latents", "4-dit", "5-starflow", "9-text"}
@@ -85,7 +85,7 @@ def test_recipes_change_what_there_is(script):
 def test_export_is_small_and_loads(tmp_path, script):
     checkpoints = tmp_path / "checkpoints"
     tiny_fae().save_pretrained(tmp_path / "3-fae")
-    script("emoji").export(tmp_path, checkpoints)
+    script("emoji256").export(tmp_path, checkpoints)
     assert [folder.name for folder in checkpoints.iterdir()] == ["fae-emoji-256"]
     weights = checkpoints / "fae-emoji-256" / "diffusion_pytorch_model.safetensors"
     tokenizer = weights.read_bytes()
@@ -93,9 +93,9 @@ def test_export_is_small_and_loads(tmp_path, script):
     tiny_fae_starflow_pipeline().save_pretrained(tmp_path / "5-starflow")
     tiny_fae_text_to_image_pipeline().save_pretrained(tmp_path / "9-text")
     for _ in range(2):  # over what is there, too
-        script("emoji").export(tmp_path, checkpoints)
+        script("emoji256").export(tmp_path, checkpoints)
     assert weights.read_bytes() == tokenizer
-    for name in script("emoji").PIPELINES.values():
+    for name in script("emoji256").PIPELINES.values():
         linked = list((checkpoints / name / "vae").iterdir())
         assert len(linked) == 2 and all(file.is_symlink() and file.is_file() for file in linked)
         pipe = DiffusionPipeline.from_pretrained(checkpoints / name, dtype=torch.float32)
@@ -126,13 +126,13 @@ def judge(tmp_path, script, pictures):
     pipe.save_pretrained(tmp_path / "dit")
     flags = ["--model", f"tiny={tmp_path / 'dit'}", "--data", pictures, "--output", str(tmp_path / "out")]
     flags += ["--samples", "6", "--shown", "4", "--scales", "1", "--steps", "2", "4"]
-    return lambda task, judges: script("emoji_quality").main([task, *flags, "--judges", str(judges)])
+    return lambda task, judges: script("quality").main([task, *flags, "--judges", str(judges)])
 
 
 def test_quality_table(judge, judges, capsys):
     judge("table", judges)
     printed = capsys.readouterr().out
-    assert "| validation pictures |" in printed and "reconstructed |" in printed and "| tiny: samples |" in printed
+    assert "| validation images |" in printed and "reconstructed |" in printed and "| tiny: samples |" in printed
 
 
 def test_quality_over_steps(tmp_path, judge, judges, capsys):
@@ -143,18 +143,18 @@ def test_quality_over_steps(tmp_path, judge, judges, capsys):
 def test_nearest_training_images(tmp_path, judge, judges, capsys):
     judge("nearest", judges)
     printed = capsys.readouterr().out
-    assert "| tiny |" in printed and "| validation pictures |" in printed
+    assert "| tiny |" in printed and "| validation images |" in printed
     with Image.open(tmp_path / "out" / "nearest-tiny.png") as sheet:
         assert sheet.width == 8 * 36
 
 
 def test_pictures_of_prompts(tmp_path, script, pictures, judges, capsys):
-    """The four validation pictures are of two emoji, each alone in its group."""
+    """The four validation images are of two emoji, each alone in its group."""
     tiny_fae_text_to_image_pipeline(guidance_scale=2.0).save_pretrained(tmp_path / "text")
     flags = ["--model", f"tiny={tmp_path / 'text'}", "--data", pictures, "--judges", str(judges), "--shown", "2"]
-    script("emoji_quality").main(["prompts", *flags, "--output", str(tmp_path / "out")])
+    script("quality").main(["prompts", *flags, "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "| pictures of 2 captions |" in printed and "| tiny |" in printed
+    assert "| images of 2 captions |" in printed and "| tiny |" in printed
     assert "| chance | 50.0% |" in printed and "| the emoji themselves | 0.0% |" in printed
     with Image.open(tmp_path / "out" / "prompts-tiny.png") as sheet:
         assert sheet.width == 2 * 36

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from hf_fae import PRESETS, build_preset
-from hf_fae.autoencoders.drorae import LayerFusion, RAEDecoder
+from hf_fae import PRESETS, AutoencoderMAETok, VisionEncoder, build_preset
+from hf_fae.autoencoders.layer_fusion import LayerFusion
+from hf_fae.autoencoders.rae_decoder import RAEDecoder
 from hf_fae.inspection import count_parameters, inspect, inspect_model
+from hf_fae.latents import encode_images
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,44 @@ def test_xl_parameters(kind, exact, published):
 
 
 @pytest.mark.parametrize(
+    ("name", "exact", "grid", "published"),
+    [
+        ("lightningdit-xl-1", 674_961_824, (16, 16), 675),  # arXiv 2501.01423
+        ("sit-xl-2", 674_816_272, (16, 16), 675),  # arXiv 2401.08740, Table 1
+        ("dit-xl-2", 674_834_720, (16, 16), 675),  # arXiv 2212.09748, Table 1
+        ("dit-xl-2-512", 674_834_720, (32, 32), 675),
+        ("dit-l-2", 457_840_672, (16, 16), 458),
+        ("dit-b-2", 130_315_808, (16, 16), 130),
+        ("dit-s-2", 32_865_056, (16, 16), 33),
+    ],
+)
+def test_denoisers_as_published(name, exact, grid, published):
+    """Trainable parameters, without the fixed table of positions."""
+    model = build_preset(name, device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == exact
+    assert round(exact / 1e6) == published
+    assert model.pos_embed.grid == grid
+
+
+def test_autoencoders_of_diffusers():
+    """VA-VAE and KL-16: their size, and the latents that their denoisers are for."""
+    vavae, kl16 = (build_preset(name, device="meta") for name in ("vavae-f16d32", "kl-f16d16"))
+    assert round(count_parameters(vavae) / 1e6, 2) == 69.84
+    assert inspect("vavae-f16d32")["parameters"]["total"] == count_parameters(vavae)
+    image = torch.empty(1, 3, 256, 256, device="meta")
+    for vae, shape in ((vavae, (1, 32, 16, 16)), (kl16, (1, 16, 16, 16))):
+        latents = encode_images(vae, image).mean
+        assert latents.shape == shape and vae.decode(latents).sample.shape == image.shape
+    # Attention at 16 x 16: of VA-VAE on both sides, of KL-16 in the encoder alone, and in the middle of all.
+    attention = [
+        [len(block.attentions) if hasattr(block, "attentions") else 0 for block in blocks]
+        for vae in (vavae, kl16)
+        for blocks in (vae.encoder.down_blocks, vae.decoder.up_blocks)
+    ]
+    assert attention == [[0, 0, 0, 0, 2], [3, 0, 0, 0, 0], [0, 0, 0, 0, 2], [0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
     ("name", "exact", "published", "latents"),
     [
         ("mmdit-256", 603_586_592, 603.46, [32, 16, 16]),
@@ -88,6 +128,26 @@ def test_rae_and_drorae():
     assert report["shapes"]["image"] == [3, 256, 256]
     plain = inspect("rae-dinov2-b")
     assert plain["parameters"]["total"] == 415_056_640 and plain["shapes"]["features"] == [1, 256, 768]
+
+
+@pytest.mark.parametrize(
+    ("name", "latents", "prefix"),
+    [
+        ("rae-dinov2-s", [384, 16, 16], 5),
+        ("rae-dinov2-b", [768, 16, 16], 5),
+        ("rae-dinov2-b-512", [768, 32, 32], 5),
+        ("rae-dinov2-l", [1024, 16, 16], 5),
+        ("rae-siglip2-b", [768, 16, 16], 0),
+        ("rae-mae-b", [768, 16, 16], 1),
+    ],
+)
+def test_encoders_of_rae(name, latents, prefix):
+    """Section 2 of its specification; decoder patches are 16 pixels wide."""
+    shapes = inspect(name)["shapes"]
+    assert shapes["latents"] == latents and shapes["image"] == [3, 16 * latents[1], 16 * latents[2]]
+    with torch.device("meta"):
+        encoder = VisionEncoder.from_config(PRESETS[name][1]["image_encoder_config"])
+    assert (encoder.hidden_size, encoder.num_prefix_tokens) == (latents[0], prefix)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +182,22 @@ def test_dit_dh(size, exact):
     assert [(block.attn.heads, block.attn.head_dim) for block in head] == [(16, 128)] * 2
 
 
+@pytest.mark.parametrize("size", ["s", "xl"])
+def test_dit_dh_at_512(size):
+    """Only the grid is another one."""
+    large, small = (build_preset(name, device="meta") for name in (f"dit-dh-{size}-512", f"dit-dh-{size}"))
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (large, small)]
+    assert shapes[0] == shapes[1]
+    assert inspect(f"dit-dh-{size}-512")["shapes"]["sample"] == [768, 32, 32]
+
+
 @pytest.mark.parametrize(
     ("name", "exact", "layers", "width", "channels"),
     [
         ("starflow-imagenet-256", 1_413_288_512, [2, 2, 2, 2, 2, 18], 2048, 32),
         ("starflow-imagenet-256-sd-vae", 1_412_698_400, [2, 2, 2, 2, 2, 18], 2048, 16),
         ("starflow-text-256", 3_859_830_336, [2, 2, 2, 2, 2, 24], 3072, 32),
+        ("starflow-text-256-sd-vae", 3_858_281_544, [2, 2, 2, 2, 2, 24], 3072, 4),
     ],
 )
 def test_starflow(name, exact, layers, width, channels):
@@ -140,7 +210,7 @@ def test_starflow(name, exact, layers, width, channels):
     attention = blocks[0].layers[0].attn
     assert (attention.heads, attention.head_dim) == (width // 64, 64)
     assert report["shapes"]["sample"] == report["shapes"]["hidden_states"]
-    if name == "starflow-text-256":
+    if name.startswith("starflow-text-256"):
         assert report["shapes"]["encoder_hidden_states"] == [128, 2048]
     else:
         table = build_preset(name, device="meta").class_embedding.weight
@@ -163,11 +233,18 @@ def test_detok(pair, published):
 
 @pytest.mark.parametrize("size", [256, 512])
 def test_maetok(size):
-    """Section 1 of the MAETok specification. Its 176 M is what this counts with the three auxiliary decoders."""
+    """The published tokenizer; its positions grow with the image."""
     report = inspect("maetok-b-128" if size == 256 else "maetok-b-128-512")
-    assert round(report["parameters"]["total"] / 1e6) == 176
-    assert report["parameters"]["encoder"] + report["parameters"]["decoder"] == 171_677_216
+    assert report["parameters"]["decoder"] == 86_958_336
+    assert report["parameters"]["encoder"] == 85_896_992 + 768 * (size // 16) ** 2
     assert report["shapes"] == {"moments": [64, 1, 128], "latents": [32, 1, 128], "image": [3, size, size]}
+
+
+def test_paper_maetok():
+    """Section 1 of the MAETok specification: with its three auxiliary decoders the plain tokenizer has 176 M."""
+    with torch.device("meta"):
+        model = AutoencoderMAETok(auxiliary_targets={"hog": 108, "dinov2": 1024, "siglip": 1152})
+    assert round(count_parameters(model) / 1e6) == 176
 
 
 @pytest.mark.parametrize(
@@ -185,8 +262,10 @@ def test_maetok(size):
     ],
 )
 def test_denoisers_of_detok_and_maetok(name, exact):
-    """Section 1 of their specifications, without the fixed table of positions."""
+    """Section 1 of their specifications, without the fixed table of positions: for MAETok's SiT one of 1-D."""
     model = build_preset(name, device="meta")
+    assert (model.config.pos_embed_type == "sincos_1d") == (name in ("sit-l-1-maetok", "sit-xl-1-maetok"))
+    assert (model.config.ff_type == "exact_gelu") == name.endswith("detok")
     assert sum(parameter.numel() for parameter in model.parameters()) == exact
     expected = [32, 1, 128] if name.endswith("maetok") else [32 if name.startswith("dit") else 16, 16, 16]
     assert inspect(name)["shapes"]["sample"] == expected
@@ -194,8 +273,9 @@ def test_denoisers_of_detok_and_maetok(name, exact):
 
 @pytest.mark.parametrize(("size", "exact"), [("b", 130_531_600), ("l", 458_120_176), ("xl", 675_219_856)])
 def test_lightning_dit_of_detok(size, exact):
-    """The reference trains its table of positions, so these counts have it."""
-    assert count_parameters(build_preset(f"lightningdit-{size}-1-detok", device="meta")) == exact
+    """The reference trains its table of positions, so these counts include it."""
+    model = build_preset(f"lightningdit-{size}-1-detok", device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == count_parameters(model) == exact
 
 
 @pytest.mark.parametrize(
@@ -203,8 +283,8 @@ def test_lightning_dit_of_detok(size, exact):
     [
         ("mar-b", 207_924_768, 35_749_920),
         ("mar-l", 478_326_304, 72_230_432),
-        ("raster-ar-b", 150_093_600, 19_999_776),
-        ("random-ar-b", 150_093_600, 19_999_776),
+        ("raster-ar-b", 150_095_136, 19_999_776),
+        ("random-ar-b", 150_095_136, 19_999_776),
     ],
 )
 def test_autoregressive_generators(name, exact, head):

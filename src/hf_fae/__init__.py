@@ -1,6 +1,6 @@
-"""hf_fae: representation tokenizers for image generation, at home in the Hugging Face libraries.
+"""hf_fae: representation tokenizers and generators for images, native to the Hugging Face libraries.
 
-Importing the package publishes its classes to diffusers (see `registration`), so that
+Importing the package registers its classes with diffusers (see `registration`), so that
 `DiffusionPipeline.from_pretrained(repo)` finds them. Public names are imported on first access.
 """
 
@@ -20,6 +20,7 @@ _PUBLIC = {
     "TokenGuidance": "hf_fae.guidance",
     "VisionEncoder": "hf_fae.encoders",
     "build_preset": "hf_fae.presets",
+    "load_published": "hf_fae.convert.published",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -1,11 +1,10 @@
-"""The frozen vision encoder: images in [-1, 1] go in, patch tokens (B, N, C) and their grid (h, w) come out.
+"""Contract 1: the frozen vision encoder, images (B, 3, H, W) in [-1, 1] -> patch tokens (B, N, C) on a grid (h, w).
 
-What differs between the libraries' models stands in the table `FAMILIES`; everything else is shared.
+`encoder_families` has what differs between the libraries' models; everything else is shared.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, ModelOutput, cached_file
 from transformers.utils.hub import extract_commit_hash
+
+from .encoder_families import configure, find_family, timm_norm
 
 
 __all__ = ["VisionEncoder", "VisionEncoderOutput"]
@@ -29,114 +29,14 @@ class VisionEncoderOutput(ModelOutput):
         last_hidden_state: (B, N, C), after the final norm.
         hidden_states: `num_hidden_layers + 1` tensors (B, N, C), the embeddings first, all before the final norm.
         grid: (h, w) with h * w = N.
-        pooler_output: (B, D), what the model itself makes of the whole picture (DINOv2 and CLIP: their class token,
-            SigLIP: its attention head); None for models that have nothing of the kind.
+        pooler_output: (B, D), the model's own representation of the whole image (DINOv2 and CLIP: their class token,
+            SigLIP: its attention head); None for models without one.
     """
 
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     grid: tuple[int, int] | None = None
     pooler_output: torch.Tensor | None = None
-
-
-# How a family is called: (model, pixels (B, 3, H, W), grid, output_hidden_states) -> tokens with their prefix.
-
-
-def _run(model, pixels, grid, output_hidden_states, **kwargs) -> BaseModelOutput:
-    return model(pixels, output_hidden_states=output_hidden_states, **kwargs)
-
-
-def _run_interpolated(*args, **kwargs) -> BaseModelOutput:
-    return _run(*args, interpolate_pos_encoding=True, **kwargs)
-
-
-def _run_clip(model, *args) -> BaseModelOutput:
-    outputs = _run_interpolated(model, *args)
-    # CLIP itself gives its final norm to the class token alone
-    outputs.last_hidden_state = model.post_layernorm(outputs.last_hidden_state)
-    return outputs
-
-
-def _run_mae(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
-    # MAE sorts its tokens by this noise, even where it masks none: increasing noise keeps their order
-    noise = torch.arange(grid[0] * grid[1], device=pixels.device).expand(len(pixels), -1)
-    return _run_interpolated(model, pixels, grid, output_hidden_states, noise=noise)
-
-
-def _run_naflex(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
-    (h, w), p = grid, model.config.patch_size
-    patches = pixels[..., : h * p, : w * p].unflatten(3, (w, p)).unflatten(2, (h, p))  # (B, 3, h, p, w, p)
-    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h * w, p * p * 3)
-    shapes = torch.tensor([grid] * len(pixels))
-    # all images have one size, so nothing is padded and no mask is needed
-    return _run(model, patches, grid, output_hidden_states, pixel_attention_mask=None, spatial_shapes=shapes)
-
-
-def _run_timm(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
-    # timm's own intermediates leave out the embeddings, so the states are taken where they pass
-    vit, states, hooks = model.timm_model, [], []
-    if output_hidden_states:
-        hooks.append(vit.blocks[0].register_forward_pre_hook(lambda block, args: states.append(args[0])))
-        hooks.extend(block.register_forward_hook(lambda block, args, out: states.append(out)) for block in vit.blocks)
-    try:
-        tokens = model(pixels, do_pooling=False).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
-    tokens = tokens if _timm_norm(vit) is vit.norm else vit.fc_norm(tokens)
-    return BaseModelOutput(last_hidden_state=tokens, hidden_states=tuple(states))
-
-
-def _timm_norm(vit: nn.Module) -> nn.Module:
-    """The final norm, which models that average their tokens keep behind the average."""
-    return vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
-
-
-def _timm_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    from timm.models import is_model_in_modules
-
-    if not is_model_in_modules(config.architecture, ("vision_transformer", "deit", "eva")):
-        raise ValueError(f"the timm architecture {config.architecture!r} is not a plain vision transformer")
-    # no classifier is built, so its thousand label names need not be kept
-    return {"model_args": {**(config.model_args or {}), "dynamic_img_size": True}, "num_labels": 0}
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the models of one `model_type` need and others do not."""
-
-    class_tokens: int = 0  # without registers: the model's config counts those
-    run: Callable[..., BaseModelOutput] = _run
-    settings: Callable[[PreTrainedConfig], dict[str, Any]] = lambda config: {}  # what to change in the model's config
-    model_kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the model's constructor
-
-
-FAMILIES = {
-    "dinov2": Family(class_tokens=1),
-    "dinov2_with_registers": Family(class_tokens=1),
-    "dinov3_vit": Family(class_tokens=1),
-    "siglip": Family(run=_run_interpolated),
-    "siglip2": Family(run=_run_naflex),
-    "vit_mae": Family(class_tokens=1, run=_run_mae, settings=lambda config: {"mask_ratio": 0.0}),
-    "clip": Family(class_tokens=1, run=_run_clip),
-    "vit": Family(class_tokens=1, run=_run_interpolated, model_kwargs={"add_pooling_layer": False}),
-    "timm_wrapper": Family(run=_run_timm, settings=_timm_settings),
-}
-
-
-def _family(model_type: str | None) -> Family:
-    name = str(model_type).removesuffix("_vision_model")
-    if name not in FAMILIES:
-        raise ValueError(f"model_type {model_type!r} is not a supported encoder: use one of {', '.join(FAMILIES)}")
-    return FAMILIES[name]
-
-
-def _configure(config: PreTrainedConfig) -> tuple[PreTrainedConfig, Family]:
-    """The vision tower's config (an image-text model nests it) with its family's settings, and that family."""
-    config = getattr(config, "vision_config", config)
-    family = _family(config.model_type)
-    config.update(family.settings(config))
-    return config, family
 
 
 def _pair(size: int | list[int] | tuple[int, int] | dict[str, int]) -> tuple[int, int]:
@@ -148,7 +48,7 @@ def _pair(size: int | list[int] | tuple[int, int] | dict[str, int]) -> tuple[int
 
 
 def _read_statistics(path: str, config: PreTrainedConfig, **hub_kwargs) -> dict[str, Any]:
-    """Input size, mean and std as the checkpoint states them: there is no default that would suit every encoder."""
+    """Input size, mean and std as the checkpoint states them: no default suits every encoder."""
     from transformers import ImageProcessingMixin  # imports torchvision
 
     if config.model_type == "timm_wrapper":
@@ -177,13 +77,13 @@ class VisionEncoder(nn.Module):
     `compute_features` passes gradients to the images.
 
     Args:
-        model: one of the `FAMILIES`; of an image-text model the vision tower is taken.
+        model: one of the `encoder_families.FAMILIES`; of an image-text model the vision tower is used.
         image_size: default input size in pixels, a side or (height, width).
         image_mean, image_std: three values each, for images in [0, 1].
 
     Attributes:
         hidden_size (C), num_hidden_layers, patch_size, num_prefix_tokens (class and register tokens).
-        repo_id, revision: Hub id and commit that it was loaded from; None for folders and random weights.
+        repo_id, revision: Hub id and commit of its source; None for folders and random weights.
 
     Raises:
         ValueError: unsupported model type, patches that are not square, or a timm model of fixed input size.
@@ -198,14 +98,14 @@ class VisionEncoder(nn.Module):
     ):
         super().__init__()
         model = getattr(model, "vision_model", model)
-        config, family = _configure(model.config)
+        config, family = configure(model.config)
         self.model = model.requires_grad_(False)
         self.image_size = _pair(image_size)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
-        self._run = family.run
+        self._family = family
         if config.model_type == "timm_wrapper":
             vit = model.timm_model
-            norm, patch_size = _timm_norm(vit), vit.patch_embed.patch_size
+            norm, patch_size = timm_norm(vit), vit.patch_embed.patch_size
             if not (vit.dynamic_img_size and isinstance(norm, nn.LayerNorm)):
                 raise ValueError(
                     f"the timm model {config.architecture!r} must have dynamic_img_size=True and end in a LayerNorm, "
@@ -239,23 +139,23 @@ class VisionEncoder(nn.Module):
 
         Args:
             dtype: None keeps the checkpoint's own.
-            config: as the property `config` gives it, for a folder that holds nothing but weights.
+            config: the value of the property `config`, for a folder that holds nothing but weights.
             hub_kwargs: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, `force_download`, `proxies`.
 
         Raises:
             ValueError: unsupported model type, or statistics or weights that the checkpoint lacks.
-            OSError: files that are not there, the preprocessor config included.
+            OSError: missing files, the preprocessor config included.
         """
         path = str(pretrained_model_name_or_path)
         if config is None:
-            config, family = _configure(AutoConfig.from_pretrained(path, **hub_kwargs))
+            config, family = configure(AutoConfig.from_pretrained(path, **hub_kwargs))
             statistics = _read_statistics(path, config, **hub_kwargs)
         else:
             statistics = {key: value for key, value in config.items() if key != "model"}
-            config, family = _configure(CONFIG_MAPPING[config["model"]["model_type"]].from_dict(config["model"]))
+            config, family = configure(CONFIG_MAPPING[config["model"]["model_type"]].from_dict(config["model"]))
         load_kwargs = {"dtype": dtype or "auto", "variant": variant, **family.model_kwargs, **hub_kwargs}
         model, info = AutoModel.from_pretrained(path, config=config, output_loading_info=True, **load_kwargs)
-        # transformers only warns and leaves these random, which nothing would ever train
+        # transformers only warns, and leaves them random.
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
         encoder = cls(model, **statistics)
@@ -281,7 +181,7 @@ class VisionEncoder(nn.Module):
             "image_mean": self.image_mean,
             "image_std": self.image_std,
         }
-        if self._run is _run_naflex:
+        if self._family.reads_patches:
             num_patches = (height // self.patch_size) * (width // self.patch_size)
             processor |= {"image_processor_type": "Siglip2ImageProcessor"}
             processor |= {"patch_size": self.patch_size, "max_num_patches": num_patches}
@@ -289,15 +189,15 @@ class VisionEncoder(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "VisionEncoder":
-        """An encoder with random weights from what the property `config` gives, also under `torch.device("meta")`.
+        """An encoder with random weights from a value of the property `config`, also under `torch.device("meta")`.
 
         Args:
             config: `{"model": config of a transformers vision model, "image_size", "image_mean", "image_std"}`.
         """
         statistics = dict(config)
         model_dict = statistics.pop("model")
-        _family(model_dict.get("model_type"))  # a better error than that of the mapping
-        model_config, family = _configure(CONFIG_MAPPING[model_dict["model_type"]].from_dict(model_dict))
+        find_family(model_dict.get("model_type"))  # a better error than that of the mapping
+        model_config, family = configure(CONFIG_MAPPING[model_dict["model_type"]].from_dict(model_dict))
         return cls(AutoModel.from_config(model_config, **family.model_kwargs), **statistics)
 
     @property
@@ -352,9 +252,9 @@ class VisionEncoder(nn.Module):
 
         Args:
             pixel_values: (B, 3, H, W) in [-1, 1], any floating dtype.
-            grid: (h, w) tokens wanted: the images are resized to (h * patch_size, w * patch_size) and the positions
+            grid: (h, w) of the tokens: images are resized to (h * patch_size, w * patch_size) and positions
                 interpolated. None: the encoder's own input size.
-            output_hidden_states: whether to return the tokens between the layers, too.
+            output_hidden_states: also return the tokens between the layers.
             final_norm: "affine" for the model's own final norm (FAE), "plain" for that norm without gain and bias
                 (RAE, DRoRAE).
 
@@ -374,7 +274,9 @@ class VisionEncoder(nn.Module):
         p, plain = self.patch_size, final_norm == "plain"
         size = self.image_size if grid is None else (grid[0] * p, grid[1] * p)
         grid = (size[0] // p, size[1] // p)
-        outputs = self._run(self.model, self.preprocess(pixel_values, size), grid, output_hidden_states or plain)
+        outputs = self._family.run(
+            self.model, self.preprocess(pixel_values, size), grid, output_hidden_states or plain
+        )
 
         tokens, states = outputs.last_hidden_state, outputs.hidden_states
         if plain:

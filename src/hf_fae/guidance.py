@@ -1,6 +1,6 @@
-"""Contract 4: guidance is a value. How strongly to guide at which time, and how two predictions become one.
+"""Contract 4: guidance is a value. Its scale at each time, and how it combines two predictions.
 
-A scale of 1 is the plain conditional model everywhere; the papers on flows count from there, and call the rest w.
+A scale of 1 is the plain conditional model everywhere; papers on flows write it as 1 + w.
 """
 
 import math
@@ -18,9 +18,9 @@ class Guidance:
     """Classifier-free guidance with a scale that depends on the noise time t (1 noise, 0 data).
 
     Args:
-        intervals: `(t_low, t_high, scale)` for t_low < t <= t_high, the lowest one including 0. Where no interval
-            lies the scale is 1: the plain conditional prediction, for which no other pass is needed.
-        channels: guide only the first so many channels, as SiT's and LightningDiT's code does with 3; `None` is all.
+        intervals: `(t_low, t_high, scale)` for t_low < t <= t_high, the lowest one including 0. Outside of all
+            intervals the scale is 1: the plain conditional prediction, which needs no second pass.
+        channels: number of leading channels to guide (3 in SiT's and LightningDiT's code); `None` for all.
 
     The three-part schedule of FAE's main results (section 5): `Guidance(((0.9, 1.0, 0.9), (0.0, 0.7, 2.5)))`.
 
@@ -55,10 +55,10 @@ class Guidance:
 
     @classmethod
     def of(cls, value: "float | list[tuple[float, float, float]] | dict | Guidance") -> "Guidance":
-        """From what a user writes: a scale for all times, a list of intervals, the fields as a dict, or a `Guidance`.
+        """Convert user input: a scale for all times, a list of intervals, the fields as a dict, or a `Guidance`.
 
         Raises:
-            ValueError: neither of these.
+            ValueError: none of these.
         """
         if isinstance(value, cls):
             return value
@@ -70,7 +70,7 @@ class Guidance:
 
     @property
     def is_active(self) -> bool:
-        """Whether any time is guided at all."""
+        """Whether the scale differs from 1 at any time."""
         return any(scale != 1 for _, _, scale in self.intervals)
 
     def scale_at(self, t: float) -> float:
@@ -83,7 +83,7 @@ class Guidance:
     def combine(self, conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
         """unconditional + scale * (conditional - unconditional), predictions (B, C, H, W).
 
-        In AutoGuidance (arXiv 2406.02507) these are of a strong and of a weak model.
+        In AutoGuidance (arXiv 2406.02507) these are predictions of a strong and of a weak model.
         """
         guided = torch.lerp(unconditional, conditional, scale)
         if self.channels is None:
@@ -96,10 +96,10 @@ class FlowGuidance:
     """Guidance of an autoregressive flow, which predicts a mean and a scale (STARFlow, arXiv 2506.06276).
 
     Args:
-        weight: the paper's w, how much guidance there is beyond the conditional model: 0 is none, the paper draws with
-            3. In a pipeline `guidance_scale` = 1 + w: where both scales agree, the rule is the ordinary one.
-        rule: `"starflow"`, which never widens the conditional distribution for w >= 0, or `"tarflow"`, the older one
-            (arXiv 2412.06329), which extrapolates mean and log-scale and falls apart at high weights: for comparison.
+        weight: the paper's w: 0 for no guidance; the paper samples with 3. In a pipeline `guidance_scale` = 1 + w:
+            where both predicted scales agree, the rule is ordinary classifier-free guidance.
+        rule: `"starflow"`, which never widens the conditional distribution for w >= 0, or for comparison `"tarflow"`
+            (arXiv 2412.06329), which extrapolates mean and log-scale and diverges at high weights.
 
     Raises:
         ValueError: a weight below -1 (the unconditional end) or not finite, or another rule.
@@ -116,10 +116,10 @@ class FlowGuidance:
 
     @classmethod
     def of(cls, value: "float | dict | FlowGuidance") -> "FlowGuidance":
-        """From what a user writes: a scale, which is 1 + w, the fields as a dict, or a `FlowGuidance`.
+        """Convert user input: a scale, which is 1 + w, the fields as a dict, or a `FlowGuidance`.
 
         Raises:
-            ValueError: neither of these, or a scale that is negative or not finite.
+            ValueError: none of these, or a scale that is negative or not finite.
         """
         if isinstance(value, cls):
             return value
@@ -145,17 +145,17 @@ class FlowGuidance:
         if self.rule == "tarflow":
             return mean + self.weight * (mean - negative_mean), scale * (scale / negative_scale) ** self.weight
         ratio = (scale / negative_scale).square().clamp_max(1)
-        spread = 1 + self.weight * (1 - ratio)  # D, so written never below 1 by rounding
+        spread = 1 + self.weight * (1 - ratio)  # D, in a form that rounding never puts below 1
         return mean + self.weight * ratio / spread * (mean - negative_mean), scale * spread.rsqrt()
 
 
 @dataclass(frozen=True)
 class TokenGuidance:
-    """Guidance of a model that draws an image token by token (MAR, arXiv 2406.11838; l-DeTok, arXiv 2507.15856).
+    """Guidance of a model that generates an image token by token (MAR, arXiv 2406.11838; l-DeTok, arXiv 2507.15856).
 
     Args:
-        scale: 1 is none. The papers draw with 3.9 (MAR-B) and 3.4 (MAR-L).
-        schedule: `"linear"`, from 1 where no token is known towards `scale` where all are, or `"constant"`.
+        scale: 1 for no guidance. l-DeTok samples with 3.9 (MAR-B) and 3.4 (MAR-L).
+        schedule: `"linear"`, from 1 where no token is known to `scale` where all are, or `"constant"`.
 
     Raises:
         ValueError: a scale that is negative or not finite, or another schedule.
@@ -172,10 +172,10 @@ class TokenGuidance:
 
     @classmethod
     def of(cls, value: "float | dict | TokenGuidance") -> "TokenGuidance":
-        """From what a user writes: a scale, the fields as a dict, or a `TokenGuidance`.
+        """Convert user input: a scale, the fields as a dict, or a `TokenGuidance`.
 
         Raises:
-            ValueError: neither of these.
+            ValueError: none of these.
         """
         if isinstance(value, cls):
             return value
@@ -185,11 +185,11 @@ class TokenGuidance:
 
     @property
     def is_active(self) -> bool:
-        """Whether any token is guided at all."""
+        """Whether any token is guided."""
         return self.scale != 1
 
     def scale_at(self, known: float) -> float:
-        """The scale for the next tokens, where a share `known` in [0, 1) of all tokens is there."""
+        """The scale for the next tokens at a share `known` of all tokens in [0, 1): `TokenGenerator.guided_share`."""
         return self.scale if self.schedule == "constant" else 1 + (self.scale - 1) * known
 
     def combine(self, conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:

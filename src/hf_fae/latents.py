@@ -1,7 +1,7 @@
 """Contract 2: what all tokenizers share. Normalised latents, and images larger than memory in slices and tiles.
 
-A tokenizer of ours normalises by itself. Of diffusers' own autoencoders (`AutoencoderKL`), whose users have to do it,
-the functions here take care: whoever goes through them never sees a scaling factor.
+A tokenizer of ours normalises its latents itself. For diffusers' own autoencoders (`AutoencoderKL`), whose users have
+to do it, the functions here do: their callers never see a scaling factor.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def normalized_posterior(moments: torch.Tensor, mean: torch.Tensor, std: torch.T
 def latent_statistics(vae: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation by which a tokenizer's latents are normalised: (C, 1, 1) or (C, H, W), fp32.
 
-    One of diffusers has them in its config: a scaling factor, sometimes a shift or numbers for each channel.
+    Those of diffusers are in its config: a scaling factor, sometimes a shift or values per channel.
     """
     if isinstance(vae, LatentAutoencoderMixin):
         return vae.latents_mean, vae.latents_std
@@ -62,9 +62,9 @@ def encode_images(vae: torch.nn.Module, pixel_values: torch.Tensor) -> DiagonalG
 
 
 def decode_latents(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, H, W), about [-1, 1] and unclamped, of normalised latents (B, C, h, w) of any dtype."""
+    """Images (B, 3, H, W), about [-1, 1] and unclamped, from normalised latents (B, C, h, w) of any dtype."""
     if not isinstance(vae, LatentAutoencoderMixin):
-        # To the latents' device: where the vae is offloaded, it is still elsewhere.
+        # On the latents' device: an offloaded vae is still on another.
         mean, std = (value.to(latents.device) for value in latent_statistics(vae))
         latents = latents.float() * std + mean
     return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
@@ -81,7 +81,7 @@ def latent_size(vae: torch.nn.Module, height: int, width: int) -> tuple[int, int
     """Rows and columns of the latents of images of this size.
 
     Raises:
-        ValueError: a size that the tokenizer does not take.
+        ValueError: a size that the tokenizer does not support.
     """
     if isinstance(vae, LatentAutoencoderMixin):
         return vae.latent_size(height, width)
@@ -98,7 +98,7 @@ def image_size(vae: torch.nn.Module, rows: int, columns: int) -> tuple[int, int]
 
 
 def _starts(size: int, tile: int, stride: int) -> list[int]:
-    """Where tiles begin; the last one ends flush with the picture."""
+    """Where tiles begin; the last one ends flush with the image."""
     return [*range(0, max(size - tile, 0), stride), max(size - tile, 0)]
 
 
@@ -139,7 +139,7 @@ def blend_tiles(
 
 
 def _hat(size: int, device: torch.device) -> torch.Tensor:
-    """Weights that rise from the border to the middle: pieces fade into each other."""
+    """Weights (size,) that rise from the border to the middle, so that neighbouring tiles blend."""
     position = torch.arange(size, device=device, dtype=torch.float32)
     return torch.minimum(position + 1, size - position)
 
@@ -147,17 +147,17 @@ def _hat(size: int, device: torch.device) -> torch.Tensor:
 class LatentAutoencoderMixin(AutoencoderMixin):
     """Latent statistics, slicing and tiling for a tokenizer.
 
-    A tokenizer calls `init_latents` in `__init__`; `encode` then gives and `decode` takes latents (B, C, H, W) of zero
-    mean and unit variance over the data set, and nobody outside sees a mean, a std or a scaling factor.
+    A tokenizer calls `init_latent_statistics` in `__init__`; `encode` then returns and `decode` accepts latents
+    (B, C, H, W) of zero mean and unit variance over the data set, and callers see no mean, std or scaling factor.
     """
 
     _keep_in_fp32_modules = ["latents_mean", "latents_std"]
 
-    def init_latents(self, *shape: int, tile: tuple[int, int] | None) -> None:
+    def init_latent_statistics(self, *shape: int, tile: tuple[int, int] | None) -> None:
         """Make the statistics buffers of `shape`: (C, 1, 1) per channel or (C, H, W) per element; identity at first.
 
-        `tile` is the height and width in latent cells above which `enable_tiling` works in tiles of that size; with
-        None it is refused.
+        `tile` is the height and width in latent cells above which `enable_tiling` works in tiles of that size; None
+        for a tokenizer that does not support tiling.
         """
         self.register_buffer("latents_mean", torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("latents_std", torch.ones(shape, dtype=torch.float32))
@@ -170,7 +170,7 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         """Rows and columns of the latents of images of this size.
 
         Raises:
-            ValueError: a size that the tokenizer does not take; the base takes all.
+            ValueError: a size that the tokenizer does not support; the base supports all.
         """
         ratio = self.spatial_compression_ratio
         return height // ratio, width // ratio
@@ -180,27 +180,27 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         ratio = self.spatial_compression_ratio
         return rows * ratio, columns * ratio
 
-    def _check_sides(self, requirement, got, wanted, in_tiles=False):
-        """Refuse other sides than those wanted; where tiling is enabled, larger ones will do if `in_tiles` says so."""
+    def _check_sides(self, requirement, got, expected, in_tiles=False):
+        """Refuse other sides than those expected; with `in_tiles`, larger ones pass where tiling is enabled."""
         in_tiles = in_tiles and hasattr(self, "use_tiling")
-        if got == wanted or (in_tiles and self.use_tiling and got[0] >= wanted[0] and got[1] >= wanted[1]):
+        if got == expected or (in_tiles and self.use_tiling and got[0] >= expected[0] and got[1] >= expected[1]):
             return
         larger = ", or larger after enable_tiling()" if in_tiles else ""
-        raise ValueError(f"{requirement} {wanted[0]} x {wanted[1]}{larger}, got {got[0]} x {got[1]}")
+        raise ValueError(f"{requirement} {expected[0]} x {expected[1]}{larger}, got {got[0]} x {got[1]}")
 
     def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
-        """Tensors and settings on which latents depend, beside a frozen encoder."""
+        """Tensors and settings on which latents depend, in addition to a frozen encoder."""
         raise NotImplementedError
 
     def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
-        """What `encode` gives of images (B, 3, H, W), whole and at once.
+        """The posterior that `encode` returns for images (B, 3, H, W), without slices, tiles and checks.
 
-        It does not look for NaN, for which `encode` has to wait for the device: this is for training loops.
+        For training loops: `encode` checks for NaN, for which the host synchronises with the device.
         """
         raise NotImplementedError
 
     def _apply(self, fn, recurse=True):
-        # A cast to half precision must not round the statistics, which `save_pretrained` would then keep so.
+        # A cast to half precision must not round the statistics, which `save_pretrained` would then store so.
         statistics = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers(recurse=False):
@@ -212,7 +212,7 @@ class LatentAutoencoderMixin(AutoencoderMixin):
     def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Set the mean and standard deviation of *unnormalised* latents over the training set.
 
-        They replace earlier ones: estimate them on `denormalize_latents` of what `encode` gives.
+        They replace earlier ones: estimate them on `denormalize_latents(encode(...))`.
 
         Raises:
             ValueError: a shape other than that of `latents_mean`, non-finite values or a std that is not positive.
@@ -247,7 +247,7 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         return in_tiles(inputs)
 
     def check_images(self, pixel_values: torch.Tensor, multiple_of: int) -> None:
-        """Refuse what is no batch of images.
+        """Refuse anything but a batch of images.
 
         Raises:
             ValueError: not floating point, not (B, 3, H, W), or sides that are no positive multiples of `multiple_of`.
@@ -266,7 +266,7 @@ class LatentAutoencoderMixin(AutoencoderMixin):
             )
 
     def check_latents(self, latents: torch.Tensor) -> None:
-        """Refuse what is no batch of this tokenizer's latents.
+        """Refuse anything but a batch of this tokenizer's latents.
 
         Raises:
             ValueError: not (B, latent_channels, H, W).

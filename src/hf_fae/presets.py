@@ -1,7 +1,8 @@
-"""The published sizes, as data. `build_preset(name)` makes the model of that size, with random weights."""
+"""The published sizes, as data. `build_preset(name)` builds the model of that size with random weights."""
 
 import difflib
 
+import diffusers
 import torch
 from diffusers import ModelMixin
 
@@ -28,22 +29,36 @@ def _dinov2(hidden_size: int, num_layers: int, swiglu: bool = False) -> dict:
     return {"model": model, "image_size": [224, 224], **IMAGENET}
 
 
-def _siglip2_g_opt(image_size: int) -> dict:
-    """SigLIP2 g-opt/16 (arXiv 2502.14786): 1536 wide. Its fixed-size checkpoints have SigLIP's model type."""
+def _siglip2(hidden_size: int, num_layers: int, heads: int, image_size: int) -> dict:
+    """SigLIP2/16 (arXiv 2502.14786). Its fixed-size checkpoints have SigLIP's model type."""
     model = {
         "model_type": "siglip_vision_model",
-        "hidden_size": 1536,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 16,
-        "intermediate_size": 6144,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden_size,
         "patch_size": 16,
         "image_size": image_size,
     }
     return {"model": model, "image_size": [image_size, image_size], **HALF}
 
 
+def _mae_base() -> dict:
+    """MAE's ViT-B/16 (arXiv 2111.06377), trained at 224 px; RAE reads 256 px with interpolated positions."""
+    model = {
+        "model_type": "vit_mae",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "patch_size": 16,
+        "image_size": 224,
+    }
+    return {"model": model, "image_size": [224, 224], **IMAGENET}
+
+
 def _fae(encoder_id: str, encoder_config: dict, sample_size: int = 256, latent_channels: int = 32) -> tuple[str, dict]:
-    """FAE (arXiv 2512.07829, appendix D): all but the widths is the same for all encoders, see `AutoencoderFAE`."""
+    """FAE (arXiv 2512.07829, appendix D): only the widths depend on the encoder, see `AutoencoderFAE`."""
     config = {
         "feature_dim": encoder_config["model"]["hidden_size"],
         "latent_channels": latent_channels,
@@ -61,8 +76,8 @@ def _dinov2_reg(hidden_size: int, num_layers: int) -> dict:
     return {**config, "model": model}
 
 
-def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
-    """RAE with the decoder ViT-XL (arXiv 2510.11690, section 3); DRoRAE (arXiv 2605.10780) fuses all layers."""
+def _drorae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
+    """DRoRAE (arXiv 2605.10780) with RAE's decoder ViT-XL; by default it fuses all layers of a ViT-B."""
     width = encoder_config["model"]["hidden_size"]
     config = {
         "feature_dim": width,
@@ -74,14 +89,19 @@ def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
     return "AutoencoderDRoRAE", config
 
 
-# Widths, layers and heads of l-DeTok's halves (arXiv 2507.15856): not those of ViT.
+def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
+    """RAE with the decoder ViT-XL (arXiv 2510.11690, section 3), which reads the last layer alone."""
+    return _drorae(encoder_id, encoder_config, fusion_type="none", fusion_layers=1, **config)
+
+
+# Widths, layers and heads of l-DeTok's encoders and decoders (arXiv 2507.15856); they differ from ViT's.
 DETOK_SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 DETOK_PAIRS = ("ss", "sb", "sl", "bs", "bb", "bl", "ls", "lb", "ll", "xlxl")
 
 
 def _detok(pair: str) -> tuple[str, dict]:
-    """l-DeTok for 256 px; its pair of letters is that of encoder and decoder."""
-    config = {}
+    """l-DeTok for 256 px, computed as its weights were published; the letters name encoder and decoder."""
+    config = {"rotary_as_released": True}
     for half, size in (("encoder", pair[: len(pair) // 2]), ("decoder", pair[len(pair) // 2 :])):
         width, num_layers, heads = DETOK_SIZES[size]
         config |= {
@@ -93,17 +113,19 @@ def _detok(pair: str) -> tuple[str, dict]:
 
 
 def _maetok(sample_size: int) -> tuple[str, dict]:
-    """MAETok's tokenizer for ImageNet (arXiv 2502.03444, Table 7), with its three auxiliary decoders.
-
-    Their targets are HOG of 9 bins, 3 colours and 2 x 2 cells, DINOv2-L and SigLIP SO400M.
-    """
-    targets = {"hog": 108, "dinov2": 1024, "siglip": 1152}
-    return "AutoencoderMAETok", {"sample_size": sample_size, "auxiliary_targets": targets}
+    """MAETok's published tokenizer for ImageNet (arXiv 2502.03444), whose decoder is modulated, unlike the paper's."""
+    config = {
+        "sample_size": sample_size,
+        "decoder_type": "modulated",
+        "rope_type": "learned",
+        "rope_theta": 10.0,
+    }
+    return "AutoencoderMAETok", config
 
 
 # DiT's sizes (arXiv 2212.09748, Table 1), which SiT and LightningDiT keep: layers, heads, head width.
 DIT_SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "l": (24, 16, 64), "xl": (28, 16, 72)}
-# The two ends of FAE's Table 6, and DiT, which is SiT but for what it predicts.
+# The two ends of FAE's Table 6, and DiT, which differs from SiT only in what it predicts.
 DIT_KINDS = {
     "lightningdit": {"norm_type": "rms_norm", "ff_type": "swiglu", "use_rope": True},  # arXiv 2501.01423
     "sit": {"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": False},  # arXiv 2401.08740
@@ -116,27 +138,53 @@ DIT_KINDS = {
 }
 
 
-def _dit(kind: str, size: str, in_channels: int = 32, sample_size: int | list[int] = 16) -> tuple[str, dict]:
-    """A denoiser with patch size 1 for the 1000 classes of ImageNet, by default for FAE's latents (appendix D)."""
+# What l-DeTok's code changes of them (arXiv 2507.15856).
+DETOK_KINDS = {
+    "lightningdit": {"pos_embed_type": "learned"},
+    "sit": {"ff_type": "exact_gelu"},
+    "dit": {"ff_type": "exact_gelu"},
+}
+# SD-VAE's latents of 256 px in 256 tokens.
+SD_VAE = {"sample_size": 32, "patch_size": 2, "in_channels": 4}
+
+
+def _dit(kind: str, size: str, **config) -> tuple[str, dict]:
+    """A denoiser for the 1000 classes of ImageNet, by default with patch size 1 for FAE's latents (appendix D)."""
     num_layers, heads, head_dim = DIT_SIZES[size]
     config = {
-        "sample_size": sample_size,
+        "sample_size": 16,
         "patch_size": 1,
-        "in_channels": in_channels,
+        "in_channels": 32,
         "num_layers": num_layers,
         "num_attention_heads": heads,
         "attention_head_dim": head_dim,
         "num_classes": 1000,
         **DIT_KINDS[kind],
+        **config,
     }
     return "LightningDiTTransformer2DModel", config
 
 
-def _dit_dh(size: str) -> tuple[str, dict]:
-    """DiT^DH with patch size 1 for RAE's 16 x 16 x 768 latents of DINOv2-B and the 1000 classes of ImageNet."""
+def _autoencoder_kl(latent_channels: int, decoder_attention: bool, **config) -> tuple[str, dict]:
+    """LDM's convolutional autoencoder of 16 pixels per latent (arXiv 2112.10752), a class of diffusers."""
+    config = {
+        "down_block_types": [*4 * ["DownEncoderBlock2D"], "AttnDownEncoderBlock2D"],
+        "up_block_types": ["AttnUpDecoderBlock2D" if decoder_attention else "UpDecoderBlock2D"]
+        + 4 * ["UpDecoderBlock2D"],
+        "block_out_channels": [128, 128, 256, 256, 512],
+        "layers_per_block": 2,
+        "latent_channels": latent_channels,
+        "sample_size": 256,
+        **config,
+    }
+    return "AutoencoderKL", config
+
+
+def _dit_dh(size: str, sample_size: int = 16) -> tuple[str, dict]:
+    """DiT^DH with patch size 1 for RAE's latents of DINOv2-B, 768 channels, and the 1000 classes of ImageNet."""
     num_layers, heads, head_dim = DIT_SIZES[size]
     config = {
-        "sample_size": 16,
+        "sample_size": sample_size,
         "in_channels": 768,
         "num_layers": num_layers,
         "num_attention_heads": heads,
@@ -174,8 +222,8 @@ def _mmdit(num_layers: int, width: int, sample_size: int, in_channels: int) -> t
     return "MMDiTTransformer2DModel", config
 
 
-# MAR's sizes (arXiv 2406.11838, Table 1 and its code): layers of encoder and of decoder, width, heads; of the head the
-# layers and the width: those of l-DeTok's 800-epoch runs for B and L, for H those of MAR.
+# MAR's sizes (arXiv 2406.11838, Table 1 and its code): layers of encoder and of decoder, width, heads; layers and
+# width of the head, for B and L those of l-DeTok's 800-epoch runs, for H MAR's.
 MAR_SIZES = {"b": (12, 768, 12, 6, 1024), "l": (16, 1024, 16, 8, 1280), "h": (20, 1280, 16, 12, 1536)}
 # l-DeTok (arXiv 2507.15856): layers, width, heads of its causal models, all with the head of its 100-epoch runs.
 AR_SIZES = {"b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16), "h": (32, 1280, 16)}
@@ -217,34 +265,52 @@ PRESETS: dict[str, tuple[str, dict]] = {
     "fae-dinov2-b": _fae("facebook/dinov2-base", _dinov2(768, 12)),
     "fae-dinov2-s": _fae("facebook/dinov2-small", _dinov2(384, 12)),
     # FAE section 5.2: the tokenizer of text-to-image and retrieval.
-    "fae-siglip2-g-opt": _fae("google/siglip2-giant-opt-patch16-256", _siglip2_g_opt(256)),
+    "fae-siglip2-g-opt": _fae("google/siglip2-giant-opt-patch16-256", _siglip2(1536, 40, 16, 256)),
     # FAE appendix D, column MMDiT-384: latents of 24 x 24 x 64 for the showcase images.
     "fae-siglip2-g-opt-384": _fae(
-        "google/siglip2-giant-opt-patch16-384", _siglip2_g_opt(384), sample_size=384, latent_channels=64
+        "google/siglip2-giant-opt-patch16-384", _siglip2(1536, 40, 16, 384), sample_size=384, latent_channels=64
     ),
-    # RAE's default, and DRoRAE on it: fusion 56.78 M (section 3.2), decoder 415.06 M.
-    "rae-dinov2-b": _rae(
-        "facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_type="none", fusion_layers=1
-    ),
-    "drorae-dinov2-b": _rae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_layers=12),
+    # RAE's published tokenizers (nyu-visionx/RAE-collections), decoder 415.06 M; rae-dinov2-b is its default.
+    **{
+        f"rae-dinov2-{size}": _rae(f"facebook/dinov2-with-registers-{name}", _dinov2_reg(width, layers))
+        for size, name, width, layers in (("s", "small", 384, 12), ("b", "base", 768, 12), ("l", "large", 1024, 24))
+    },
+    "rae-dinov2-b-512": _rae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), sample_size=512),
+    "rae-siglip2-b": _rae("google/siglip2-base-patch16-256", _siglip2(768, 12, 12, 256)),
+    "rae-mae-b": _rae("facebook/vit-mae-base", _mae_base()),
+    # DRoRAE on RAE's default: fusion 56.78 M (section 3.2).
+    "drorae-dinov2-b": _drorae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_layers=12),
     # l-DeTok: detok-bb is the published one, detok-sb that of its ablations.
     **{f"detok-{pair}": _detok(pair) for pair in DETOK_PAIRS},
     # MAETok: 128 latent tokens at either size.
     "maetok-b-128": _maetok(256),
     "maetok-b-128-512": _maetok(512),
+    # VA-VAE (arXiv 2501.01423), 69.84 M, and the KL-16 of MAR (arXiv 2406.11838).
+    "vavae-f16d32": _autoencoder_kl(32, decoder_attention=True, scaling_factor=1.0),
+    "kl-f16d16": _autoencoder_kl(16, decoder_attention=False, scaling_factor=0.2325),
     # FAE appendix D, column LDM: lightningdit-xl-1 is its 675.26 M; the sit models are those of its Tables 5 and 6.
+    # lightningdit-xl-1 is also LightningDiT's own model, whose VA-VAE has latents of the same size.
     **{f"{kind}-{size}-1": _dit(kind, size) for kind in DIT_KINDS for size in DIT_SIZES},
+    # SiT and DiT as published, on SD-VAE's latents; REPA (arXiv 2410.06940) trains sit-xl-2.
+    **{f"{kind}-{size}-2": _dit(kind, size, **SD_VAE) for kind in ("sit", "dit") for size in DIT_SIZES},
+    "dit-xl-2-512": _dit("dit", "xl", **{**SD_VAE, "sample_size": 64}),
     # The denoisers of l-DeTok's 16 x 16 x 16 latents, and of MAETok's 1 x 128 x 32 (its Tables 8 and 9).
-    **{f"{kind}-{size}-1-detok": _dit(kind, size, 16) for kind in DIT_KINDS for size in ("b", "l", "xl")},
     **{
-        f"{kind}-{size}-1-maetok": _dit(kind, size, sample_size=[1, 128])
-        for kind, size in (("lightningdit", "xl"), ("sit", "l"), ("sit", "xl"))
+        f"{kind}-{size}-1-detok": _dit(kind, size, in_channels=16, **DETOK_KINDS[kind])
+        for kind in DIT_KINDS
+        for size in ("b", "l", "xl")
+    },
+    "lightningdit-xl-1-maetok": _dit("lightningdit", "xl", sample_size=[1, 128]),
+    **{
+        f"sit-{size}-1-maetok": _dit("sit", size, sample_size=[1, 128], pos_embed_type="sincos_1d")
+        for size in ("l", "xl")
     },
     # FAE appendix D, columns MMDiT and MMDiT-384: 603.46 M and 2017.84 M, counted here as 603.59 M and 2017.84 M.
     "mmdit-256": _mmdit(16, 1024, 16, 32),
     "mmdit-384": _mmdit(24, 1536, 24, 64),
-    # RAE (arXiv 2510.11690): dit-dh-xl is its 839 M.
+    # RAE (arXiv 2510.11690): dit-dh-xl is its 839 M; S and XL are published for 512 px, too.
     **{f"dit-dh-{size}": _dit_dh(size) for size in DIT_SIZES},
+    **{f"dit-dh-{size}-512": _dit_dh(size, sample_size=32) for size in ("s", "xl")},
     # The autoregressive generators of l-DeTok's latents; mar-b and mar-l are its 208 M and 479 M.
     **{f"mar-{size}": _mar(size) for size in MAR_SIZES},
     **{f"{order}-ar-{size}": _autoregressive(order, size) for order in ("raster", "random") for size in AR_SIZES},
@@ -254,9 +320,19 @@ PRESETS: dict[str, tuple[str, dict]] = {
     "starflow-imagenet-256-sd-vae": _starflow(
         [2, 2, 2, 2, 2, 18], 2048, num_classes=1000, sample_size=32, patch_size=2, in_channels=4
     ),
-    # STARFlow's text-to-image model 24(6)-3072, 3.8 B, on 128 tokens of Flan-T5-XL.
+    # STARFlow's text-to-image model 24(6)-3072, 3.8 B, on 128 tokens of Flan-T5-XL: on FAE's latents, and as published
+    # (apple/starflow, "3B") on SD-VAE's latents of 32 x 32 x 4, 1024 tokens.
     "starflow-text-256": _starflow(
         [2, 2, 2, 2, 2, 24], 3072, num_classes=None, caption_channels=2048, max_caption_length=128
+    ),
+    "starflow-text-256-sd-vae": _starflow(
+        [2, 2, 2, 2, 2, 24],
+        3072,
+        num_classes=None,
+        caption_channels=2048,
+        max_caption_length=128,
+        sample_size=32,
+        in_channels=4,
     ),
 }
 
@@ -266,7 +342,7 @@ def build_preset(name: str, device: str | torch.device | None = None) -> ModelMi
 
     Args:
         name: a key of `PRESETS`.
-        device: where the weights are made, by default torch's default device; `"meta"` allocates no memory.
+        device: where the weights are created, by default torch's default device; `"meta"` allocates no memory.
 
     Raises:
         ValueError: no such preset.
@@ -276,4 +352,4 @@ def build_preset(name: str, device: str | torch.device | None = None) -> ModelMi
         raise ValueError(f"name {name!r} is no preset; did you mean {', '.join(close)}?")
     class_name, config = PRESETS[name]
     with torch.device(device or torch.get_default_device()):
-        return getattr(hf_fae, class_name)(**config)
+        return (getattr(hf_fae, class_name, None) or getattr(diffusers, class_name))(**config)

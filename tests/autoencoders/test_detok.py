@@ -118,7 +118,7 @@ class TestCorruption:
         assert torch.equal(vae(images, VISIBLE).sample, vae(other, VISIBLE).sample)
         assert not torch.allclose(vae(images).sample, vae(other).sample, atol=1e-3)
 
-    def test_visible_patches_keep_the_angles_of_their_places(self, vae, images):
+    def test_visible_patches_keep_the_angles_of_their_positions(self, vae, images):
         seen = []
         handle = vae.encoder.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
         vae(images, VISIBLE)
@@ -127,7 +127,7 @@ class TestCorruption:
             assert values.shape == (2, 9, 1, 8)
             assert torch.equal(values[1, :, 0], table[VISIBLE[1]])
 
-    def test_decoder_sees_each_token_at_its_place_and_the_mask_token_elsewhere(self, vae, images):
+    def test_decoder_sees_each_token_at_its_position_and_the_mask_token_elsewhere(self, vae, images):
         decoder, seen = vae.decoder, []
         handle = decoder.norm_in.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         mean = vae(images, VISIBLE).moments[:, :4, 0].mT
@@ -135,11 +135,11 @@ class TestCorruption:
         tokens = seen[0] - decoder.positions
         for image in range(2):
             visible = dict(zip(VISIBLE[image].tolist(), decoder.proj_in(mean[image]), strict=True))
-            for place in range(16):
-                expected = visible.get(place, decoder.mask_token)
-                torch.testing.assert_close(tokens[image, place], expected, atol=1e-5, rtol=1e-4)
+            for position in range(16):
+                expected = visible.get(position, decoder.mask_token)
+                torch.testing.assert_close(tokens[image, position], expected, atol=1e-5, rtol=1e-4)
 
-    def test_noise_of_a_patch_is_that_of_its_place(self, vae, images):
+    def test_noise_of_a_patch_is_that_of_its_position(self, vae, images):
         """So that an image's noise is the same whatever is hidden."""
         changed = NOISE[0].flatten(2).clone()
         changed[0, :, VISIBLE[0, 0]] += 1

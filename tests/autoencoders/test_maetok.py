@@ -1,4 +1,4 @@
-"""MAETok: its sequences, what masks and latents do, its auxiliary decoders, and section 1 of its specification."""
+"""MAETok: its sequences, masks, modulation and auxiliary decoders, and section 1 of its specification."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_shapes(vae, images):
 
 @pytest.mark.parametrize("name, patches", [("maetok-b-128", 256), ("maetok-b-128-512", 1024)])
 def test_published_sequences(name, patches):
-    """A class token, the patches and 128 latent tokens in; as many masks as patches and the latent tokens out."""
+    """The encoder reads class token, patches and 128 latent tokens; the decoder masks for all patches, and latents."""
     vae = build_preset(name, device="meta")
     side = vae.config.sample_size
     images, latents = torch.empty(1, 3, side, side, device="meta"), torch.empty(1, 32, 1, 128, device="meta")
@@ -51,7 +51,14 @@ def test_published_sequences(name, patches):
     ((decoded, *_),) = inputs_of(vae.decoder.blocks[0], lambda: vae.decode(latents))
     assert encoded.shape == (1, 1 + patches + 128, 768) and decoded.shape == (1, patches + 128, 768)
     assert vae.decoder.proj_out.out_features == 768 and vae.decoder(latents.flatten(2).mT).shape == (1, patches, 768)
-    output = vae(images, predict_targets=True)
+
+
+@pytest.mark.parametrize("side, patches", [(256, 256), (512, 1024)])
+def test_auxiliary_targets_of_the_paper(side, patches):
+    """HOG of 9 bins, 3 colours and 2 x 2 cells, DINOv2-L and SigLIP SO400M."""
+    with torch.device("meta"):
+        vae = AutoencoderMAETok(side, auxiliary_targets={"hog": 108, "dinov2": 1024, "siglip": 1152})
+    output = vae(torch.empty(1, 3, side, side, device="meta"), predict_targets=True)
     widths = {target: prediction.shape for target, prediction in output.predictions.items()}
     assert widths == {"hog": (1, patches, 108), "dinov2": (1, patches, 1024), "siglip": (1, patches, 1152)}
 
@@ -62,10 +69,8 @@ class TestSequence:
         ((tokens, *_),) = inputs_of(encoder.blocks[0], lambda: encoder(images, MASK))
         assert tokens.shape == (2, 1 + 16 + 6, 32)
         torch.testing.assert_close(tokens[:, 0], encoder.class_token.expand(2, -1))
-        patches = encoder.proj_in(images).flatten(2).mT
-        for image in range(2):
-            assert torch.equal(tokens[image, 1:17][~MASK[image]], patches[image][~MASK[image]])
-            assert (tokens[image, 1:17][MASK[image]] == encoder.mask_token).all()
+        patches = torch.where(MASK[..., None], encoder.mask_token, encoder.proj_in(images).flatten(2).mT)
+        torch.testing.assert_close(tokens[:, 1:17], patches + encoder.positions)
         torch.testing.assert_close(tokens[1, 17:], encoder.latent_tokens + encoder.latent_positions)
 
     def test_decoder_reads_masks_latents(self, vae):
@@ -74,14 +79,25 @@ class TestSequence:
         assert tokens.shape == (2, 16 + 6, 48) and (tokens[:, :16] == decoder.mask_token).all()
         torch.testing.assert_close(tokens[:, 16:], decoder.proj_in(latents) + decoder.latent_positions)
 
+    def test_class_token_of_the_decoder(self):
+        """It comes first, is not rotated, and is dropped from the output."""
+        decoder, latents = tiny_released_maetok(decoder_class_token=True).decoder, torch.randn(2, 6, 4)
+        ((tokens, (cos, _), *_), *_) = inputs_of(decoder.blocks[0], lambda: decoder(latents))
+        assert tokens.shape == (2, 1 + 16 + 6, 48) and cos[:, 0].eq(1).all()
+        assert (tokens[:, 0] == decoder.class_token).all() and (tokens[:, 1:17] == decoder.mask_token).all()
+        with torch.no_grad():
+            patches = decoder(latents)
+            decoder.class_token.add_(torch.randn(48))
+            assert patches.shape == (2, 16, 192) and not torch.allclose(decoder(latents), patches, atol=1e-3)
+
     def test_patches_alone_are_rotated(self, vae, images):
         (_, (cos, sin)), *_ = inputs_of(vae.encoder.blocks[1], lambda: vae.encoder(images))
         other = torch.tensor([0, *range(17, 23)])
         assert (cos[:, other] == 1).all() and (sin[:, other] == 0).all()
         assert cos[:, 1].flatten().eq(1).all() and not cos[:, 2:17].eq(1).all(-1).any()  # the first one is at (0, 0)
 
-    def test_places_differ_by_their_rotation_alone(self):
-        """With no rotation, one mask token in all places gives one patch in all places."""
+    def test_cells_differ_by_their_rotation_alone(self):
+        """Without rotation all cells have the same mask token, and become the same patch."""
         vae = tiny_released_maetok()
         with torch.no_grad():
             vae.decoder.rotary.frequencies.zero_()

@@ -1,4 +1,4 @@
-"""What tokenizers share that encode pixels themselves."""
+"""The base of tokenizers that encode pixels."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from factories import tiny_detok, tiny_maetok
 def test_latents_are_normalised(make):
     vae, images = make(), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     latents = vae.encode(images).latent_dist.mode()
-    picture, raw = vae.decode(latents).sample, vae.denormalize_latents(latents)
+    image, raw = vae.decode(latents).sample, vae.denormalize_latents(latents)
     vae.set_latent_statistics(raw.mean((0, 2, 3)).view(4, 1, 1), raw.std((0, 2, 3)).view(4, 1, 1))
     normalised = vae.encode(images).latent_dist.mode()
     torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalised.std((0, 2, 3)), torch.ones(4), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(vae.decode(normalised).sample, picture, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae.decode(normalised).sample, image, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("make", "latents"), [(tiny_detok, (1, 4, 32, 32)), (tiny_maetok, (1, 4, 1, 6))])

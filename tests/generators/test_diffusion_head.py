@@ -38,15 +38,15 @@ def moved(head):
     return head
 
 
-def test_tokens_are_drawn_each_by_itself():
+def test_tokens_are_sampled_independently():
     head, scheduler = moved(make_head()), head_scheduler()
     condition, noise = torch.randn(2, 3, 8), torch.randn(2, 3, 2)
     options = {"scheduler": scheduler, "num_steps": 4, "temperature": 0.0}
     whole = head.sample_tokens(condition, noise, **options)
     assert whole.dtype == torch.float32 and whole.shape == noise.shape
     for row in range(2):
-        for place in range(3):
-            one = (slice(row, row + 1), slice(place, place + 1))
+        for position in range(3):
+            one = (slice(row, row + 1), slice(position, position + 1))
             alone = head.sample_tokens(condition[one], noise[one], **options)
             torch.testing.assert_close(alone, whole[one], rtol=1e-4, atol=1e-4 * whole.abs().max().item())
 
@@ -56,10 +56,17 @@ def test_guidance_is_of_the_noise_and_the_variance_is_the_conditional_one():
     condition, negative, noise = torch.randn(1, 3, 8), torch.randn(1, 3, 8), torch.randn(1, 3, 2)
     plain = head.sample_tokens(condition, noise, scheduler, 4, generator=torch.Generator().manual_seed(0))
 
-    def guided(scale):
-        generator = torch.Generator().manual_seed(0)
+    def guided(scale, temperature=1.0):
         return head.sample_tokens(
-            condition, noise, scheduler, 4, 1.0, negative, TokenGuidance(scale), scale, generator
+            condition,
+            noise,
+            scheduler,
+            num_steps=4,
+            temperature=temperature,
+            negative_condition=negative,
+            guidance=TokenGuidance(scale),
+            scale=scale,
+            generator=torch.Generator().manual_seed(0),
         )
 
     torch.testing.assert_close(guided(1.0), plain, rtol=1e-3, atol=1e-3)
@@ -68,8 +75,7 @@ def test_guidance_is_of_the_noise_and_the_variance_is_the_conditional_one():
     # At scale 0 the noise is the negative one alone: with its own variance, too, it would be the negative sample.
     unconditional = head.sample_tokens(negative, noise, scheduler, 4, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(guided(0.0), unconditional, rtol=1e-4)
-    generator = torch.Generator().manual_seed(0)
-    cold = head.sample_tokens(condition, noise, scheduler, 4, 0.0, negative, TokenGuidance(0.0), 0.0, generator)
+    cold = guided(0.0, temperature=0.0)
     expected = head.sample_tokens(negative, noise, scheduler, 4, temperature=0.0)
     torch.testing.assert_close(cold, expected, rtol=1e-3, atol=1e-3)
 
@@ -89,7 +95,7 @@ def test_temperature_is_a_factor_of_the_noise_that_is_added():
 
 
 def test_head_learns_a_mixture():
-    """Two classes, each a ring of Gaussians in the plane; the head gets their places, shares and widths right."""
+    """Two classes, each a ring of Gaussians in the plane; the head gets their positions, shares and widths right."""
     torch.manual_seed(0)
     scheduler = head_scheduler("leading")  # for so short a training
     head, table, std = make_head(), scheduler.alphas_cumprod, 0.1
@@ -116,13 +122,13 @@ def test_head_learns_a_mixture():
 
     count = 1000
     condition = conditions[:, None].expand(-1, count, -1)
-    drawn = head.sample_tokens(condition, torch.randn(2, count, 2), scheduler, 100)
-    for tokens, places in zip(drawn, centers):
-        distances = torch.cdist(tokens, places)
+    sampled = head.sample_tokens(condition, torch.randn(2, count, 2), scheduler, 100)
+    for tokens, centers_of_class in zip(sampled, centers):
+        distances = torch.cdist(tokens, centers_of_class)
         nearest = distances.argmin(dim=1)
         assert (distances.min(dim=1).values < 4 * std).float().mean() > 0.97
         for index in range(3):
             mine = tokens[nearest == index]
             assert len(mine) / count == pytest.approx(shares[index].item(), abs=0.06)
-            torch.testing.assert_close(mine.mean(0), places[index], atol=0.06, rtol=0)
+            torch.testing.assert_close(mine.mean(0), centers_of_class[index], atol=0.06, rtol=0)
             assert mine.std(0).mean().item() == pytest.approx(std, rel=0.35)

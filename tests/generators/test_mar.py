@@ -51,12 +51,12 @@ def test_unknown_tokens_are_not_seen(model):
     expected = conditions(model, tokens, order, 5, 11)
     changed = tokens.scatter(1, order[:, 5:, None].expand(-1, -1, 4), 9.0)
     assert torch.equal(conditions(model, changed, order, 5, 11), expected)
-    for place in range(5):
-        changed = tokens.scatter(1, order[:, place, None, None].expand(-1, 1, 4), 9.0)
+    for position in range(5):
+        changed = tokens.scatter(1, order[:, position, None, None].expand(-1, 1, 4), 9.0)
         assert not torch.allclose(conditions(model, changed, order, 5, 11), expected, atol=1e-4)
 
 
-def test_conditions_belong_to_places(model):
+def test_conditions_belong_to_positions(model):
     """In which order tokens are known or wanted does not matter, only where they lie."""
     tokens, order = torch.randn(2, 16, 4), orders()
     whole = conditions(model, tokens, order, 5, 11)
@@ -68,9 +68,9 @@ def test_conditions_belong_to_places(model):
 def test_classes_fill_the_buffer(model):
     """Where no token is known, the class is all that decides, and it is there without tokens."""
     order = torch.arange(16).expand(2, -1)
-    one, same = conditions(model, torch.randn(2, 16, 4), order, 0, 16, (3, 3))
+    one, same = conditions(model, torch.randn(2, 16, 4), order, 0, 16, labels=(3, 3))
     torch.testing.assert_close(same, one, atol=1e-5, rtol=1e-4)
-    _, other = conditions(model, torch.randn(2, 16, 4), order, 0, 16, (3, 4))
+    _, other = conditions(model, torch.randn(2, 16, 4), order, 0, 16, labels=(3, 4))
     assert not torch.allclose(other, one, atol=1e-3)
 
 
@@ -92,12 +92,12 @@ def recorded(model, **options):
 
     def record(tokens, order, known, count, labels, cache=None):
         calls.append((known, count, len(labels)))
-        return predict(tokens, order, known, count, labels, cache)
+        return predict(tokens, order, known, count, labels, cache=cache)
 
     model.predict_conditions = record
     try:
         zeros = torch.zeros(2, 4, 4, 4)
-        drawn = model.generate(
+        generated = model.generate(
             zeros,
             torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1)),
             orders(),
@@ -109,26 +109,35 @@ def recorded(model, **options):
         )
     finally:
         del model.predict_conditions
-    return drawn, calls
+    return generated, calls
 
 
 def test_steps_of_generation(model):
-    drawn, calls = recorded(model, num_inference_steps=4)
+    generated, calls = recorded(model, num_inference_steps=4)
     assert calls == [(0, 2, 2), (2, 3, 2), (5, 5, 2), (10, 6, 2)]
-    assert drawn.ne(0).all()
+    assert generated.ne(0).all()
 
 
-def test_the_first_step_is_not_guided(model):
-    """Its scale is 1: a single pass."""
+def test_all_steps_are_guided(model):
+    """Guidance goes by the share that is known after a step, so there are two passes also in the first one."""
     guided, calls = recorded(model, num_inference_steps=4, guidance=TokenGuidance(3.0))
-    assert [rows for _, _, rows in calls] == [2, 4, 4, 4]
-    plain, _ = recorded(model, num_inference_steps=4)
-    first, later = orders()[:, :2], orders()[:, 2:]
-    for places, same in ((first, True), (later, False)):
-        one, other = (gather_tokens(model.to_tokens(latents), places) for latents in (guided, plain))
-        assert torch.equal(one, other) == same
-    _, calls = recorded(model, num_inference_steps=2, guidance=TokenGuidance(3.0, "constant"))
-    assert [rows for _, _, rows in calls] == [4, 4]
+    assert [rows for _, _, rows in calls] == [4, 4, 4, 4]
+    plain, calls = recorded(model, num_inference_steps=4)
+    assert [rows for _, _, rows in calls] == [2, 2, 2, 2]
+    first, _ = recorded(model, num_inference_steps=4, guidance=TokenGuidance(1 + 2.0 * 2 / 16, "constant"))
+    one, other, unguided = (
+        gather_tokens(model.to_tokens(latents), orders()[:, :2]) for latents in (guided, first, plain)
+    )
+    assert torch.equal(one, other) and not torch.allclose(one, unguided, rtol=1e-4)
+
+
+def test_guided_share(model):
+    """(N - max(1, left)) / N with what is left after the step (l-DeTok spec, section 1)."""
+    counts = model.tokens_per_step(16, 4)
+    known = [sum(counts[:step]) for step in range(4)]
+    shares = [model.guided_share(*step) for step in zip(known, counts, strict=True)]
+    assert shares == [2 / 16, 5 / 16, 10 / 16, 15 / 16]
+    assert model.guided_share(15, 1) == model.guided_share(0, 16) == 15 / 16
 
 
 def test_the_null_class_is_guided_away_from(model):
@@ -136,8 +145,8 @@ def test_the_null_class_is_guided_away_from(model):
     plain, _ = recorded(model, num_inference_steps=4, guidance=guidance)
     for labels, same in (([10, 10], True), ([3, 3], False)):
         negative = torch.tensor(labels)
-        drawn, _ = recorded(model, num_inference_steps=4, guidance=guidance, negative_class_labels=negative)
-        assert torch.equal(drawn, plain) == same
+        generated, _ = recorded(model, num_inference_steps=4, guidance=guidance, negative_class_labels=negative)
+        assert torch.equal(generated, plain) == same
 
 
 def test_on_step_sees_the_tokens_come(model):
@@ -147,16 +156,23 @@ def test_on_step_sees_the_tokens_come(model):
         seen.append(int(latents.ne(0).all(1).sum()))
         return latents, step == 2
 
-    drawn, calls = recorded(model, num_inference_steps=4, on_step=on_step)
+    generated, calls = recorded(model, num_inference_steps=4, on_step=on_step)
     assert seen == [4, 10, 20] and len(calls) == 3
-    assert int(drawn.ne(0).all(1).sum()) == 20
+    assert int(generated.ne(0).all(1).sum()) == 20
 
 
 def test_known_tokens_are_kept_to_the_bit(model):
     latents, order = torch.randn(2, 4, 4, 4), orders()
-    drawn = model.generate(
-        latents, torch.randn(2, 4, 4, 4), order, torch.tensor([1, 2]), head_scheduler(), 6, 3, num_diffusion_steps=2
+    generated = model.generate(
+        latents,
+        torch.randn(2, 4, 4, 4),
+        order,
+        torch.tensor([1, 2]),
+        head_scheduler(),
+        num_known=6,
+        num_inference_steps=3,
+        num_diffusion_steps=2,
     )
-    tokens, expected = model.to_tokens(drawn), model.to_tokens(latents)
+    tokens, expected = model.to_tokens(generated), model.to_tokens(latents)
     assert torch.equal(gather_tokens(tokens, order[:, :6]), gather_tokens(expected, order[:, :6]))
     assert gather_tokens(tokens - expected, order[:, 6:]).ne(0).all()

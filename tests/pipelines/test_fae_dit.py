@@ -132,6 +132,51 @@ def test_grid_of_lightning_dit():
     torch.testing.assert_close(scheduler.sigmas, points / (0.3 + 0.7 * points), atol=1e-6, rtol=1e-5)
 
 
+class TestFinalSigma:
+    """RAE's grid: 50 points from 1 to 0.001 before the shift, so that 49 steps end above 0."""
+
+    def test_grid(self):
+        shift = 6.9282
+        pipe = tiny_fae_dit_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=shift), final_sigma=0.001)
+        times = pipe.prepare_timesteps(49, None)
+        points = torch.linspace(1, 0.001, 50)
+        points = shift * points / (1 + (shift - 1) * points)
+        torch.testing.assert_close(times / 1000, points[:49], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(pipe.scheduler.sigmas[:50], points, atol=1e-6, rtol=1e-5)
+        assert points[-1] == pytest.approx(0.00689, abs=1e-5)
+
+    def test_steps_stop_there(self):
+        """One step from 1 to 0.25, and two by way of 0.75."""
+        pipe = tiny_fae_dit_pipeline(final_sigma=0.25)
+        noise, labels = torch.randn(1, 4, 4, 4), torch.tensor([1])
+
+        def velocity(latents, sigma):
+            with torch.no_grad():
+                return pipe.transformer(latents, torch.tensor(1000 * sigma), labels).sample
+
+        whole = pipe(1, latents=noise, num_inference_steps=1, output_type="latent").images
+        torch.testing.assert_close(whole, noise - 0.75 * velocity(noise, 1.0), atol=1e-5, rtol=1e-5)
+        between = noise - 0.25 * velocity(noise, 1.0)
+        expected = between - 0.5 * velocity(between, 0.75)
+        steps = pipe(1, latents=noise, sigmas=[1.0, 0.75], output_type="latent").images
+        torch.testing.assert_close(steps, expected, atol=1e-5, rtol=1e-5)
+
+    def test_saved_with_the_pipeline(self, tmp_path):
+        tiny_fae_dit_pipeline(final_sigma=0.001).save_pretrained(tmp_path)
+        loaded = DiffusionPipeline.from_pretrained(tmp_path)
+        assert loaded.config.final_sigma == 0.001
+        assert FAEDiTPipeline.from_pretrained(tmp_path, final_sigma=0.0).config.final_sigma == 0
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="final_sigma must be at least 0 and below 1, got 1"):
+            tiny_fae_dit_pipeline(final_sigma=1)
+        message = "final_sigma must be 0 for a FlowMatchEulerMaruyamaScheduler, .*, got 0.1"
+        with pytest.raises(ValueError, match=message):
+            tiny_fae_dit_pipeline(final_sigma=0.1, scheduler=FlowMatchEulerMaruyamaScheduler())(1)
+        with pytest.raises(ValueError, match="sigmas must fall strictly within .*, got .*0.1"):
+            tiny_fae_dit_pipeline(final_sigma=0.1)(1, sigmas=[1.0, 0.1])
+
+
 class TestDiT:
     def test_steps_are_those_of_ddpm(self):
         """250 of 1000 times, both ends included; the last step adds no noise."""

@@ -67,11 +67,11 @@ def test_class_or_prompt_is_the_first_argument(pipe, text_pipe):
 def test_lora_of_a_flow_brings_a_class(tmp_path):
     from peft import LoraConfig
 
-    from hf_fae.training.lora import lora_weights
+    from hf_fae.generators.lora_layers import lora_weights
 
     pipe = tiny_fae_starflow_pipeline(**SETTINGS, transformer=tiny_starflow())
     plain = draw(pipe, 2)
-    pipe.add_classes({"my-dog": torch.randn(32)})
+    pipe.add_classes({"my-dog": torch.randn(48)})
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "ff.net.2"], init_lora_weights=False))
     expected = draw(pipe, "my-dog")
     pipe.save_lora_weights(tmp_path, **lora_weights(pipe.transformer, ["my-dog"]))

@@ -99,7 +99,9 @@ def test_resumed_run_equals_an_uninterrupted_one(script, tmp_path, image_folder,
 
 @pytest.mark.parametrize("script", KINDS)
 def test_learns(script, tmp_path, image_folder, train_here):
-    flags = ["--dataset_name", str(image_folder), "--max_train_steps", "60", "--learning_rate", "0.01"]
+    flags = ["--dataset_name", str(image_folder), "--max_train_steps", "60", "--learning_rate", "0.003"]
+    flags += ["--max_grad_norm", "0.3", "--max_mask_ratio", "0.5"]
+    flags += ["--min_mask_ratio", "0"] if script == "train_maetok" else []
     flags += ["--mixed_precision", "no", "--validation_steps", "20", "--max_validation_samples", "4"]
     train_here(script, config_of(script), tmp_path, *flags, "--checkpointing_steps", "60", "--logging_steps", "5")
     losses = [entry["reconstruction"] for entry in entries(tmp_path) if "reconstruction" in entry]
@@ -146,7 +148,7 @@ BAD = {
         (["--kl_weight", "-1"], "kl_weight must be finite and not negative, got -1"),
         (["--noise_gamma", "-1"], "noise_gamma must be finite and not negative, got -1"),
         (["--resolution", "36"], "36"),
-        (["--encoder_num_attention_heads", "3"], "encoder_num_attention_heads must cut the width 32 .* got 3"),
+        (["--encoder_num_attention_heads", "3"], "encoder_num_attention_heads must split the width 32 .* got 3"),
         (["--streaming", "true"], "latent_statistics_images must be a number for streamed data, got None"),
         (["--latent_statistics_images", "0"], "latent_statistics_images must be positive, got 0"),
         (["--stage", "2", "--tokenizer", "DETOK", "--resolution", "64"], "resolution must be .* 32, got 64"),

@@ -1,9 +1,9 @@
-"""l-DeTok, the latent denoising tokenizer (arXiv 2507.15856): a ViT autoencoder that learns to repair its latents.
+"""l-DeTok, the latent denoising tokenizer (arXiv 2507.15856): a ViT autoencoder trained on corrupt latents.
 
 image -> patches, some of them dropped -> `encoder` -> posterior -> sample, with noise -> `decoder` -> image
 
-In training patches are missing and latents are noisy, which is how generators, autoregressive ones and denoisers, see
-them; outside of it nothing is missing and there is no noise.
+Training drops patches and adds noise to latents, because generators see such latents: autoregressive ones a part of
+them, denoisers noisy ones. Inference does neither.
 """
 
 import math
@@ -19,7 +19,7 @@ from ..latents import MAX_LOGVAR, MIN_LOGVAR
 from ..layers.blocks import BlockStack, TransformerBlock, init_vit_weights
 from ..layers.norms import RMSNorm
 from ..layers.positions import token_grid, unit_rotary_angles
-from .pixel_tokenizer import PixelTokenizerMixin, check_heads
+from .pixel_tokenizer import PixelTokenizer, check_heads
 
 
 __all__ = ["AutoencoderDeTok", "AutoencoderDeTokOutput", "add_latent_noise"]
@@ -35,7 +35,7 @@ def add_latent_noise(
     Args:
         latents, noise: x and eps, (B, N, C).
         noise_level: tau in [0, 1] of each image, (B,).
-        gamma: 0 is no noise at all: x.
+        gamma: scale of the noise; 0 returns x.
     """
     if gamma == 0:
         return latents
@@ -44,7 +44,7 @@ def add_latent_noise(
 
 
 class DeTokStack(BlockStack):
-    """What both halves share: learned and 2-D rotary positions, and RMSNorm before, in and after the blocks."""
+    """Base of both halves: learned and 2-D rotary positions, and RMSNorm before, in and after the blocks."""
 
     def __init__(self, dim: int, num_layers: int, heads: int, grid: tuple[int, int], rotary_as_released: bool):
         super().__init__()
@@ -57,15 +57,15 @@ class DeTokStack(BlockStack):
         self.norm_out = RMSNorm(dim, eps=1e-6)
 
     def run(self, tokens: torch.Tensor, visible_patches: torch.Tensor | None = None) -> torch.Tensor:
-        """Tokens (B, N, dim), or of the patches that are given alone (B, K, dim), through norms and blocks."""
+        """Run norms and blocks on all tokens (B, N, dim), or on those of visible patches alone (B, K, dim)."""
         rotary_emb = unit_rotary_angles(self.head_dim, self.grid, tokens.device, self.rotary_as_released)
-        if visible_patches is not None:  # they keep the angles of their places
+        if visible_patches is not None:  # they keep the angles of their positions
             rotary_emb = tuple(values[visible_patches][:, :, None] for values in rotary_emb)
         return self.norm_out(self.run_blocks(self.norm_in(tokens), rotary_emb))
 
 
 class DeTokEncoder(DeTokStack):
-    """Images (B, 3, H, W) -> mean and log-variance (B, N, 2 * latent_channels) of each patch, or of visible ones."""
+    """Images (B, 3, H, W) -> mean and log-variance (B, N, 2 * latent_channels) of all patches, or of visible ones."""
 
     def __init__(self, dim: int, *stack, latent_channels: int, patch_size: int):
         super().__init__(dim, *stack)
@@ -96,8 +96,8 @@ class DeTokDecoder(DeTokStack):
     def forward(self, latents: torch.Tensor, visible_patches: torch.Tensor | None = None) -> torch.Tensor:
         tokens = self.proj_in(latents)
         if visible_patches is not None:
-            holes = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)
-            tokens = holes.scatter(1, visible_patches[..., None].expand_as(tokens), tokens)
+            masks = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)
+            tokens = masks.scatter(1, visible_patches[..., None].expand_as(tokens), tokens)
         patches = self.proj_out(self.run(tokens + self.positions.to(tokens.dtype)))
         pixels = F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, self.grid), self.patch_size)
         return self.conv_out(pixels)
@@ -105,23 +105,23 @@ class DeTokDecoder(DeTokStack):
 
 @dataclass
 class AutoencoderDeTokOutput(BaseOutput):
-    """What a pass through l-DeTok gives: images (B, 3, H, W), about [-1, 1], and where their latents lie.
+    """Output of `AutoencoderDeTok.forward`: images (B, 3, H, W), about [-1, 1], and the moments of their latents.
 
     Attributes:
-        moments: mean and log-variance (B, 2 * latent_channels, 1, K) of the *unnormalised* latents of the K patches
-            that the encoder has seen, in raster order if it has seen all. The paper's KL term is the mean of
+        moments: mean and log-variance (B, 2 * latent_channels, 1, K) of the *unnormalised* latents of the K visible
+            patches, in raster order where all are visible. The paper's KL term is the mean of
             `DiagonalGaussianDistribution(moments).kl()`.
     """
 
     sample: torch.Tensor
-    moments: torch.Tensor | None = None  # always there; Accelerate rebuilds outputs without arguments
+    moments: torch.Tensor | None = None  # never None; Accelerate rebuilds outputs without arguments
 
 
-class AutoencoderDeTok(PixelTokenizerMixin):
-    """The tokenizer of l-DeTok: `encode` gives normalised latents (B, latent_channels, h, w), one for each patch.
+class AutoencoderDeTok(PixelTokenizer):
+    """The tokenizer of l-DeTok: `encode` returns normalised latents (B, latent_channels, h, w), one for each patch.
 
-    The defaults are the paper's base-base model, 85.86 + 85.85 M. Its latents are far from unit scale, because
-    training drowns them in noise: `set_latent_statistics` before a generator is trained.
+    The defaults are the paper's base-base model, 85.86 + 85.85 M. Raw latents are far from unit scale, because they
+    must dominate the noise of training: call `set_latent_statistics` before training a generator.
 
     Args:
         sample_size: image side or [height, width], in pixels. Larger images are encoded and decoded in tiles of that
@@ -132,8 +132,8 @@ class AutoencoderDeTok(PixelTokenizerMixin):
         decoder_hidden_size, decoder_num_layers, decoder_num_attention_heads: of the decoder.
         noise_type: noise of training, `"interpolate"` or `"add"`, see `add_latent_noise`.
         noise_gamma: its scale (paper: 3); 0 for none.
-        rotary_as_released: rotary positions as in the reference code, whose weights need them, although they are no
-            rotations; see `unit_rotary_angles`.
+        rotary_as_released: rotary positions as the reference code computes them, which released weights require,
+            although they are not rotations; see `unit_rotary_angles`.
 
     Raises:
         ValueError: sizes that do not divide, an unknown `noise_type`, or a `noise_gamma` that is negative or not
@@ -180,7 +180,7 @@ class AutoencoderDeTok(PixelTokenizerMixin):
         self.decoder = DeTokDecoder(
             decoder_hidden_size, decoder_num_layers, decoder_num_attention_heads, grid, rotary_as_released, **sizes
         )
-        self.init_latents(latent_channels, 1, 1, tile=grid)
+        self.init_latent_statistics(latent_channels, 1, 1, tile=grid)
 
     def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
         config = self.config
@@ -201,25 +201,24 @@ class AutoencoderDeTok(PixelTokenizerMixin):
         noise_level: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> AutoencoderDeTokOutput | tuple:
-        """Reconstruct images: from the mode of their posteriors, or as in training from what is left of a sample.
+        """Reconstruct images from the mode of their posteriors, or from a corrupt sample as in training.
 
         Args:
             pixel_values: images (B, 3, H, W) in [-1, 1], of `config.sample_size`.
-            visible_patches: (B, K) long, numbers in raster order of the patches that the encoder sees, each once; None
-                for all. In their order they are those of `moments`.
-            posterior_noise: (B, latent_channels, h, w), standard normal, for a sample of the posterior; None for its
-                mode.
+            visible_patches: (B, K) long, distinct indices in raster order of the patches that the encoder sees, in the
+                order of `moments`; None for all.
+            posterior_noise: (B, latent_channels, h, w), standard normal, to sample the posterior; None for its mode.
             latent_noise: (B, latent_channels, h, w), standard normal, eps of `add_latent_noise`.
             noise_level: (B,) in [0, 1], its tau; None for no noise.
             return_dict: return an `AutoencoderDeTokOutput` instead of a tuple (sample, moments).
 
         Raises:
-            ValueError: images of another size, or other arguments of another shape.
+            ValueError: images of another size, or another argument of another shape.
         """
         self.check_size(pixel_values)
         self._check_corruption(len(pixel_values), visible_patches, posterior_noise, latent_noise, noise_level)
         moments = self.encoder(pixel_values.to(self.dtype), visible_patches)
-        # In fp32: a noise of three times the scale of the latents costs them bits.
+        # In fp32, as noise of three times the scale of the latents costs them bits.
         mean, logvar = moments.float().chunk(2, dim=-1)
 
         def visible(noise):

@@ -3,149 +3,51 @@
 image -> frozen encoder -> normalised states of its layers -> `fuse` -> latents
 latents -> `decoder` -> image
 
-RAE takes the last layer as it is; DRoRAE corrects it a little by all layers.
+RAE keeps the last layer unchanged; DRoRAE corrects it slightly by all layers.
 """
 
-import copy
-
 import torch
-from diffusers import AutoencoderRAE
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention import AttentionMixin, FeedForward
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
-from torch.nn import functional as F
 
 from ..encoders import VisionEncoder
 from ..latents import MIN_LOGVAR, check_finite
-from ..layers.attention import SelfAttention
-from ..layers.blocks import BlockStack
-from ..layers.positions import SinCosPositions, grid_size, token_grid
+from ..layers.positions import grid_size, token_grid
+from .diffusers_rae import DiffusersRAEMixin
 from .frozen_encoder import FrozenEncoderMixin
+from .layer_fusion import ACTIVATIONS, LayerFusion, backbone_norm
+from .rae_decoder import RAEDecoder
 
 
 __all__ = ["AutoencoderDRoRAE"]
 
-NORM_EPS = 1e-6  # of the backbones' own final norm, here without its gain and bias
-ENERGY_EPS = 1e-6
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
-RAE_EPS = 1e-5  # diffusers adds it to the standard deviations of latents
 
-
-def backbone_norm(tokens: torch.Tensor) -> torch.Tensor:
-    """LN_bb: zero mean and unit variance over the channels of each token."""
-    return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
-
-
-class LayerExpert(nn.Module):
-    """What one layer has to say, as a token of the last one: linear, norm, activation, linear (appendix A)."""
-
-    def __init__(self, feature_dim: int, hidden_size: int, activation: str):
-        super().__init__()
-        self.proj_in = nn.Linear(feature_dim, hidden_size)
-        self.activation = ACTIVATIONS[activation]
-        self.proj_out = nn.Linear(hidden_size, feature_dim)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden = self.proj_in(tokens)
-        return self.proj_out(self.activation(F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS)))
-
-
-class LayerFusion(nn.Module):
-    """Normalised layer states (B, L, N, C) -> tokens (B, N, C): an expert a layer, weighted anew for each token.
-
-    The weights are the router's raw numbers, of any sign: layers do not compete for them as under a softmax, and may
-    count against each other (section 3.2).
-    """
-
-    def __init__(self, feature_dim: int, num_layers: int, hidden_size: int, activation: str):
-        super().__init__()
-        self.experts = nn.ModuleList(LayerExpert(feature_dim, hidden_size, activation) for _ in range(num_layers))
-        self.router = nn.Linear(num_layers * feature_dim, num_layers)
-
-    def forward(self, layers: torch.Tensor) -> torch.Tensor:
-        weights = self.router(layers.transpose(1, 2).flatten(2))  # (B, N, L)
-        mixed = 0
-        for index, expert in enumerate(self.experts):
-            mixed = mixed + weights[..., index, None] * backbone_norm(expert(layers[:, index]))
-        energy = weights.square().sum(-1, keepdim=True)
-        # The norm that follows cancels this divisor. It stays, as in the paper: the numbers remain of unit size on
-        # the way there, whatever the router gives, and gradients with them.
-        return backbone_norm(mixed / (energy + ENERGY_EPS).sqrt())
-
-
-class DecoderBlock(nn.Module):
-    """The block of RAE's decoder, that of MAE: pre-norm, exact GELU, an own width of the feed-forward."""
-
-    def __init__(self, dim: int, heads: int, intermediate_size: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-12)
-        self.attn = SelfAttention(dim, heads, dim // heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-12)
-        self.ff = FeedForward(dim, inner_dim=intermediate_size, activation_fn="gelu")
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states + self.attn(self.norm1(hidden_states))
-        return hidden_states + self.ff(self.norm2(hidden_states))
-
-
-class RAEDecoder(BlockStack):
-    """Tokens (B, N, C) -> patches (B, 3, h * patch_size, w * patch_size) in the encoder's image normalisation.
-
-    A ViT as in MAE: a class token before the patches, fixed sin-cos positions (published ViT-XL: 415,056,640).
-    """
-
-    def __init__(
-        self,
-        feature_dim: int,
-        hidden_size: int,
-        num_layers: int,
-        heads: int,
-        intermediate_size: int,
-        patch_size: int,
-        grid: tuple[int, int],
-    ):
-        super().__init__()
-        self.patch_size, self.grid = patch_size, grid
-        self.proj_in = nn.Linear(feature_dim, hidden_size)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.pos_embed = SinCosPositions(hidden_size, grid, counted=False)
-        self.blocks = nn.ModuleList(DecoderBlock(hidden_size, heads, intermediate_size) for _ in range(num_layers))
-        self.norm_out = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.proj_out = nn.Linear(hidden_size, 3 * patch_size**2)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        tokens = self.proj_in(tokens)
-        tokens = tokens + self.pos_embed(self.grid, tokens.device).to(tokens.dtype)
-        hidden_states = torch.cat([self.class_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
-        patches = self.proj_out(self.norm_out(self.run_blocks(hidden_states)[:, 1:]))
-        # RAE's patches have their colours last, `pixel_shuffle` wants them first.
-        patches = patches.unflatten(2, (self.patch_size**2, 3)).transpose(2, 3).flatten(2)
-        return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, self.grid), self.patch_size)
-
-
-class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
-    """The tokenizer of RAE and DRoRAE: `encode` gives normalised latents (B, feature_dim, h, w).
+class AutoencoderDRoRAE(FrozenEncoderMixin, DiffusersRAEMixin, AttentionMixin):
+    """The tokenizer of RAE and DRoRAE: `encode` returns normalised latents (B, feature_dim, h, w).
 
     The latents have no spread: `.latent_dist.sample()` is their mode. Their statistics are per element, (C, h, w), so
-    that images have to be of `sample_size`.
+    images must be of `sample_size`.
 
     Args:
         feature_dim: width of the frozen encoder.
-        latent_channels: of the latents, the same.
+        latent_channels: channels of the latents, the same number.
         sample_size: image side or [height, width], in pixels.
-        patch_size: image pixels per latent, along each axis; the encoder sees one of its own patches for each.
+        patch_size: image pixels per latent, along each axis; the encoder reads one of its own patches for each.
         fusion_type: `"experts"` (DRoRAE), `"mean"` of the layers (RAEv2, arXiv 2605.18324), or `"none"` (RAE).
-        fusion_layers: how many layers take part, the deepest ones; 1 for `"none"`.
-        fusion_weight: beta of z = LN(z_last + beta (z_fused - z_last)), DRoRAE's 0.2; 0 is RAE. With `"mean"` 1 leaves
+        fusion_layers: number of fused layers, the deepest ones; 1 for `"none"`.
+        fusion_weight: beta of z = LN(z_last + beta (z_fused - z_last)), DRoRAE's 0.2; 0 is RAE. With `"mean"`, 1 is
             the mean alone.
-        expert_hidden_size, expert_activation: of the experts; `"gelu"`, `"silu"` or `"relu"`.
+        expert_hidden_size, expert_activation: of the experts; the activation is `"gelu"`, `"silu"` or `"relu"`.
         decoder_hidden_size, decoder_num_layers, decoder_num_attention_heads, decoder_intermediate_size: the decoder,
             by default RAE's ViT-XL.
-        image_encoder_id, image_encoder_revision, image_encoder_config: where the frozen encoder comes from, and its
-            `VisionEncoder.config`.
+        image_encoder_id, image_encoder_revision, image_encoder_config: Hub id and revision of the frozen encoder, and
+            its `VisionEncoder.config`.
+
+    Raises:
+        ValueError: an argument out of range, or two that do not fit each other.
     """
 
     _supports_gradient_checkpointing = True
@@ -196,15 +98,15 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
             self.fusion = LayerFusion(feature_dim, fusion_layers, expert_hidden_size, expert_activation)
         self.decoder = RAEDecoder(
             feature_dim,
-            decoder_hidden_size,
-            decoder_num_layers,
-            decoder_num_attention_heads,
-            decoder_intermediate_size,
-            patch_size,
-            grid,
+            hidden_size=decoder_hidden_size,
+            num_layers=decoder_num_layers,
+            heads=decoder_num_attention_heads,
+            intermediate_size=decoder_intermediate_size,
+            patch_size=patch_size,
+            grid=grid,
         )
         self.image_encoder = None
-        self.init_latents(feature_dim, *grid, tile=None)
+        self.init_latent_statistics(feature_dim, *grid, tile=None)
 
     @classmethod
     def from_encoder(cls, image_encoder: VisionEncoder, **config) -> "AutoencoderDRoRAE":
@@ -234,7 +136,7 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
         return (self.config.fusion_layers, rows * columns, self.config.feature_dim)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """As `LatentAutoencoderMixin.latent_size`; there are statistics for images of `sample_size` alone."""
+        """As `LatentAutoencoderMixin.latent_size`; only images of `sample_size` have statistics."""
         self._check_sides("height and width must be", (height, width), grid_size(self.config.sample_size))
         return self.decoder.grid
 
@@ -246,10 +148,10 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
     @apply_forward_hook
     @torch.no_grad()
     def extract_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Normalised states of the fused layers of images (B, 3, H, W) in [-1, 1]: (B, L, N, C), the last one last.
+        """Normalised states of the fused layers for images (B, 3, H, W) in [-1, 1]: (B, L, N, C), the last one last.
 
         Raises:
-            ValueError: no encoder is attached, or these are no images of `sample_size`.
+            ValueError: no encoder is attached, it has too few layers, or the input is no images of `sample_size`.
         """
         self.check_encoder()
         self.check_images(pixel_values, multiple_of=self.config.patch_size)
@@ -271,23 +173,23 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
         return torch.stack([*(backbone_norm(state) for state in earlier), last], dim=1), grid
 
     def last_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Of what `extract_features` gives the last layer (B, N, C): what `decode_features` comes close to."""
+        """The last layer (B, N, C) of the features (B, L, N, C): what `decode_features` approximates."""
         return features[:, -1]
 
     def fuse(self, features: torch.Tensor) -> torch.Tensor:
-        """Unnormalised latents as tokens (B, N, C) of the layers' states (B, L, N, C), see `extract_features`."""
+        """Unnormalised latents as tokens (B, N, C), from the layers' states (B, L, N, C) of `extract_features`."""
         last = features[:, -1]
         if self.config.fusion_type == "none" or self.config.fusion_weight == 0:
             return last
         fused = self.fusion(features) if self.fusion is not None else backbone_norm(features.mean(1))
-        # Under autocast the experts answer in half precision.
+        # Under autocast the experts compute in half precision.
         return backbone_norm(torch.lerp(last, fused.to(last.dtype), self.config.fusion_weight))
 
     @apply_forward_hook
     def encode_features(
         self, features: torch.Tensor, grid: tuple[int, int] | None = None, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple:
-        """The normalised latents of the layers' states (B, L, N, C), as a posterior without spread.
+        """Normalised latents, as a posterior without spread, from the layers' states (B, L, N, C).
 
         Raises:
             ValueError: states of other layers, width or grid.
@@ -306,7 +208,7 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
 
     @apply_forward_hook
     def encode(self, pixel_values: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """The posterior, without spread, of the normalised latents of images (B, 3, H, W) in [-1, 1].
+        """Normalised latents, as a posterior without spread, of images (B, 3, H, W) in [-1, 1].
 
         Raises:
             ValueError: as `extract_features`, or images that are not finite.
@@ -322,9 +224,9 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
     def decode(
         self, latents: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple:
-        """Images (B, 3, H, W), about [-1, 1] and unclamped, of normalised latents (B, feature_dim, h, w).
+        """Images (B, 3, H, W), about [-1, 1] and unclamped, from normalised latents (B, feature_dim, h, w).
 
-        `generator` is accepted as by all diffusers autoencoders; decoding is deterministic.
+        `generator` is accepted, as by all diffusers autoencoders; decoding is deterministic.
 
         Raises:
             ValueError: latents of another shape.
@@ -343,7 +245,7 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
         return self._tokens(latents)
 
     def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of unnormalised latents (B, N, C): the decoder alone."""
+        """Images (B, 3, H, W), about [-1, 1], from unnormalised latents (B, N, C): the decoder alone."""
         patches = self.decoder(tokens)
         statistics = self.config.image_encoder_config or {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         mean, std = (patches.new_tensor(statistics[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
@@ -360,116 +262,3 @@ class AutoencoderDRoRAE(FrozenEncoderMixin, AttentionMixin):
         if tuple(latents.shape[2:]) != self.decoder.grid:
             raise ValueError(f"latents must have sides {self.decoder.grid}, got {tuple(latents.shape[2:])}")
         return self.denormalize_latents(latents).to(self.dtype).flatten(2).transpose(1, 2)
-
-    @classmethod
-    def from_rae(cls, rae: AutoencoderRAE, **config) -> "AutoencoderDRoRAE":
-        """The tokenizer of a diffusers `AutoencoderRAE`: its encoder, decoder and latent statistics.
-
-        Args:
-            rae: of 2-D latents without a scaling factor.
-            config: further arguments of `__init__`: by default `fusion_type="none"`, which gives its very latents;
-                with `"experts"` it is phase 1 of DRoRAE.
-
-        Raises:
-            ValueError: latents of another form.
-        """
-        theirs = rae.config
-        if not theirs.reshape_to_2d or theirs.scaling_factor != 1:
-            raise ValueError(
-                "rae must have reshape_to_2d and scaling_factor 1, "
-                f"got {theirs.reshape_to_2d} and {theirs.scaling_factor}"
-            )
-        mean, std = (buffer.flatten().tolist() for buffer in (rae.encoder_mean, rae.encoder_std))
-        image_encoder = VisionEncoder(_with_plain_norm(rae.encoder), theirs.encoder_input_size, mean, std)
-        model = cls.from_encoder(
-            image_encoder,
-            sample_size=rae.decoder_image_size,
-            patch_size=theirs.patch_size,
-            decoder_hidden_size=theirs.decoder_hidden_size,
-            decoder_num_layers=theirs.decoder_num_hidden_layers,
-            decoder_num_attention_heads=theirs.decoder_num_attention_heads,
-            decoder_intermediate_size=theirs.decoder_intermediate_size,
-            **{"fusion_type": "none", **config},
-        )
-        state = {_ours(name): value for name, value in rae.decoder.state_dict().items()}
-        model.decoder.load_state_dict(state)
-        shape = model.latents_mean.shape
-        # Theirs are added to 1e-5 wherever they divide.
-        model.set_latent_statistics(rae._latents_mean.expand(shape), (rae._latents_std + RAE_EPS).expand(shape))
-        return _like(model, rae)
-
-    def to_rae(self) -> AutoencoderRAE:
-        """The diffusers `AutoencoderRAE` with this encoder, decoder and these statistics; the fusion is left behind.
-
-        Raises:
-            ValueError: no encoder is attached, or one of a family that `AutoencoderRAE` does not know; or the images
-                are not square.
-        """
-        self.check_encoder()
-        config, encoder = self.config, self.image_encoder
-        types = {"dinov2_with_registers": "dinov2", "siglip_vision_model": "siglip2", "vit_mae": "mae"}
-        kind = types.get(encoder.model.config.model_type)
-        if kind is None:
-            raise ValueError(f"image_encoder must be one of {list(types)}, got {encoder.model.config.model_type!r}")
-        if not isinstance(config.sample_size, int):
-            raise ValueError(f"sample_size must be one side for AutoencoderRAE, got {config.sample_size}")
-        grid = self.decoder.grid[0]
-        rae = AutoencoderRAE(
-            encoder_type=kind,
-            encoder_hidden_size=config.feature_dim,
-            encoder_patch_size=encoder.patch_size,
-            encoder_num_hidden_layers=encoder.num_hidden_layers,
-            encoder_input_size=grid * encoder.patch_size,
-            encoder_norm_mean=encoder.image_mean,
-            encoder_norm_std=encoder.image_std,
-            patch_size=config.patch_size,
-            decoder_hidden_size=config.decoder_hidden_size,
-            decoder_num_hidden_layers=config.decoder_num_layers,
-            decoder_num_attention_heads=config.decoder_num_attention_heads,
-            decoder_intermediate_size=config.decoder_intermediate_size,
-            latents_mean=self.latents_mean,
-            latents_std=self.latents_std - RAE_EPS,
-        )
-        state = encoder.model.state_dict()
-        rae.encoder.load_state_dict({name: state[name] for name in rae.encoder.state_dict()})
-        names = {_ours(name): name for name in rae.decoder.state_dict()}
-        rae.decoder.load_state_dict({names[name]: value for name, value in self.decoder.state_dict().items()})
-        return _like(rae, self)
-
-
-# Parts of the names in the decoder of `AutoencoderRAE`, and ours.
-RAE_NAMES = {
-    "decoder_embed": "proj_in",
-    "trainable_cls_token": "class_token",
-    "decoder_layers": "blocks",
-    "attention.to_": "attn.to_",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "intermediate.dense": "ff.net.0.proj",
-    "output.dense": "ff.net.2",
-    "decoder_norm": "norm_out",
-    "decoder_pred": "proj_out",
-}
-
-
-def _like(model: nn.Module, other: nn.Module) -> nn.Module:
-    """`model` on the device and in the dtype and mode of another."""
-    model = model if other.dtype == model.dtype else model.to(other.dtype)
-    return model.to(other.device).train(other.training)
-
-
-def _ours(name: str) -> str:
-    for theirs, ours in RAE_NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
-
-
-def _with_plain_norm(encoder: nn.Module) -> nn.Module:
-    """A copy of the encoder of an `AutoencoderRAE`, whose final norm has a gain of 1 and a bias of 0, not none."""
-    encoder = copy.deepcopy(encoder)
-    for module in encoder.modules():
-        if isinstance(module, nn.LayerNorm) and module.weight is None:
-            weight = next(encoder.parameters())
-            module.weight = nn.Parameter(weight.new_ones(module.normalized_shape))
-            module.bias = nn.Parameter(weight.new_zeros(module.normalized_shape))
-    return encoder

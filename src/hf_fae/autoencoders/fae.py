@@ -47,7 +47,7 @@ class SingleAttentionEncoder(nn.Module):
 
 
 class FeatureMoments(nn.Module):
-    """No encoder: the features (B, N, C) are the latents, without spread (the log-variance is its lower clamp)."""
+    """No encoder: the features (B, N, C) are the latents, without spread (the log-variance is at its lower clamp)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return torch.cat([features, torch.full_like(features, MIN_LOGVAR)], dim=-1)
@@ -77,27 +77,30 @@ class FeatureDecoder(BlockStack):
 
 
 class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
-    """The FAE tokenizer. `encode` gives normalised latents (B, latent_channels, H / patch_size, W / patch_size).
+    """The FAE tokenizer. `encode` returns normalised latents (B, latent_channels, H / patch_size, W / patch_size).
 
     Args:
         feature_dim: width of the frozen encoder, and of the feature decoder.
         latent_channels: channels of the latents (paper: 32; 48 and 64 in ablations).
-        sample_size: image side or [height, width] of training, in pixels; others work, too.
+        sample_size: image side or [height, width] of training, in pixels; other sizes work as well.
         patch_size: image pixels per latent, along each axis.
         encoder_type: `"attention"` (the paper's single layer), `"linear"` or `"identity"` (its ablations, Table 5).
-            With the last the standardised features are the latents, of `feature_dim` channels, and
-            `decoder_num_layers` must be 0: generators work on the encoder's own features.
+            With the last, the standardised features are the latents, of `feature_dim` channels, and
+            `decoder_num_layers` must be 0: generators model the encoder's own features.
         encoder_attention_head_dim: head width of that layer, whose inner width is 4 * feature_dim.
         decoder_num_layers, decoder_attention_head_dim: the feature decoder.
         pixel_hidden_size, pixel_num_layers, pixel_num_attention_heads: the pixel decoder, a ViT.
         pixel_head: `"linear"`, a patch per token (paper), or `"overlap"`, blended windows of twice its size: no seams
             between patches, for small training budgets.
-        image_encoder_id, image_encoder_revision, image_encoder_config: where the frozen encoder comes from, and its
-            `VisionEncoder.config`.
+        image_encoder_id, image_encoder_revision, image_encoder_config: Hub id and revision of the frozen encoder, and
+            its `VisionEncoder.config`.
 
-    The features that encoder and decoders work on are standardised per channel with `features_mean` and
-    `features_std` (identity until `set_feature_statistics`: the paper's literal reading); what goes in and out of the
-    public methods are the frozen encoder's own, raw features.
+    Encoder and decoders work on features standardised per channel with `features_mean` and `features_std` (identity
+    until `set_feature_statistics`: the paper's literal reading); public methods accept and return the frozen encoder's
+    own, raw features.
+
+    Raises:
+        ValueError: an argument out of range, or two that do not fit each other.
     """
 
     _supports_gradient_checkpointing = True
@@ -140,12 +143,12 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
         elif encoder_type == "linear":
             self.encoder = nn.Linear(feature_dim, 2 * latent_channels)
         elif encoder_type == "identity":
-            for name, value, wanted in (
+            for name, value, required in (
                 ("latent_channels", latent_channels, feature_dim),
                 ("decoder_num_layers", decoder_num_layers, 0),
             ):
-                if value != wanted:
-                    raise ValueError(f"{name} must be {wanted} for encoder_type 'identity', got {value}")
+                if value != required:
+                    raise ValueError(f"{name} must be {required} for encoder_type 'identity', got {value}")
             self.encoder = FeatureMoments()
         else:
             raise ValueError(f"encoder_type must be 'attention', 'linear' or 'identity', got {encoder_type!r}")
@@ -155,18 +158,24 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
                 latent_channels, feature_dim, decoder_num_layers, decoder_attention_head_dim, grid
             )
         self.pixel_decoder = PixelDecoder(
-            feature_dim, pixel_hidden_size, pixel_num_layers, pixel_num_attention_heads, patch_size, grid, pixel_head
+            feature_dim,
+            hidden_size=pixel_hidden_size,
+            num_layers=pixel_num_layers,
+            num_attention_heads=pixel_num_attention_heads,
+            patch_size=patch_size,
+            grid=grid,
+            head=pixel_head,
         )
         self.image_encoder = None
         self.register_buffer("features_mean", torch.zeros(feature_dim, dtype=torch.float32))
         self.register_buffer("features_std", torch.ones(feature_dim, dtype=torch.float32))
-        self.init_latents(latent_channels, 1, 1, tile=grid)
+        self.init_latent_statistics(latent_channels, 1, 1, tile=grid)
 
     @classmethod
     def from_encoder(cls, image_encoder: VisionEncoder, **config) -> "AutoencoderFAE":
         """A fresh FAE sized for `image_encoder`, with it attached; `config` are further arguments of `__init__`.
 
-        An encoder from the Hub is recorded with its id and commit, so that `load_encoder` finds the same one again.
+        An encoder from the Hub is recorded with its id and commit: `load_encoder` then finds the same one again.
         """
         config = {"feature_dim": image_encoder.hidden_size, "image_encoder_config": image_encoder.config, **config}
         if "image_encoder_id" not in config:
@@ -204,21 +213,21 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
         self.features_std = std.detach().to(self.features_std.device, torch.float32).clone()
 
     def standardize_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Raw features (B, N, C) in the scale of losses and decoder noise, computed in fp32, in the model's dtype."""
+        """Raw features (B, N, C) in the scale of losses and decoder noise: computed in fp32, in the model's dtype."""
         return ((features.float() - self.features_mean.float()) / self.features_std.float()).to(self.dtype)
 
     @apply_forward_hook
     def encode_features(
         self, features: torch.Tensor, grid: tuple[int, int] | None = None, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple:
-        """The posterior of the normalised latents of raw encoder features.
+        """The posterior of the normalised latents of the frozen encoder's features.
 
         Args:
             features: raw tokens (B, N, feature_dim) of the frozen encoder.
             grid: height and width with height * width = N; by default a square.
 
         Raises:
-            ValueError: features of another width, or a token count that does not match the grid.
+            ValueError: features of another width, or another number of tokens than the grid has cells.
         """
         moments = self._moments(features, self._check_features(features, grid))
         posterior = normalized_posterior(moments, self.latents_mean, self.latents_std)
@@ -228,10 +237,10 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
     def encode(self, pixel_values: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """The posterior of the normalised latents of images (B, 3, H, W) in [-1, 1].
 
-        `.latent_dist.sample(generator)` draws from it, `.latent_dist.mode()` is deterministic: both (B, C, h, w).
+        `.latent_dist.sample(generator)` is random, `.latent_dist.mode()` deterministic: both are (B, C, h, w).
 
         Raises:
-            ValueError: no encoder is attached, or these are no finite images that fit (see `extract_features`).
+            ValueError: no encoder is attached, or the input is no finite images as of `extract_features`.
         """
         self.check_images(pixel_values, multiple_of=self.config.patch_size)
         check_finite("pixel_values", pixel_values)
@@ -248,11 +257,11 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
     def decode(
         self, latents: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple:
-        """Images (B, 3, H, W), about [-1, 1] and unclamped, of normalised latents (B, C, h, w).
+        """Images (B, 3, H, W), about [-1, 1] and unclamped, from normalised latents (B, C, h, w).
 
-        `encode` and `decode` work by slices and tiles where these are enabled; the methods on features do not.
+        `encode` and `decode` work in slices and tiles where these are enabled; the methods on features do not.
 
-        `generator` is accepted as by all diffusers autoencoders; decoding is deterministic.
+        `generator` is accepted, as by all diffusers autoencoders; decoding is deterministic.
 
         Raises:
             ValueError: latents of another shape.
@@ -268,7 +277,7 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
 
     @apply_forward_hook
     def decode_features(self, latents: torch.Tensor) -> torch.Tensor:
-        """The frozen encoder's own features back again: raw tokens (B, h * w, feature_dim) of normalised latents.
+        """The frozen encoder's features, reconstructed: raw tokens (B, h * w, feature_dim) from normalised latents.
 
         Raises:
             ValueError: latents of another shape.
@@ -281,7 +290,7 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
     def decode_pixels(
         self, features: torch.Tensor, grid: tuple[int, int] | None = None, return_dict: bool = True
     ) -> DecoderOutput | tuple:
-        """Images (B, 3, H, W) of raw encoder features (B, N, feature_dim): the pixel decoder alone.
+        """Images (B, 3, H, W) from raw encoder features (B, N, feature_dim): the pixel decoder alone.
 
         Raises:
             ValueError: as `encode_features`.

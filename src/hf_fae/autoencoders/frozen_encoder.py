@@ -1,4 +1,4 @@
-"""A tokenizer's frozen vision encoder: kept beside its own weights, found again, or left out."""
+"""A tokenizer's frozen vision encoder: saved next to its own weights, found again, or left out."""
 
 import os
 import shutil
@@ -18,23 +18,23 @@ from ..modeling import StrictModelMixin
 
 __all__ = ["FrozenEncoderMixin", "frozen_features"]
 
-# The dot is needed: to find variants, diffusers splits every name in a component's folder at its dots.
+# The dot is required: to find variants, diffusers splits every name in a component's folder at its dots.
 SUBFOLDER = "image_encoder.d"
-# What `from_pretrained` hands on to find the encoder's files in the same place as the tokenizer's.
+# Passed on by `from_pretrained`, so that the encoder's files are found in the same place as the tokenizer's.
 LOCATION_KWARGS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 class FrozenEncoderMixin(LatentAutoencoderMixin, StrictModelMixin):
     """Adds `image_encoder`, a `VisionEncoder` or `None`, to a tokenizer.
 
-    The encoder lives in the sub-folder `image_encoder.d/` in transformers' own format, because transformers renames
-    weights between releases and only its own loader knows how. The tokenizer's config records the encoder's Hub id,
-    revision and config, so a checkpoint without that folder (all that generation needs) finds it with `load_encoder`.
+    The encoder is saved in the sub-folder `image_encoder.d/` in transformers' own format, because transformers renames
+    weights between releases and only its own loader converts them. The tokenizer's config records the encoder's Hub
+    id, revision and config, so a checkpoint without that folder (generation needs none) finds it with `load_encoder`.
     """
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Of what `encode_features` takes of one image of `config.sample_size`."""
+        """Shape of the features of one image of `config.sample_size`, as `encode_features` accepts them."""
         raise NotImplementedError
 
     def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
@@ -42,7 +42,7 @@ class FrozenEncoderMixin(LatentAutoencoderMixin, StrictModelMixin):
         return self.encode_features(*self.extract_features(pixel_values)).latent_dist
 
     def last_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Of what `extract_features` gives, the tokens (B, N, C) that `decode_features` gives back."""
+        """The tokens (B, N, C) among the extracted features that `decode_features` reconstructs."""
         return features
 
     def load_encoder(self, pretrained_model_name_or_path: str | None = None, **kwargs) -> None:
@@ -54,7 +54,7 @@ class FrozenEncoderMixin(LatentAutoencoderMixin, StrictModelMixin):
             kwargs: as `VisionEncoder.from_pretrained`.
 
         Raises:
-            ValueError: no encoder is named here or in the config, or it is not the one this tokenizer was made for.
+            ValueError: no encoder is named here or in the config, or it is not the one of this tokenizer.
         """
         if pretrained_model_name_or_path is None:
             pretrained_model_name_or_path = self.config.image_encoder_id
@@ -95,7 +95,7 @@ class FrozenEncoderMixin(LatentAutoencoderMixin, StrictModelMixin):
         """The frozen encoder's own tokens for images (B, 3, H, W) in [-1, 1]: features (B, N, C) and their grid.
 
         Raises:
-            ValueError: no encoder is attached, or these are no images with sides that are multiples of
+            ValueError: no encoder is attached, or the input is no images with sides that are multiples of
                 `config.patch_size`.
         """
         self.check_encoder()
@@ -115,7 +115,7 @@ class FrozenEncoderMixin(LatentAutoencoderMixin, StrictModelMixin):
     ):
         """As diffusers' `ModelMixin.save_pretrained`; an attached encoder goes into the sub-folder `image_encoder.d/`.
 
-        The arguments are spelled out because pipelines hand on only what they find in the signature.
+        The arguments are spelled out because pipelines pass on only those in the signature.
         """
         image_encoder, self.image_encoder = self.image_encoder, None
         try:
@@ -124,7 +124,7 @@ class FrozenEncoderMixin(LatentAutoencoderMixin, StrictModelMixin):
             if image_encoder is not None and is_main_process:
                 image_encoder.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
             elif is_main_process and os.path.isdir(folder):
-                shutil.rmtree(folder)  # of the tokenizer that was here before: it would be loaded with this one
+                shutil.rmtree(folder)  # of an earlier tokenizer in this folder: it would be loaded with this one
             super().save_pretrained(
                 save_directory,
                 is_main_process=is_main_process,
@@ -142,7 +142,7 @@ class FrozenEncoderMixin(LatentAutoencoderMixin, StrictModelMixin):
 
         Args:
             image_encoder: `"auto"` loads the sub-folder `image_encoder.d/` where the checkpoint has one, `None` leaves
-                it out (nothing of it is downloaded), a `VisionEncoder` is used as it is.
+                it out (and downloads nothing of it), a `VisionEncoder` is attached.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -158,7 +158,7 @@ def _find_encoder(path, model: FrozenEncoderMixin, subfolder: str | None = None,
     subfolder = "/".join(filter(None, [subfolder, SUBFOLDER]))
     location = {key: kwargs[key] for key in LOCATION_KWARGS if key in kwargs}
     if os.path.isdir(path):
-        # Not the config: of a nested folder, a pipeline downloads the weights alone.
+        # Not the config: pipelines download only the weights of a nested folder.
         exists = any(Path(path, subfolder).glob("model*.safetensors"))
     else:
         exists = _is_on_hub(path, f"{subfolder}/config.json", location)
@@ -175,7 +175,7 @@ def _find_encoder(path, model: FrozenEncoderMixin, subfolder: str | None = None,
 
 
 def _is_on_hub(repo_id: str, filename: str, location: dict) -> bool:
-    """Whether a repository has a file; where the Hub does not answer, as far as the cache knows."""
+    """Whether a repository has a file; where the Hub does not answer, according to the cache."""
     try:
         hf_hub_download(repo_id, filename, **location)
     except LocalEntryNotFoundError:

@@ -1,9 +1,9 @@
-"""MAETok (arXiv 2502.03444): a plain 1-D autoencoder that learns as a masked autoencoder does.
+"""MAETok (arXiv 2502.03444): a 1-D autoencoder, trained as a masked autoencoder.
 
-image -> patches, some of them replaced by a mask token, and learned latent tokens -> `encoder` -> the latent tokens
-latent tokens, and a mask token in the place of every patch -> `decoder` -> image
+image -> patches, some replaced by a mask token, and learned latent tokens -> `encoder` -> latent tokens
+latent tokens, and a mask token at every patch position -> `decoder` -> image
 
-In training, shallow auxiliary decoders tell from the same latents what the masked patches look like to others: HOG,
+In training, shallow auxiliary decoders predict other features of the masked patches from the same latents: HOG,
 DINOv2, SigLIP.
 """
 
@@ -17,208 +17,54 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..latents import MIN_LOGVAR
-from ..layers.attention import SelfAttention
-from ..layers.blocks import BlockStack, TransformerBlock, feed_forward, init_vit_weights
-from ..layers.norms import normalization
-from ..layers.positions import LearnedRotary, grid_size, rotary_angles, token_grid
-from .pixel_tokenizer import PixelTokenizerMixin, check_heads
+from ..layers.positions import grid_size, token_grid
+from .maetok_networks import MAETokDecoder, MAETokEncoder
+from .pixel_tokenizer import PixelTokenizer, check_heads
 
 
 __all__ = ["CAPTION", "AutoencoderMAETok", "AutoencoderMAETokOutput"]
 
-LAYER_SCALE = 1e-5  # initial value, as in DINOv2's ViT, whose shape the networks have
 ROPE_TYPES = ("axial", "learned")
 DECODER_TYPES = ("plain", "modulated")
-CAPTION = "caption"  # name of the auxiliary decoder of words
-
-
-class ModulatedBlock(nn.Module):
-    """The block of the released decoders: the latent tokens, which come last, are told again what they are.
-
-    Their normed activations become x * scale + shift, both computed from the raw latents (B, L, latent_channels). At
-    first both are 0.
-    """
-
-    def __init__(self, dim: int, heads: int, latent_channels: int):
-        super().__init__()
-        self.norm1 = normalization("layer_norm", dim, elementwise_affine=False)
-        self.attn = SelfAttention(dim, heads, dim // heads)
-        self.norm2 = normalization("layer_norm", dim, elementwise_affine=False)
-        self.ff = feed_forward("exact_gelu", dim)
-        self.modulation = nn.Linear(latent_channels, 4 * dim)
-
-    def forward(self, hidden_states, rotary_emb, latents):
-        shift_attn, scale_attn, shift_ff, scale_ff = self.modulation(F.silu(latents)).chunk(4, dim=-1)
-        normed = _modulate_last(self.norm1(hidden_states), shift_attn, scale_attn)
-        hidden_states = hidden_states + self.attn(normed, rotary_emb)
-        return hidden_states + self.ff(_modulate_last(self.norm2(hidden_states), shift_ff, scale_ff))
-
-
-def _modulate_last(tokens, shift, scale):
-    others, last = tokens.split([tokens.shape[1] - shift.shape[1], shift.shape[1]], dim=1)
-    return torch.cat([others, torch.addcmul(shift, last, scale)], dim=1)
-
-
-class LatentTokenStack(BlockStack):
-    """Blocks on patches and latent tokens: patches have rotary positions, latent tokens learned ones that are added.
-
-    Args:
-        latent_channels: of `ModulatedBlock`s; None for plain ones.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_layers: int,
-        heads: int,
-        num_latent_tokens: int,
-        rope_type: str,
-        rope_theta: float,
-        latent_channels: int | None = None,
-    ):
-        super().__init__()
-        self.head_dim, self.rope_theta = dim // heads, rope_theta
-        self.mask_token = nn.Parameter(0.02 * torch.randn(dim))
-        self.latent_positions = nn.Parameter(torch.empty(num_latent_tokens, dim))
-        self.rotary = None
-        if rope_type == "learned":
-            self.rotary = LearnedRotary(num_layers, heads, dim // heads, rope_theta)
-        if latent_channels is None:
-            blocks = [
-                TransformerBlock(dim, heads, "layer_norm", "exact_gelu", layer_scale=LAYER_SCALE)
-                for _ in range(num_layers)
-            ]
-        else:
-            blocks = [ModulatedBlock(dim, heads, latent_channels) for _ in range(num_layers)]
-        self.blocks = nn.ModuleList(blocks)
-        self.norm_out = normalization("layer_norm", dim, elementwise_affine=latent_channels is None)
-
-    def init_weights(self) -> None:
-        """To be called by subclasses when all of their parts are there."""
-        init_vit_weights(self)
-        nn.init.trunc_normal_(self.latent_positions, std=0.02)
-        for block in self.blocks:
-            if isinstance(block, ModulatedBlock):
-                nn.init.zeros_(block.modulation.weight)
-
-    def run(
-        self,
-        patches: torch.Tensor,
-        latents: torch.Tensor,
-        grid: tuple[int, int],
-        *inputs: torch.Tensor,
-        prefix: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """A prefix, patches on a grid and latents as one sequence (B, P + N + L, dim); `inputs` go to the blocks."""
-        latents = latents + self.latent_positions.to(latents.dtype)
-        tokens = [patches, latents] if prefix is None else [prefix, patches, latents]
-        if self.rotary is None:
-            angles = rotary_angles(self.head_dim, grid, patches.device, self.rope_theta)
-            cos, sin = (values[None, :, None] for values in angles)
-        else:
-            cos, sin = self.rotary(grid)
-        # Axes are ..., tokens, heads, pairs. What is no patch stays as it is: angle 0.
-        around = (0, 0, 0, 0, 0 if prefix is None else prefix.shape[1], latents.shape[1])
-        rotary_emb = (F.pad(cos, around, value=1.0), F.pad(sin, around))
-        if self.rotary is not None:  # of each layer
-            rotary_emb = list(zip(*rotary_emb, strict=True))
-        return self.run_blocks(torch.cat(tokens, dim=1), rotary_emb, *inputs)
-
-
-class MAETokEncoder(LatentTokenStack):
-    """Images (B, 3, H, W) -> latent tokens (B, L, latent_channels).
-
-    Patches in `patch_mask` (B, N) are replaced by the mask token; none is dropped, and latent tokens are never masked.
-    """
-
-    def __init__(self, dim: int, *stack, num_latent_tokens: int, latent_channels: int, patch_size: int, **rope):
-        super().__init__(dim, *stack, num_latent_tokens=num_latent_tokens, **rope)
-        self.proj_in = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(0.02 * torch.randn(dim))
-        self.latent_tokens = nn.Parameter(0.02 * torch.randn(num_latent_tokens, dim))
-        self.proj_out = nn.Linear(dim, latent_channels)
-        self.init_weights()
-
-    def forward(self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
-        patches = self.proj_in(pixel_values)
-        grid = tuple(patches.shape[2:])
-        patches = patches.flatten(2).transpose(1, 2).contiguous()
-        if patch_mask is not None:
-            patches = torch.where(patch_mask[..., None], self.mask_token.to(patches.dtype), patches)
-        learned = (self.class_token[None], self.latent_tokens)
-        prefix, latents = (part.to(patches.dtype).expand(len(patches), -1, -1) for part in learned)
-        hidden_states = self.run(patches, latents, grid, prefix=prefix)
-        return self.proj_out(self.norm_out(hidden_states[:, -latents.shape[1] :]))
-
-
-class MAETokDecoder(LatentTokenStack):
-    """Latent tokens (B, L, latent_channels) -> a vector (B, h * w, out_channels) for every place of a grid.
-
-    One mask token stands in all places, and only their rotary positions tell them apart (the reference code; the paper
-    speaks of one token for each place).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *stack,
-        latent_channels: int,
-        grid: tuple[int, int],
-        out_channels: int,
-        decoder_type: str,
-        **kwargs,
-    ):
-        modulation = {"latent_channels": latent_channels if decoder_type == "modulated" else None}
-        super().__init__(dim, *stack, **modulation, **kwargs)
-        self.grid, self.decoder_type = grid, decoder_type
-        self.proj_in = nn.Linear(latent_channels, dim)
-        self.proj_out = nn.Linear(dim, out_channels)
-        self.init_weights()
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        tokens = self.proj_in(latents)
-        places = self.grid[0] * self.grid[1]
-        masks = self.mask_token.to(tokens.dtype).expand(len(tokens), places, -1)
-        inputs = [latents] if self.decoder_type == "modulated" else []
-        hidden_states = self.run(masks, tokens, self.grid, *inputs)
-        # In the released weights the last norm modulates as well, but only the latent tokens, which end here.
-        return self.proj_out(self.norm_out(hidden_states[:, :places]))
+CAPTION = "caption"  # name of the auxiliary decoder that predicts captions
 
 
 @dataclass
 class AutoencoderMAETokOutput(BaseOutput):
-    """What a pass through MAETok gives: images (B, 3, H, W), about [-1, 1], and what else is told from the latents.
+    """Output of `AutoencoderMAETok.forward`: images (B, 3, H, W), about [-1, 1], and auxiliary predictions.
 
     Attributes:
-        predictions: with `predict_targets` those of the auxiliary decoders by name, a vector for each patch
-            (B, N, channels); `"caption"`: logits (B, caption_length, caption_vocab_size).
+        predictions: with `predict_targets`, what each auxiliary decoder predicts, by name: (B, N, channels) for the
+            patches; logits (B, caption_length, caption_vocab_size) for `"caption"`.
     """
 
     sample: torch.Tensor
     predictions: dict[str, torch.Tensor] | None = None
 
 
-class AutoencoderMAETok(PixelTokenizerMixin):
-    """The tokenizer of MAETok: `encode` gives normalised latents (B, latent_channels, 1, num_latent_tokens).
+class AutoencoderMAETok(PixelTokenizer):
+    """The tokenizer of MAETok: `encode` returns normalised latents (B, latent_channels, 1, num_latent_tokens).
 
-    The latents have no spread: `.latent_dist.sample()` is their mode. There are as many whatever the size of the
-    images. The defaults are the paper's model for 256 px without its auxiliary decoders, ViT-B in both halves.
+    Latents are deterministic: `.latent_dist.sample()` is their mode. Their number does not depend on the image size.
+    The defaults are the paper's model for 256 px without its auxiliary decoders, ViT-B in both halves; the preset
+    `maetok-b-128` is the released one.
 
     Args:
         sample_size: image side or [height, width], in pixels.
         patch_size: image pixels per patch, along each axis.
-        num_latent_tokens, latent_channels: how many latents there are, and their channels.
+        num_latent_tokens, latent_channels: number and channels of the latents.
         encoder_hidden_size, encoder_num_layers, encoder_num_attention_heads: depth and width of the encoder.
         decoder_hidden_size, decoder_num_layers, decoder_num_attention_heads: of the decoder.
         decoder_type: `"plain"` (the paper), or `"modulated"`: the blocks of the released weights.
+        decoder_class_token: the decoder has a class token, as in some released weights.
         rope_type: rotary positions `"axial"`, or `"learned"` for each layer and head as in the released weights.
         rope_theta: their base; 10 in the released weights.
-        auxiliary_targets: names and widths of what auxiliary decoders predict for each patch, such as
-            `{"hog": 108, "dinov2": 1024, "siglip": 1152}`. They are trained and saved with the model; nothing but
-            training needs them, see `remove_auxiliary_decoders`.
+        auxiliary_targets: names and widths of the targets that auxiliary decoders predict for each patch, such as
+            `{"hog": 108, "dinov2": 1024, "siglip": 1152}`. The decoders are saved with the model, but used in training
+            alone: see `remove_auxiliary_decoders`.
         auxiliary_hidden_size, auxiliary_num_layers, auxiliary_num_attention_heads: their depth and width.
-        caption_vocab_size, caption_length: one more of them, `"caption"`, predicts so many token ids of the image's
-            caption; None for none.
+        caption_vocab_size, caption_length: vocabulary and number of the caption tokens that one more auxiliary
+            decoder, `"caption"`, predicts; None for no such decoder.
 
     Raises:
         ValueError: sizes that do not divide, an unknown `rope_type` or `decoder_type`, a target named `"caption"`, or
@@ -230,7 +76,7 @@ class AutoencoderMAETok(PixelTokenizerMixin):
     _no_split_modules = ["TransformerBlock", "ModulatedBlock"]
     _repeated_blocks = ["TransformerBlock", "ModulatedBlock"]
     _skip_layerwise_casting_patterns = ["norm", "rotary"]
-    _keep_in_fp32_modules = ["latents_mean", "latents_std", "rotary"]  # rounded frequencies would be others
+    _keep_in_fp32_modules = ["latents_mean", "latents_std", "rotary"]  # rounding changes frequencies
 
     @register_to_config
     def __init__(
@@ -246,6 +92,7 @@ class AutoencoderMAETok(PixelTokenizerMixin):
         decoder_num_layers: int = 12,
         decoder_num_attention_heads: int = 12,
         decoder_type: str = "plain",
+        decoder_class_token: bool = False,
         rope_type: str = "axial",
         rope_theta: float = 100.0,
         auxiliary_targets: dict[str, int] | None = None,
@@ -280,7 +127,12 @@ class AutoencoderMAETok(PixelTokenizerMixin):
         rope = {"num_latent_tokens": num_latent_tokens, "rope_type": rope_type, "rope_theta": rope_theta}
         common = {"latent_channels": latent_channels, **rope}
         self.encoder = MAETokEncoder(
-            encoder_hidden_size, encoder_num_layers, encoder_num_attention_heads, patch_size=patch_size, **common
+            encoder_hidden_size,
+            encoder_num_layers,
+            encoder_num_attention_heads,
+            grid=grid,
+            patch_size=patch_size,
+            **common,
         )
         self.decoder = MAETokDecoder(
             decoder_hidden_size,
@@ -289,13 +141,14 @@ class AutoencoderMAETok(PixelTokenizerMixin):
             grid=grid,
             out_channels=3 * patch_size**2,
             decoder_type=decoder_type,
+            class_token=decoder_class_token,
             **common,
         )
-        places = {name: (grid, channels) for name, channels in targets.items()}
+        outputs = {name: (grid, channels) for name, channels in targets.items()}
         if caption_vocab_size is not None:
-            places[CAPTION] = ((1, caption_length), caption_vocab_size)
+            outputs[CAPTION] = ((1, caption_length), caption_vocab_size)
         self.auxiliary_decoders = nn.ModuleDict()
-        for name, (cells, channels) in places.items():
+        for name, (cells, channels) in outputs.items():
             self.auxiliary_decoders[name] = MAETokDecoder(
                 auxiliary_hidden_size,
                 auxiliary_num_layers,
@@ -305,10 +158,10 @@ class AutoencoderMAETok(PixelTokenizerMixin):
                 decoder_type=decoder_type,
                 **common,
             )
-        self.init_latents(latent_channels, 1, 1, tile=None)
+        self.init_latent_statistics(latent_channels, 1, 1, tile=None)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """As `PixelTokenizerMixin.latent_size`: always (1, num_latent_tokens)."""
+        """As `PixelTokenizer.latent_size`: always (1, num_latent_tokens)."""
         super().latent_size(height, width)
         return 1, self.config.num_latent_tokens
 
@@ -332,7 +185,7 @@ class AutoencoderMAETok(PixelTokenizerMixin):
         return self._to_image(self.decoder(latents.flatten(2).transpose(1, 2)))
 
     def remove_auxiliary_decoders(self) -> None:
-        """Drop what only training needs: for the second stage, which tunes the decoder alone, and to publish."""
+        """Drop the auxiliary decoders, which only stage 1 of training uses: before stage 2, and before publishing."""
         self.auxiliary_decoders = nn.ModuleDict()
         self.register_to_config(auxiliary_targets=None, caption_vocab_size=None, caption_length=None)
 
@@ -343,22 +196,23 @@ class AutoencoderMAETok(PixelTokenizerMixin):
         predict_targets: bool = False,
         return_dict: bool = True,
     ) -> AutoencoderMAETokOutput | tuple:
-        """Reconstruct images, as in training from what is left of them.
+        """Reconstruct images, in training from their unmasked patches.
 
         Args:
             pixel_values: images (B, 3, H, W) in [-1, 1], of `config.sample_size`.
-            patch_mask: (B, N) bool, True for patches, in raster order, that the encoder does not get to see.
+            patch_mask: (B, N) bool, in raster order, True for patches that are masked.
             predict_targets: run the auxiliary decoders as well.
             return_dict: return an `AutoencoderMAETokOutput` instead of a tuple.
 
         Raises:
-            ValueError: images of another size, another mask, or `predict_targets` without auxiliary decoders.
+            ValueError: images of another size, a mask of another shape, or `predict_targets` without auxiliary
+                decoders.
         """
         self.check_size(pixel_values)
-        places = (len(pixel_values), self.grid[0] * self.grid[1])
-        if patch_mask is not None and (patch_mask.dtype != torch.bool or tuple(patch_mask.shape) != places):
+        shape = (len(pixel_values), self.grid[0] * self.grid[1])
+        if patch_mask is not None and (patch_mask.dtype != torch.bool or tuple(patch_mask.shape) != shape):
             raise ValueError(
-                f"patch_mask must be bool of shape {places}, got {patch_mask.dtype} of {tuple(patch_mask.shape)}"
+                f"patch_mask must be bool of shape {shape}, got {patch_mask.dtype} of {tuple(patch_mask.shape)}"
             )
         if predict_targets and not self.auxiliary_decoders:
             raise ValueError("predict_targets must be False for a model without auxiliary decoders, got True")

@@ -1,4 +1,4 @@
-"""What tokenizers share that encode pixels themselves, with a ViT of their own and without a frozen encoder."""
+"""The base of tokenizers that encode pixels with a ViT of their own instead of a frozen encoder."""
 
 import torch
 from diffusers.models.attention import AttentionMixin
@@ -12,13 +12,13 @@ from ..layers.positions import grid_size, token_grid
 from ..modeling import StrictModelMixin
 
 
-__all__ = ["PixelTokenizerMixin", "check_heads"]
+__all__ = ["PixelTokenizer", "check_heads"]
 
 
-class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMixin):
-    """Base of a tokenizer with an `encoder` and a `decoder`, for images of `config.sample_size`.
+class PixelTokenizer(LatentAutoencoderMixin, StrictModelMixin, AttentionMixin):
+    """A tokenizer with an `encoder` and a `decoder`, for images of `config.sample_size`.
 
-    A subclass defines `encode_moments` and `decode_raw`; training calls its `forward`, in which patches can be hidden.
+    A subclass defines `encode_moments` and `decode_raw`; training calls its `forward`, which can mask patches.
     """
 
     encoder: nn.Module
@@ -42,15 +42,19 @@ class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMix
         raise NotImplementedError
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """As `LatentAutoencoderMixin.latent_size`; of sizes that `encode` refuses there are none."""
+        """As `LatentAutoencoderMixin.latent_size`, for sizes that `encode` accepts.
+
+        Raises:
+            ValueError: another size.
+        """
         self._check_sides("height and width must be", (height, width), grid_size(self.config.sample_size), True)
         return super().latent_size(height, width)
 
     def check_size(self, pixel_values: torch.Tensor, in_tiles: bool = False) -> None:
-        """Refuse images that the encoder has no positions for.
+        """Refuse images for which the encoder has no positions.
 
         Args:
-            in_tiles: larger images will do where tiling is enabled.
+            in_tiles: accept larger images where tiling is enabled.
 
         Raises:
             ValueError: not floating point (B, 3, H, W), or of another size than `config.sample_size`.
@@ -68,10 +72,10 @@ class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMix
     def encode(self, pixel_values: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """The posterior of the normalised latents of images (B, 3, H, W) in [-1, 1].
 
-        `.latent_dist.sample(generator)` draws from it, `.latent_dist.mode()` is deterministic: both (B, C, h, w).
+        `.latent_dist.sample(generator)` samples it, `.latent_dist.mode()` is deterministic: both (B, C, h, w).
 
         Raises:
-            ValueError: these are no finite images, or their size is not `config.sample_size` (see `check_size`).
+            ValueError: values that are not finite, or images of another size (see `check_size`).
         """
         check_finite("pixel_values", pixel_values)
         posterior = self.posterior(pixel_values)
@@ -83,7 +87,7 @@ class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMix
     ) -> DecoderOutput | tuple:
         """Images (B, 3, H, W), about [-1, 1] and unclamped, of normalised latents (B, C, h, w).
 
-        `generator` is accepted as by all diffusers autoencoders; decoding is deterministic.
+        `generator` is accepted as by all diffusers autoencoders, and unused: decoding is deterministic.
 
         Raises:
             ValueError: latents of another shape than those of images of `config.sample_size` (or, where tiling is
@@ -99,17 +103,21 @@ class PixelTokenizerMixin(LatentAutoencoderMixin, StrictModelMixin, AttentionMix
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def check_latents(self, latents: torch.Tensor) -> None:
-        """As `LatentAutoencoderMixin.check_latents`, and of the size of what `encode` gives."""
+        """As `LatentAutoencoderMixin.check_latents`, for sizes that `encode` returns.
+
+        Raises:
+            ValueError: another shape.
+        """
         super().check_latents(latents)
         wanted = self.latent_size(*grid_size(self.config.sample_size))
         self._check_sides("latents must have sides", tuple(latents.shape[2:]), wanted, in_tiles=True)
 
 
 def check_heads(part: str, width: int, heads: int) -> None:
-    """Refuse heads that 2-D rotary positions, which turn pairs of channels along two axes, do not fit.
+    """Refuse heads that do not suit 2-D rotary positions, which rotate pairs of channels along two axes.
 
     Raises:
-        ValueError: no heads, or some whose width is no multiple of 4.
+        ValueError: no heads, or a head width that is not a multiple of 4.
     """
     if heads < 1 or width % (4 * heads):
-        raise ValueError(f"{part}_num_attention_heads must cut the width {width} into multiples of 4, got {heads}")
+        raise ValueError(f"{part}_num_attention_heads must split the width {width} into multiples of 4, got {heads}")

@@ -7,13 +7,21 @@ import torch
 
 
 __all__ = [
+    "ADD_ONE",
+    "APPEND_ROW",
     "IDENTITY",
     "NEGATE",
     "REVERSE_TIME",
     "SPLIT_QKV",
     "SWAP_HALVES",
+    "TRANSPOSE",
     "Transform",
     "chain",
+    "each_half",
+    "first_rows",
+    "fold_first_position",
+    "inverse",
+    "pixel_columns",
     "pixel_rows",
     "squeeze",
 ]
@@ -43,15 +51,28 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(to_ours, to_published)
 
 
+def inverse(transform: Transform) -> Transform:
+    """The same change the other way round."""
+    return Transform(transform.to_published, transform.to_ours)
+
+
 IDENTITY = Transform(lambda tensor: tensor, lambda tensor: tensor)
 
 NEGATE = Transform(torch.neg, torch.neg)
+
+TRANSPOSE = Transform(torch.t, torch.t)
+
+# The gain of a norm, which is stored as its distance from 1: in fp32, as halves would round it.
+ADD_ONE = Transform(lambda tensor: tensor.float() + 1, lambda tensor: tensor.float() - 1)
 
 # One linear map of queries, keys and values: rows [q, k, v].
 SPLIT_QKV = Transform(lambda tensor: tensor.unflatten(0, (3, -1)).unbind(), lambda q, k, v: torch.cat([q, k, v]))
 
 # Gated feed-forwards: silu(first half) * second half there, first half * silu(second half) in diffusers' SwiGLU.
 SWAP_HALVES = Transform(*2 * [lambda tensor: torch.cat(tensor.unflatten(0, (2, -1)).unbind()[::-1])])
+
+# A table and, in a tensor of its own, its last row (1, C), such as that of the null class.
+APPEND_ROW = Transform(lambda table, row: torch.cat([table, row]), lambda table: (table[:-1], table[-1:]))
 
 
 def squeeze(*axes: int) -> Transform:
@@ -77,6 +98,49 @@ def pixel_rows(patch_size: int, channels: int) -> Transform:
         lambda tensor: tensor.unflatten(0, (count, channels)).transpose(0, 1).flatten(0, 1),
         lambda tensor: tensor.unflatten(0, (channels, count)).transpose(0, 1).flatten(0, 1),
     )
+
+
+def pixel_columns(patch_size: int, channels: int) -> Transform:
+    """Columns of a map from patches: (p1, p2, channel) there, (channel, p1, p2) in ours."""
+    return chain(TRANSPOSE, pixel_rows(patch_size, channels), TRANSPOSE)
+
+
+def first_rows(count: int, total: int) -> Transform:
+    """The first `count` of `total` rows (or entries); the others are of no use, and zeros on the way back."""
+
+    def to_ours(tensor):
+        if len(tensor) != total:
+            raise ValueError(f"tensor must have {total} rows, got shape {tuple(tensor.shape)}")
+        return tensor[:count]
+
+    def to_published(tensor):
+        return torch.cat([tensor, tensor.new_zeros(total - count, *tensor.shape[1:])])
+
+    return Transform(to_ours, to_published)
+
+
+def each_half(transform: Transform) -> Transform:
+    """The same transform of both halves of the rows."""
+
+    def halves(function):
+        return lambda tensor: torch.cat([function(half) for half in tensor.unflatten(0, (2, -1)).unbind()])
+
+    return Transform(halves(transform.to_ours), halves(transform.to_published))
+
+
+def fold_first_position(ndim: int) -> Transform:
+    """A first token (1, 1, C), and learned positions (1, 1 + N, C) of it and of others: ours are (..., C) and (N, C).
+
+    Our first token has its position added to it, and `ndim` axes; on the way back its position is 0.
+    """
+
+    def to_ours(token, positions):
+        return (token + positions[:, :1]).flatten(0, 3 - ndim), positions[0, 1:]
+
+    def to_published(token, positions):
+        return token.view(1, 1, -1), torch.cat([torch.zeros_like(positions[:1]), positions])[None]
+
+    return Transform(to_ours, to_published)
 
 
 def _rotate_time(weight: torch.Tensor) -> torch.Tensor:

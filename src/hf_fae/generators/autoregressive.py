@@ -1,8 +1,8 @@
-"""RasterAR and RandomAR of l-DeTok (arXiv 2507.15856): causal transformers that draw one token after another.
+"""RasterAR and RandomAR of l-DeTok (arXiv 2507.15856): causal transformers that generate one token after another.
 
-The input that predicts a token is the token before it in the order (a start token for the first one), with the place
-where that lies and the place that comes next; so one model can follow any order. Every block is modulated by the class
-and by how many tokens there are (adaLN-zero). The diffusion head draws the token from the output.
+The input at each step is the previous token in the order (a start token at first) with the embeddings of its own
+position and of the next one; so one model can follow any order. The class and the number of the step modulate every
+block (adaLN-zero). The diffusion head samples the next token from the output.
 """
 
 import torch
@@ -22,7 +22,7 @@ __all__ = ["AutoregressiveTransformer2DModel"]
 class AutoregressiveTransformer2DModel(TokenGenerator):
     """Causal model of latents (B, in_channels, H, W), token by token.
 
-    The defaults are the base size with the head of l-DeTok's 100-epoch runs, 150.1 M.
+    The defaults are the base size with the head of l-DeTok's 100-epoch runs, 150.1 M parameters.
 
     Args:
         sample_size: latent side or [height, width].
@@ -31,7 +31,10 @@ class AutoregressiveTransformer2DModel(TokenGenerator):
         num_layers, num_attention_heads, attention_head_dim: depth and width.
         head_num_layers, head_hidden_size: of the `DiffusionHead`.
         num_classes: number of classes; label `num_classes` is the null class of classifier-free guidance.
-        order: `"raster"`, row by row (RasterAR), or `"random"`, another permutation for each image (RandomAR).
+        order: `"raster"`, row by row (RasterAR), or `"random"`, a permutation for each image (RandomAR).
+
+    Raises:
+        ValueError: another `order`.
     """
 
     _no_split_modules = ["LightningDiTBlock", "DiffusionHeadBlock"]
@@ -61,9 +64,15 @@ class AutoregressiveTransformer2DModel(TokenGenerator):
         self.proj_in = nn.Linear(self.token_dim, dim)
         self.position = nn.Embedding(self.num_tokens, dim)
         self.next_position = nn.Embedding(self.num_tokens, dim)
+        self.norm_in = normalization("layer_norm", dim)
         self.blocks = nn.ModuleList(
             LightningDiTBlock(
-                dim, num_attention_heads, attention_head_dim, norm_type="layer_norm", ff_type="gelu", is_causal=True
+                dim,
+                num_attention_heads,
+                attention_head_dim,
+                norm_type="layer_norm",
+                ff_type="exact_gelu",
+                is_causal=True,
             )
             for _ in range(num_layers)
         )
@@ -74,21 +83,21 @@ class AutoregressiveTransformer2DModel(TokenGenerator):
         for zeroed in (*(block.modulation for block in self.blocks), self.modulation_out):
             nn.init.zeros_(zeroed.weight)
 
-    def draw_order(self, scores: torch.Tensor) -> torch.Tensor:
-        """As in the base; in raster order every image has the same one, whatever the numbers."""
+    def sample_order(self, scores: torch.Tensor) -> torch.Tensor:
+        """As in the base; in raster order it is the same for all images, whatever the numbers."""
         if self.config.order == "random":
-            return super().draw_order(scores)
+            return super().sample_order(scores)
         return torch.arange(self.num_tokens, device=scores.device).expand(len(scores), -1)
 
     def tokens_per_step(self, count: int, num_steps: int | None = None) -> list[int]:
-        """One.
+        """One token a step.
 
         Raises:
-            ValueError: there is a `num_steps`.
+            ValueError: `num_steps` is not None.
         """
         if num_steps is not None:
             raise ValueError(
-                f"num_inference_steps must be None for {type(self).__name__}, which draws one token a step, "
+                f"num_inference_steps must be None for {type(self).__name__}, which generates one token a step, "
                 f"got {num_steps}"
             )
         return [1] * count
@@ -96,19 +105,19 @@ class AutoregressiveTransformer2DModel(TokenGenerator):
     def make_cache(self, batch_size: int, device: torch.device) -> KVCache:
         """An empty cache of keys and values."""
         return KVCache(
-            len(self.blocks),
-            batch_size,
-            self.num_tokens,
-            self.config.num_attention_heads,
-            self.config.attention_head_dim,
-            device,
-            self.dtype,
-            # As `compile_repeated_blocks` leaves them.
+            num_layers=len(self.blocks),
+            batch_size=batch_size,
+            places=self.num_tokens,
+            heads=self.config.num_attention_heads,
+            head_dim=self.config.attention_head_dim,
+            device=device,
+            dtype=self.dtype,
+            # Whether `compile_repeated_blocks` has compiled them.
             static=any(block._compiled_call_impl is not None for block in self.blocks),
         )
 
     def predict_conditions(self, tokens, order, known, count, class_labels, cache=None):
-        """As in the base. A condition follows from all tokens before its own in the order, also from unknown ones."""
+        """As in the base. A condition depends on all tokens before its own in the order, known or not."""
         first, end = 0 if cache is None else cache.length, known + count
         classes = self.class_embedding(class_labels)[:, None]
         before = order[:, max(first - 1, 0) : end - 1]
@@ -116,7 +125,7 @@ class AutoregressiveTransformer2DModel(TokenGenerator):
         if first == 0:
             start = self.start_token(torch.zeros_like(order[:, :1]))
             hidden_states = torch.cat([start, hidden_states], dim=1)
-        hidden_states = hidden_states + self.next_position(order[:, first:end])
+        hidden_states = self.norm_in(hidden_states + self.next_position(order[:, first:end]))
         condition = F.silu(classes + self.step_embedding(torch.arange(first, end, device=order.device)))
         caches = [None] * len(self.blocks) if cache is None else cache.extend(end - first)
         for block, layer_cache in zip(self.blocks, caches, strict=True):
@@ -124,6 +133,6 @@ class AutoregressiveTransformer2DModel(TokenGenerator):
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states, condition)
             else:
                 hidden_states = block(hidden_states, condition, cache=layer_cache)
-        condition = condition[:, -count:]
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+        # The last modulation depends on the class alone, as in the reference code.
+        shift, scale = self.modulation_out(F.silu(classes)).chunk(2, dim=-1)
         return self.norm_out(hidden_states[:, -count:], shift, scale)

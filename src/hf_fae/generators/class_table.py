@@ -1,4 +1,4 @@
-"""The table of class embeddings of a class-conditional generator; the null class is its last row."""
+"""The class embeddings of a class-conditional generator; the null class is the last row of the table."""
 
 import torch
 from torch import nn
@@ -8,16 +8,16 @@ __all__ = ["ClassTableMixin"]
 
 
 class ClassTableMixin:
-    """Classes that come and go, for a generator with `class_embedding` and `config.num_classes`."""
+    """Adds and removes classes of a generator with `class_embedding` and `config.num_classes`."""
 
     def add_classes(self, rows: torch.Tensor) -> list[int]:
-        """Give the model further classes; the null class stays the last row of the table.
+        """Add classes to the model; the null class stays the last row of the table.
 
         Args:
             rows: (n, dim), the embeddings of the new classes.
 
         Returns:
-            Their class ids, from the old `config.num_classes` on.
+            Their class ids, which start at the old `config.num_classes`.
 
         Raises:
             ValueError: rows of another shape.
@@ -29,10 +29,10 @@ class ClassTableMixin:
         return list(range(first, first + len(rows)))
 
     def remove_classes(self, class_ids: list[int]) -> None:
-        """Take classes out of the table; those behind them, the null class included, move up.
+        """Remove classes from the table; later rows, including the null class, move up.
 
         Raises:
-            ValueError: an id that is no class.
+            ValueError: an id that names no class.
         """
         num_classes = self.config.num_classes
         unknown = sorted(set(class_ids) - set(range(num_classes)))

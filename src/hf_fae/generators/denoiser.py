@@ -1,4 +1,4 @@
-"""What all denoisers share: latents to tokens, tokens to a prediction, and the start of their training."""
+"""What all denoisers share: latents to tokens, tokens to a prediction, and initial weights."""
 
 import torch
 from diffusers.loaders import PeftAdapterMixin
@@ -40,20 +40,20 @@ class LatentDenoiser(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
         return height // patch_size, width // patch_size
 
     def embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Tokens (B, rows * columns, dim) of latents, with their fixed positions."""
-        # Element-wise results inherit the layout: without this copy every layer would work on channel-major tokens.
+        """Tokens (B, rows * columns, dim) of latents, with their positions added."""
+        # Element-wise results inherit the layout: without this copy every layer would compute on channel-major tokens.
         tokens = self.proj_in(hidden_states).flatten(2).transpose(1, 2).contiguous()
         return tokens + self.pos_embed(grid, tokens.device).to(tokens.dtype)
 
     def predict(self, tokens: torch.Tensor, condition: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """The prediction (B, channels, H, W) of tokens (B, rows * columns, dim), modulated by a condition (B, 1 or
-        tokens, dim)."""
+        """The prediction (B, channels, H, W) of tokens (B, rows * columns, dim), modulated by a condition of shape
+        (B, 1 or tokens, dim)."""
         shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
         patches = self.proj_out(self.norm_out(tokens, shift, scale))
         return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), self.config.patch_size)
 
     def run_block(self, block: nn.Module, *inputs):
-        """`block(*inputs)`, without its activations where gradient checkpointing is on."""
+        """`block(*inputs)`, without storing its activations under gradient checkpointing."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)

@@ -1,7 +1,7 @@
-"""The head that draws a continuous token, given what an autoregressive model knows about it (MAR, arXiv 2406.11838).
+"""The head that samples a continuous token, given the output of an autoregressive model (MAR, arXiv 2406.11838).
 
-A token's distribution is that of a small diffusion model: an MLP without any view of other tokens, conditioned on the
-vector that the model has computed for it ("diffusion loss", section 3 of the paper).
+A small diffusion model is the distribution of a token: an MLP that sees no other tokens, conditioned on the vector
+that the autoregressive model computes for this one ("diffusion loss", section 3 of the paper).
 """
 
 import torch
@@ -25,7 +25,7 @@ def head_scheduler(timestep_spacing: str = "linspace") -> DDPMScheduler:
 
 
 class DiffusionHeadBlock(nn.Module):
-    """x + gate * mlp(norm(x)), shifted, scaled and gated by the condition; all are (..., dim)."""
+    """x + gate * mlp(norm(x) * (1 + scale) + shift), modulated by the condition; all are (..., dim)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -41,10 +41,10 @@ class DiffusionHeadBlock(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """Denoises tokens, each by itself: noisy token, time and condition -> noise and variance.
+    """Denoises each token independently: noisy token, time and condition -> noise and variance.
 
     Args:
-        token_dim: numbers of a token.
+        token_dim: width of a token.
         condition_dim: width of the conditions.
         dim, num_layers: width and depth of the MLP.
     """
@@ -61,7 +61,7 @@ class DiffusionHead(nn.Module):
         self.proj_out = nn.Linear(dim, 2 * token_dim)
 
     def initialize_weights(self) -> None:
-        """Xavier for linear maps, 0.02 for the time, zero for modulations and the output."""
+        """Xavier for linear maps, a standard deviation of 0.02 for the time, zero for modulations and the output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -72,12 +72,12 @@ class DiffusionHead(nn.Module):
             nn.init.zeros_(zeroed.weight)
 
     def forward(self, noisy_tokens: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Noise and variance (..., 2 * token_dim), one behind the other.
+        """Noise, then variance, (..., 2 * token_dim).
 
         Args:
             noisy_tokens: (..., token_dim).
             timestep: (...), whole numbers from 0 (nearly data) to 999 (noise).
-            condition: (..., condition_dim), of axes that can be broadcast.
+            condition: (..., condition_dim), broadcast over the other axes.
         """
         dtype = condition.dtype
         time = self.time_proj(timestep.flatten()).unflatten(0, timestep.shape).to(dtype)  # sinusoids in fp32
@@ -101,25 +101,25 @@ class DiffusionHead(nn.Module):
         scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        """Draw tokens, all at once, by ancestral sampling (l-DeTok: 100 re-spaced steps).
+        """Sample tokens, all at once, by ancestral sampling (l-DeTok: 100 re-spaced steps).
 
         Args:
             condition: (B, K, condition_dim).
-            noise: (B, K, token_dim), what to start from.
-            scheduler: whose betas the head was trained with; its time steps are set anew.
+            noise: (B, K, token_dim), where sampling starts.
+            scheduler: with the betas of training; its timesteps are overwritten.
             num_steps: evaluations of the head.
             temperature: factor of the noise that each step adds.
-            negative_condition: as `condition`, to guide away from; the noise is guided, the variance is that of
-                `condition`.
+            negative_condition: as `condition`, to guide away from; guidance applies to the noise, while the variance
+                is that of `condition`.
             guidance, scale: how to combine the two.
-            generator: of that noise; with a list, one for each of B, a token does not depend on the others of its
-                batch.
+            generator: of the noise that steps add; a list has one for each of B, which makes tokens independent of
+                their batch.
 
         Returns:
             (B, K, token_dim) in fp32.
 
         Raises:
-            ValueError: `num_steps` is no number of steps that the scheduler has.
+            ValueError: a `num_steps` that the scheduler does not support.
         """
         tokens, is_guided = noise.float(), negative_condition is not None
         if is_guided:

@@ -1,9 +1,9 @@
-"""DiT^DH (RAE, arXiv 2510.11690): a denoiser of wide latents, whose deep backbone steers a wide and shallow head.
+"""DiT^DH (RAE, arXiv 2510.11690): a denoiser of wide latents, whose deep backbone conditions a wide and shallow head.
 
-x_t -> backbone of blocks, conditioned on time and class -> tokens
-x_t -> head of blocks as wide as the latents or wider, each token conditioned on its own backbone token -> velocity
+x_t -> backbone blocks, conditioned on time and class -> tokens
+x_t -> head blocks at least as wide as the latents, each token conditioned on its own backbone token -> velocity
 
-A network narrower than its tokens cannot denoise them (section 4 of the paper); so the head is wide, and the backbone
+A network narrower than its tokens cannot denoise them (section 4 of the paper): the head is wide so that the backbone
 need not be. Time is diffusers', as in `lightning_dit.py`.
 """
 
@@ -25,7 +25,7 @@ from .lightning_dit import LightningDiTBlock
 
 __all__ = ["DiTDHTransformer2DModel"]
 
-TIME_FREQUENCIES = 256  # two features each: the 512 behind the published counts
+TIME_FREQUENCIES = 256  # a sine and a cosine each: the 512 features behind the published parameter counts
 
 
 class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
@@ -34,13 +34,17 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
     The defaults are DiT^DH-XL on DINOv2-B's 768 channels, the paper's 839 M (838.38 M counted).
 
     Args:
-        sample_size: latent side or [height, width] of training; others work, too.
+        sample_size: latent side or [height, width] of training; other sizes are supported.
         patch_size: latents per token along each axis.
         in_channels: channels of the latents, in and out.
         num_layers, num_attention_heads, attention_head_dim: depth and width of the backbone.
-        head_num_layers, head_num_attention_heads, head_attention_head_dim: the same of the head.
+        head_num_layers, head_num_attention_heads, head_attention_head_dim: depth and width of the head. The map
+            between the two widths is the identity where they are equal.
         num_classes: number of classes; label `num_classes` is the null class of classifier-free guidance.
         qk_norm: RMSNorm on queries and keys.
+
+    Raises:
+        ValueError: a head width that is no multiple of 4, or a size that is no multiple of `patch_size`.
     """
 
     _no_split_modules = ["LightningDiTBlock"]
@@ -85,7 +89,7 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
             for _ in range(num_layers)
         )
         self.head_proj_in = nn.Conv2d(in_channels, head_dim, kernel_size=patch_size, stride=patch_size)
-        self.head_condition = nn.Linear(dim, head_dim)
+        self.head_condition = nn.Identity() if dim == head_dim else nn.Linear(dim, head_dim)
         self.head_blocks = nn.ModuleList(
             LightningDiTBlock(
                 head_dim, head_num_attention_heads, head_attention_head_dim, "rms_norm", "swiglu", qk_norm
@@ -99,7 +103,7 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """Xavier for patches, 0.02 for embeddings, zero for modulations and the output; torch's own for the rest."""
+        """Xavier for patches, 0.02 for embeddings, zero for modulations and the output; else torch's defaults."""
         blocks = (*self.blocks, *self.head_blocks)
         initialize_ends(
             [self.proj_in, self.head_proj_in],
@@ -116,17 +120,18 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple:
-        """The velocity eps - x at x_t; arguments, result and errors as of `LightningDiTTransformer2DModel`."""
+        """Predict the velocity eps - x at x_t; arguments, result and errors as in `LightningDiTTransformer2DModel`."""
         config, latents = self.config, hidden_states
         grid = self.patch_grid(latents)
         time_features = self.time_proj(timestep.expand(latents.shape[0]) / 1000)
         time = self.time_embedding(time_features.to(latents.dtype))
-        condition = F.silu(time + self.class_embedding(class_labels))[:, None]
+        # As in RAE's code, a SiLU makes each condition, and another one stands before the modulations.
+        condition = F.silu(F.silu(time + self.class_embedding(class_labels)))[:, None]
 
         tokens = self.embed_patches(latents, grid)
         tokens = self._run(self.blocks, tokens, condition, config.attention_head_dim, grid)
 
-        condition = self.head_condition(F.silu(time[:, None] + tokens))  # one for each token
+        condition = F.silu(self.head_condition(F.silu(time[:, None] + tokens)))  # one for each token
         tokens = self.head_proj_in(latents).flatten(2).transpose(1, 2).contiguous()
         tokens = self._run(self.head_blocks, tokens, condition, config.head_attention_head_dim, grid)
         sample = self.predict(tokens, condition, grid)

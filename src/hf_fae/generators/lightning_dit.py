@@ -1,8 +1,8 @@
-"""DiT, SiT and LightningDiT: one denoiser, told apart by its switches (the last two by those of FAE's Table 6).
+"""DiT, SiT and LightningDiT: one denoiser, whose config values tell them apart (SiT and LightningDiT: FAE's Table 6).
 
 Time is diffusers': `timestep` = 1000 * t with t = 1 noise and t = 0 data, x_t = (1 - t) * x + t * eps; the model
-predicts the velocity eps - x. DiT alone is of DDPM: its times are the whole numbers from 0 to 999, and it predicts eps
-and a variance.
+predicts the velocity eps - x. DiT is a DDPM: its times are the whole numbers from 0 to 999, and it predicts eps and a
+variance.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..layers.attention import SelfAttention
 from ..layers.blocks import feed_forward
 from ..layers.norms import normalization
-from ..layers.positions import SinCosPositions, rotary_angles, token_grid
+from ..layers.positions import position_table, rotary_angles, token_grid
 from .class_table import ClassTableMixin
 from .denoiser import LatentDenoiser, initialize_ends, xavier_linear_maps
 
@@ -59,17 +59,23 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
     `norm_type="layer_norm", ff_type="gelu", use_rope=False`; DiT is that with `prediction_type="epsilon"`.
 
     Args:
-        sample_size: latent side or [height, width] of training; others work, too.
+        sample_size: latent side or [height, width] of training; others are supported unless positions are learned.
         patch_size: latents per token along each axis.
         in_channels: channels of the latents.
         num_layers, num_attention_heads, attention_head_dim: depth and width.
         num_classes: number of classes; label `num_classes` is the null class of classifier-free guidance.
         norm_type: `"rms_norm"` or `"layer_norm"`.
-        ff_type: `"swiglu"` or `"gelu"`.
-        use_rope: 2-D rotary positions, beside the fixed sin-cos table that all variants add.
+        ff_type: `"swiglu"`, `"gelu"` (its tanh approximation) or `"exact_gelu"` (l-DeTok's DiT and SiT).
+        use_rope: 2-D rotary positions in addition to `pos_embed`.
         qk_norm: RMSNorm on queries and keys.
-        prediction_type: `"velocity"`, or `"epsilon"` for the noise and, behind it, the number v of each element that
-            sets the variance of a step back (arXiv 2102.09672).
+        prediction_type: `"velocity"`, or `"epsilon"` for the noise followed by the value v of each element that
+            sets the variance of the reverse step (arXiv 2102.09672).
+        pos_embed_type: the table that is added to the tokens: `"sincos"`, fixed, of rows and columns; `"sincos_1d"`,
+            fixed, of the number of a token (MAETok's SiT); `"learned"` (l-DeTok's LightningDiT).
+
+    Raises:
+        ValueError: another `norm_type`, `ff_type`, `prediction_type` or `pos_embed_type`; with `use_rope` a head width
+            that is no multiple of 4; a size that is no multiple of `patch_size`.
     """
 
     _no_split_modules = ["LightningDiTBlock"]
@@ -90,6 +96,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         use_rope: bool = True,
         qk_norm: bool = False,
         prediction_type: str = "velocity",
+        pos_embed_type: str = "sincos",
     ):
         super().__init__()
         dim = num_attention_heads * attention_head_dim
@@ -100,7 +107,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
             raise ValueError(f"attention_head_dim must be a multiple of 4 for use_rope, got {attention_head_dim}")
         grid = token_grid(sample_size, patch_size)
         self.proj_in = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
-        self.pos_embed = SinCosPositions(dim, grid)
+        self.pos_embed = position_table(pos_embed_type, dim, grid)
         self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(256, dim)
         self.class_embedding = nn.Embedding(num_classes + 1, dim)
@@ -132,12 +139,12 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple:
-        """The velocity eps - x at x_t, or the noise and its variance.
+        """Predict the velocity eps - x at x_t, or the noise and its variance.
 
         Args:
             hidden_states: noisy latents (B, in_channels, H, W); sides that are multiples of `patch_size`.
             timestep: (B,) or a scalar tensor, 1000 * t in [0, 1000]; for the noise, whole numbers below 1000.
-            class_labels: (B,) long; `num_classes` for none.
+            class_labels: (B,) long; `num_classes` is the null class.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             return_dict: return a `Transformer2DModelOutput` instead of a tuple.
 
@@ -145,11 +152,11 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
             `.sample`: (B, in_channels, H, W), or twice the channels.
 
         Raises:
-            ValueError: latents of another shape.
+            ValueError: latents of another shape, or of another grid than the learned positions.
         """
         grid = self.patch_grid(hidden_states)
 
-        # The sinusoids see t in [0, 1] in SiT and LightningDiT, DDPM's number of a step in DiT; and in fp32.
+        # The sinusoids are of t in [0, 1] in SiT and LightningDiT, of DDPM's step number in DiT; always in fp32.
         unit = 1000 if self.config.prediction_type == "velocity" else 1
         time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / unit)
         condition = self.time_embedding(time_features.to(hidden_states.dtype)) + self.class_embedding(class_labels)

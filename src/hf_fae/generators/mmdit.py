@@ -1,8 +1,8 @@
-"""MMDiT: a denoiser that reads texts (arXiv 2403.03206), as FAE's appendix D sizes it (arXiv 2512.07829).
+"""MMDiT: a text-conditional denoiser (arXiv 2403.03206) in the sizes of FAE's appendix D (arXiv 2512.07829).
 
 Image tokens and text tokens are two streams. Each has its own modulation, projections and feed-forward, and both
-attend to all tokens of both. Time is diffusers', as in `lightning_dit.py`, and reaches the blocks through modulation
-alone: there is no pooled vector of the text.
+attend to all tokens of both. Time is diffusers', as in `lightning_dit.py`, and conditions the blocks through
+modulation alone: there is no pooled text embedding.
 """
 
 import torch
@@ -31,7 +31,7 @@ class JointAttentionProcessor:
     _parallel_config = None
 
     def __call__(self, attn: "JointAttention", hidden_states, encoder_hidden_states, rotary_emb, attention_mask=None):
-        """The tokens are put together as [text, image]; `attention_mask` is (B, 1, 1, tokens) bool over these."""
+        """The tokens are concatenated as [text, image]; `attention_mask` is (B, 1, 1, tokens) bool over these."""
         if attn.fused_projections:
             image = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
@@ -70,7 +70,7 @@ class JointAttention(nn.Module, AttentionModuleMixin):
         dim: width of both.
         heads, head_dim: their product is the inner width.
         qk_norm: RMSNorm on the queries and keys of each head.
-        text_out: with `False` text tokens are attended to, and do not attend themselves.
+        text_out: with `False` text tokens are keys and values only, without an output of their own.
     """
 
     _default_processor_cls = JointAttentionProcessor
@@ -99,7 +99,7 @@ class JointAttention(nn.Module, AttentionModuleMixin):
 class MMDiTBlock(nn.Module):
     """Joint attention, then a feed-forward for each stream; all modulated and gated by time (B, 1, dim) (adaLN-zero).
 
-    With `text_out=False`, the last block, nothing comes after the text stream: it is only attended to.
+    With `text_out=False` (the last block) the text stream ends here: it is only attended to.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, qk_norm: bool = False, text_out: bool = True):
@@ -138,20 +138,21 @@ class MMDiTTransformer2DModel(LatentDenoiser):
     """Text-conditional denoiser of latents (B, in_channels, H, W).
 
     The defaults are FAE's text-to-image model on 32 channels and Flan-T5-XL: 603.59 M, of which the paper counts
-    603.46 M. Its wiring is not published; this one comes nearest to both of the paper's sizes at that text encoder
+    603.46 M. Its architecture is not published; this one is closest to both of the paper's sizes for that text encoder
     (see docs/text-to-image.md).
 
     Args:
-        sample_size: latent side or [height, width] of training; others work, too.
+        sample_size: latent side or [height, width] of training; other sizes are supported.
         patch_size: latents per token along each axis.
         in_channels: channels of the latents.
         num_layers, num_attention_heads, attention_head_dim: depth and width.
         caption_channels: width of the text embeddings.
-        max_caption_length: tokens that texts had in training, to which pipelines pad and cut; others work, too.
+        max_caption_length: text tokens of training, to which pipelines pad and truncate; other lengths are supported.
         qk_norm: RMSNorm on queries and keys.
 
     Raises:
-        ValueError: a head width that rotary positions do not cut, a number below 1, or a size that patches do not cut.
+        ValueError: a head width that is no multiple of 4, a number below 1, or a size that is no multiple of
+            `patch_size`.
     """
 
     _no_split_modules = ["MMDiTBlock"]
@@ -216,14 +217,14 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple:
-        """The velocity eps - x at x_t.
+        """Predict the velocity eps - x at x_t.
 
         Args:
             hidden_states: noisy latents (B, in_channels, H, W); sides that are multiples of `patch_size`.
             timestep: (B,) or a scalar tensor, 1000 * t in [0, 1000].
             encoder_hidden_states: text embeddings (B, length, caption_channels), finite.
-            encoder_attention_mask: (B, length) bool, true where there is text; what is elsewhere has no influence.
-                None where all is.
+            encoder_attention_mask: (B, length) bool, true for text tokens; the others have no influence. None if all
+                are text.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             return_dict: return a `Transformer2DModelOutput` instead of a tuple.
 
@@ -235,7 +236,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         """
         grid = self.patch_grid(hidden_states)
         mask = self._joint_mask(hidden_states, encoder_hidden_states, encoder_attention_mask, grid)
-        # The sinusoids see t in [0, 1], in fp32.
+        # The sinusoids are of t in [0, 1], in fp32.
         time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / 1000)
         condition = F.silu(self.time_embedding(time_features.to(hidden_states.dtype)))[:, None]
         text = self.caption_projection(encoder_hidden_states.to(hidden_states.dtype))

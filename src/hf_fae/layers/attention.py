@@ -15,7 +15,7 @@ __all__ = ["SelfAttention", "SelfAttentionProcessor"]
 class SelfAttentionProcessor:
     """q, k, v -> optional q/k norm -> optional rotary positions -> attention -> output projection.
 
-    With a `cache` the queries attend to all that it holds; without one, to each other.
+    With a `cache` the queries attend to all of its tokens; without one, to each other.
     """
 
     _attention_backend = None
@@ -53,11 +53,11 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
 
     Args:
         dim: width of the tokens.
-        heads, head_dim: the inner width is their product, which need not be `dim`.
+        heads, head_dim: their product is the inner width, which may differ from `dim`.
         qk_norm: RMSNorm on the queries and keys of each head.
-        project_out: with `False` the heads are returned as they are, (batch, tokens, heads * head_dim).
-        is_causal: a token attends to itself and to those before it.
-        dropout: share of the attention weights, and of the elements of the projected output, that is zero in training.
+        project_out: with `False` the heads are returned without projection, (batch, tokens, heads * head_dim).
+        is_causal: a token attends to itself and to earlier tokens.
+        dropout: probability of dropping attention weights and elements of the projected output in training.
     """
 
     _default_processor_cls = SelfAttentionProcessor

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block of tokenizers, stacks of it, and the feed-forwards that blocks choose from."""
+"""The pre-norm transformer block of tokenizers, stacks of it, and the feed-forwards of all blocks."""
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -14,9 +14,9 @@ __all__ = ["BlockStack", "TransformerBlock", "feed_forward", "init_vit_weights"]
 def feed_forward(ff_type: str, dim: int, multiple_of: int = 1, bias: bool = True) -> FeedForward:
     """diffusers' feed-forward with the MLP ratio 4 of all papers.
 
-    `"gelu"`, by its tanh approximation, and `"exact_gelu"` are 4 * dim wide. `"swiglu"` has three matrices, so 2/3 of
-    that keeps the parameters equal, rounded down as in LightningDiT, or up to a multiple: 2736 for 1024 is what FAE's
-    published pixel decoder counts.
+    `"gelu"` (its tanh approximation) and `"exact_gelu"` are 4 * dim wide. `"swiglu"` has three matrices, so 2/3 of
+    that width has as many parameters: rounded down as in LightningDiT, or up to a multiple (2736 for 1024 matches the
+    published count of FAE's pixel decoder).
 
     Raises:
         ValueError: another `ff_type`.
@@ -48,6 +48,7 @@ class TransformerBlock(nn.Module):
         ff_multiple_of: as in `feed_forward`.
         layer_scale: initial value of a `LayerScale` behind both branches; None without.
         dropout: as in `SelfAttention`; the feed-forward has none.
+        norm_eps: epsilon of both norms.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class TransformerBlock(nn.Module):
         ff_multiple_of: int = 8,
         layer_scale: float | None = None,
         dropout: float = 0.0,
+        norm_eps: float = 1e-6,
     ):
         super().__init__()
-        self.norm1 = normalization(norm_type, dim)
+        self.norm1 = normalization(norm_type, dim, eps=norm_eps)
         self.attn = SelfAttention(dim, heads, dim // heads, is_causal=is_causal, dropout=dropout)
-        self.norm2 = normalization(norm_type, dim)
+        self.norm2 = normalization(norm_type, dim, eps=norm_eps)
         self.ff = feed_forward(ff_type, dim, multiple_of=ff_multiple_of)
         self.scale1, self.scale2 = (
             nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale) for _ in range(2)
@@ -76,12 +78,12 @@ class TransformerBlock(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """Base of networks with `blocks` that follow each other, each of which can be checkpointed."""
+    """Base of networks with consecutive `blocks`, with gradient checkpointing for each."""
 
     gradient_checkpointing = False
 
     def run_blocks(self, hidden_states: torch.Tensor, *inputs) -> torch.Tensor:
-        """Tokens (batch, tokens, dim) through all blocks; an input that is a list has one entry for each block."""
+        """Apply all blocks to tokens (batch, tokens, dim); an input that is a list has one entry for each block."""
         for index, block in enumerate(self.blocks):
             block_inputs = [value[index] if isinstance(value, list) else value for value in inputs]
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -92,7 +94,7 @@ class BlockStack(nn.Module):
 
 
 def init_vit_weights(module: nn.Module) -> None:
-    """Linear maps and convolutions of `module` as in ViT: truncated normal of 0.02, bias 0."""
+    """Initialize linear maps and convolutions of `module` as in ViT: truncated normal of 0.02, bias 0."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
             nn.init.trunc_normal_(part.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""How a noise time becomes features for a network."""
+"""Features of noise times."""
 
 import math
 
@@ -17,7 +17,7 @@ class RandomFourierFeatures(nn.Module):
         self.register_buffer("frequencies", torch.randn(count))
 
     def _apply(self, fn, recurse=True):
-        # Rounded frequencies would be others: a cast to half precision leaves them as they are.
+        # Rounding would change the frequencies: a cast to half precision leaves them in fp32.
         frequencies = self.frequencies
         super()._apply(fn, recurse)
         if self.frequencies.dtype != torch.float32:

@@ -1,4 +1,4 @@
-"""Keys and values that a causal stack has computed already, in buffers of a fixed size."""
+"""Keys and values of a causal stack, cached in buffers of a fixed size."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ class LayerCache(NamedTuple):
     """One layer's part of a cache.
 
     Attributes:
-        keys, values: (batch, heads, places, head_dim), written in place; a head's numbers lie together.
+        keys, values: (batch, heads, places, head_dim), written in place; the entries of a head are contiguous.
         positions: (n,) long, the places of the n tokens that are being added.
-        mask: (1, 1, n, places), True where such a token may look.
+        mask: (1, 1, n, places), True where such a token attends.
     """
 
     keys: torch.Tensor
@@ -23,23 +23,23 @@ class LayerCache(NamedTuple):
     mask: torch.Tensor
 
     def write(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the keys and values (batch, n, heads, head_dim) of the new tokens, and return all in this layout."""
+        """Add the keys and values (batch, n, heads, head_dim) of new tokens and return all of them in this layout."""
         for buffer, new in ((self.keys, key), (self.values, value)):
             buffer.index_copy_(2, self.positions, new.transpose(1, 2).to(buffer.dtype))
         return self.keys.transpose(1, 2), self.values.transpose(1, 2)
 
 
 class KVCache:
-    """The cache of all layers of a causal stack, empty at first.
+    """The cache of all layers of a causal stack, initially empty.
 
     Args:
         num_layers, batch_size, places, heads, head_dim: two buffers a layer of (batch_size, heads, places, head_dim).
         device, dtype: of the buffers.
-        static: read the buffers whole, so that all shapes are the same for the compiler. Otherwise they are read as
-            far as they are filled, which is half of the traffic.
+        static: read whole buffers, so that shapes are static for the compiler. Otherwise only the filled part is read,
+            on average half of it.
 
     Attributes:
-        length: tokens that are in it; set it back to write later ones anew.
+        length: number of cached tokens; lower it to overwrite the later ones.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class KVCache:
         static: bool = False,
     ):
         shape = (batch_size, heads, places, head_dim)
-        # Zeros: what a mask hides must be finite all the same.
+        # Zeros: masked entries must be finite, too.
         self._buffers = [
             tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in ("keys", "values"))
             for _ in range(num_layers)
@@ -63,7 +63,7 @@ class KVCache:
         self.length = 0
 
     def extend(self, count: int) -> list[LayerCache]:
-        """Make room for `count` tokens, which see what is there and themselves in causal order."""
+        """Make room for `count` tokens, which attend causally to the cached tokens and to each other."""
         positions = self._places[self.length : self.length + count]
         self.length += count
         read = len(self._places) if self._static else self.length

@@ -1,4 +1,4 @@
-"""What pipelines with a denoiser share: the grid of times, guidance, and the loop from noise to latents."""
+"""The base of pipelines with a denoiser: the grid of timesteps, guidance, and the loop from noise to latents."""
 
 import dataclasses
 import inspect
@@ -18,15 +18,15 @@ __all__ = ["DenoisingPipeline"]
 
 
 class DenoisingPipeline(LatentPipeline):
-    """Base of pipelines whose `transformer` denoises under a `scheduler`, maybe guided by a `guidance_transformer`."""
+    """Base of pipelines whose `transformer` denoises under a `scheduler`, optionally with a `guidance_transformer`."""
 
     def init_denoising(self, guidance_scale: float | list | dict, num_inference_steps: int) -> None:
-        """To be called by `__init__` once the components are registered; saves what calls use by default.
+        """Called by `__init__` once the components are registered; saves the defaults of calls.
 
         Raises:
-            ValueError: components that do not go together.
+            ValueError: components that do not fit each other.
         """
-        self.init_latents()
+        self.init_components()
         transformer, guide = self.transformer, self.guidance_transformer
         if transformer is not None and self.scheduler is not None:
             _check_kinds(transformer, self.scheduler, guide)
@@ -41,12 +41,20 @@ class DenoisingPipeline(LatentPipeline):
         )
 
     def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
-        """Set the scheduler's grid, uniform in sigma before the scheduler's shift.
+        """Set the scheduler's grid, uniform in sigma before the scheduler's shift, and return the times of its steps.
+
+        The steps lead from noise level 1 to `config.final_sigma`, where the pipeline has one, else to 0.
 
         Raises:
-            ValueError: a scheduler that does not go with the transformer, or steps or sigmas that it does not take.
+            ValueError: a scheduler that does not fit the transformer or `final_sigma`, or steps or sigmas that it does
+                not support.
         """
         _check_kinds(self.transformer, self.scheduler, self.guidance_transformer)  # it may have been replaced
+        final_sigma = self.config.get("final_sigma", 0.0)
+        is_euler = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
+        if final_sigma and not is_euler:
+            name = type(self.scheduler).__name__
+            raise ValueError(f"final_sigma must be 0 for a {name}, whose last step reaches data, got {final_sigma}")
         if isinstance(self.scheduler, DDPMScheduler):
             if sigmas is not None:
                 raise ValueError(
@@ -56,28 +64,30 @@ class DenoisingPipeline(LatentPipeline):
                 raise ValueError(
                     f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}"
                 )
-        elif sigmas is None and isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+        elif sigmas is None and is_euler:
             # Left to itself this scheduler shifts twice (diffusers#13243).
-            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+            sigmas = np.linspace(1.0, final_sigma, num_inference_steps + 1)[:-1]
         if sigmas is None:
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        else:
-            check_sigmas(sigmas)
-            self.scheduler.set_timesteps(sigmas=sigmas, device=self._execution_device)
-        return self.scheduler.timesteps
+            return self.scheduler.timesteps
+        # The scheduler's own last step goes from the last sigma to 0: it is left out where the grid ends above.
+        grid = [*sigmas, final_sigma] if final_sigma else sigmas
+        check_sigmas(grid)
+        self.scheduler.set_timesteps(sigmas=grid, device=self._execution_device)
+        return self.scheduler.timesteps[: len(sigmas)]
 
     def set_guidance(self, guidance_scale: float | list | dict | Guidance | None) -> None:
-        """Take the guidance of a call: what it asks for, or the pipeline's own."""
+        """Set the guidance of a call, by default the pipeline's own."""
         self._guidance = Guidance.of(self.config.guidance_scale if guidance_scale is None else guidance_scale)
 
     @property
     def guidance(self) -> Guidance:
-        """Of the running or latest call."""
+        """The guidance of the running or latest call."""
         return self._guidance
 
     @property
     def guidance_scale(self) -> float | None:
-        """The scale where it is one for all times, as many callbacks want it; None for a schedule."""
+        """The scale if it is constant, for callbacks that expect one; None for a schedule."""
         scales = {scale for _, _, scale in self._guidance.intervals}
         covered = sum(high - low for low, high, _ in self._guidance.intervals)
         return 1.0 if not scales else scales.pop() if len(scales) == 1 and covered == 1 else None
@@ -98,19 +108,19 @@ class DenoisingPipeline(LatentPipeline):
         callback: Callable | None = None,
         callback_tensor_inputs: list[str] = ["latents"],
     ) -> torch.Tensor:
-        """Latents (images, C, H, W) of noise of that shape, under the guidance that `set_guidance` has set.
+        """Denoise latents (images, C, H, W), under the guidance set by `set_guidance`.
 
         Args:
             latents: noise.
-            condition: what to draw, as the transformer takes it behind the time: class labels, or text embeddings and
-                their mask, with a row for each image.
-            negative_condition: the same of what to guide away from; of no use without guidance, and none with a
+            condition: the transformer's arguments after the timestep: class labels, or text embeddings and their
+                mask, with a row per image.
+            negative_condition: the same for what to guide away from; unused without guidance and with a
                 `guidance_transformer`.
 
         The others are those of `__call__`.
 
         Raises:
-            ValueError: steps or sigmas that the scheduler does not take.
+            ValueError: steps or sigmas that the scheduler does not support.
         """
         self._interrupt = False
         timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
@@ -125,14 +135,16 @@ class DenoisingPipeline(LatentPipeline):
                 if self.interrupt:
                     continue
                 scale = self._guidance.scale_at(noise_times[step])
-                output = self._predict(latents, timestep, condition, negative_condition, scale, attention_kwargs)
+                output = self._predict(
+                    latents, timestep, condition, negative_condition, scale=scale, attention_kwargs=attention_kwargs
+                )
                 latents = self.scheduler.step(output, timestep, latents, **step_kwargs)[0]
                 latents = self.call_back(callback, step, timestep, latents, callback_tensor_inputs)
                 progress_bar.update()
         return latents
 
-    def _predict(self, latents, timestep, condition, negative_condition, scale, attention_kwargs):
-        """The guided velocity or noise; the variance behind it is the conditional one."""
+    def _predict(self, latents, timestep, condition, negative_condition, *, scale, attention_kwargs):
+        """The guided velocity or noise; a variance after it is the conditional one."""
         if scale == 1:
             return _run(self.transformer, latents, timestep, condition, attention_kwargs=attention_kwargs)
         if self.guidance_transformer is not None:
@@ -170,6 +182,6 @@ def _check_kinds(transformer, scheduler, guidance_transformer):
 
 
 def _run(transformer, latents, timestep, condition, **kwargs):
-    """In fp32: schedulers keep the dtype of what the model gives from step to step."""
+    """In fp32: schedulers keep the dtype of the model's output from step to step."""
     timestep = timestep.expand(len(latents))
     return transformer(latents.to(transformer.dtype), timestep, *condition, return_dict=False, **kwargs)[0].float()

@@ -1,4 +1,4 @@
-"""Class-conditional images from a model that draws token by token, on any tokenizer's latents; inpainting as well."""
+"""Class-conditional generation and inpainting, token by token, on any tokenizer's latents."""
 
 import dataclasses
 import math
@@ -26,23 +26,23 @@ __all__ = ["FAEMARPipeline"]
 
 
 class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
-    """Images of a class: the tokens of latents, drawn in steps by `transformer` -> `vae` -> pictures.
+    """Images of a class: `transformer` generates the tokens of latents in steps -> `vae` -> images.
 
-    A picture can be given whose tokens are kept outside of a mask, in any place for MAR and RandomAR, and at the top
-    for RasterAR.
+    Inpainting keeps the tokens of an image outside of a mask: of any mask for MAR and RandomAR, of the last rows for
+    RasterAR.
 
     Args:
-        vae: any tokenizer, such as `AutoencoderDeTok`, or diffusers' `AutoencoderKL`. A frozen encoder is needed only
-            to keep tokens of pictures.
+        vae: any tokenizer, such as `AutoencoderDeTok`, or diffusers' `AutoencoderKL`. Only inpainting needs a frozen
+            encoder.
         transformer: `MARTransformer2DModel`, or `AutoregressiveTransformer2DModel` (RasterAR, RandomAR).
-        scheduler: the `DDPMScheduler` that the diffusion head was trained with; with
-            `variance_type="learned_range"`, `clip_sample=False`, and `timestep_spacing="linspace"` as in the papers.
+        scheduler: `head_scheduler()`, or another `DDPMScheduler` with `variance_type="learned_range"` and
+            `clip_sample=False`, whose betas the diffusion head was trained with.
         id2label: names of the classes, `{id: name}`.
-        guidance_scale, num_inference_steps, num_diffusion_steps, temperature: what calls use by default, saved with
-            the pipeline: the settings that go with the weights. The scale in a form of `TokenGuidance.of`.
+        guidance_scale, num_inference_steps, num_diffusion_steps, temperature: defaults of calls, saved with the
+            pipeline: the settings that belong to the weights. The scale in a form of `TokenGuidance.of`.
 
     Raises:
-        ValueError: components that do not go together, or a setting that they cannot draw with.
+        ValueError: incompatible components, or a setting that they do not support.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -60,7 +60,7 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
     ):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        self.init_latents()
+        self.init_components()
         if scheduler is not None:
             check_scheduler(scheduler)
         self.check_settings(num_inference_steps, num_diffusion_steps, temperature)
@@ -75,12 +75,12 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
 
     @property
     def guidance(self) -> TokenGuidance:
-        """Of the running or latest call."""
+        """That of the current or latest call."""
         return self._guidance
 
     @property
     def guidance_scale(self) -> float:
-        """The scale towards the end."""
+        """The scale that guidance rises to."""
         return self._guidance.scale
 
     @property
@@ -110,38 +110,40 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         callback_on_step_end: Callable[["FAEMARPipeline", int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Generate images.
 
         Args:
             class_labels: class ids, names from `id2label`, or a list of either.
-            height, width: of the images in pixels, which can only be those of training.
-            image: pictures of which tokens are kept, one or one for each image, of the size of the images.
-            mask_image: what is drawn anew, white in pictures and 1 in tensors (images or 1, height, width): every
-                token that has such a pixel. Its size is that of the images or that of the tokens; of a tokenizer
-                whose tokens lie on no grid of the picture (MAETok), only the latter.
-            image_latents: instead of `image` (images or 1, C, H, W), as the tokenizer's `encode` gives them.
-            num_inference_steps: for MAR, steps in which the tokens are drawn; with None, one token a step. By default
+            height, width: of the images in pixels; only those of training are supported.
+            image: images to inpaint, one or one for each output, of the size of the outputs.
+            mask_image: what to generate anew, white in images and 1 in tensors (images or 1, height, width): every
+                token with such a pixel. Its size is that of the images or of the grid of tokens; for 1-D tokenizers
+                (MAETok), of the grid of tokens alone.
+            image_latents: latents instead of `image` (images or 1, C, H, W), as the tokenizer's `encode` returns them.
+            num_inference_steps: for MAR, steps in which tokens are generated; None for one token a step. By default
                 the pipeline's own.
             num_diffusion_steps: evaluations of the diffusion head for each token; by default the pipeline's own.
             guidance_scale: the scale that guidance rises to, see `TokenGuidance`; by default the pipeline's own.
             temperature: factor of the noise that the diffusion head adds; by default the pipeline's own.
             negative_class_labels: guide away from these classes (one, or one for each label), instead of from the
                 unconditional prediction.
-            num_images_per_prompt: images for each label; those of a label follow each other.
-            generator: of all random numbers; with a list, one for each image, an image is the same in any batch.
-            latents: from these instead of noise (images, C, H, W) the diffusion head starts at each token.
+            num_images_per_prompt: images for each label, in the order of the labels.
+            generator: of all random numbers; a list has one for each image, which makes images independent of their
+                batch.
+            latents: noise (images, C, H, W) from which the diffusion head starts at each token.
             output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
             return_dict: return an `ImagePipelineOutput` instead of a tuple.
-            attention_kwargs: handed to the transformer; `{"scale": s}` scales LoRA layers.
-            callback_on_step_end: called as `(pipe, step, left, tensors)` after each step, `left` being how many tokens
-                are still to be drawn; what it returns replaces the tensors. Latents are zero where no token is yet.
+            attention_kwargs: passed to the transformer; `{"scale": s}` scales LoRA layers.
+            callback_on_step_end: called as `(pipe, step, left, tensors)` after each step, `left` being the number of
+                unknown tokens; the tensors that it returns replace the current ones. Latents are zero at unknown
+                tokens.
             callback_on_step_end_tensor_inputs: names of these tensors; `"latents"`.
 
         Returns:
             `.images`.
 
         Raises:
-            ValueError: an argument that does not fit; the message names it and its value.
+            ValueError: an invalid argument; the message names it and its value.
         """
         config = self.config
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -162,45 +164,45 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
         generator = self.prepare_generator(len(labels), generator)
         noise = self.prepare_latents(len(labels), height, width, generator, latents)
-        kept, is_drawn = self.prepare_kept(len(labels), image, mask_image, image_latents)
-        order, num_known = self.prepare_order(is_drawn, generator)
+        known_latents, is_unknown = self.prepare_known(len(labels), image, mask_image, image_latents)
+        order, num_known = self.prepare_order(is_unknown, generator)
         counts = self.transformer.tokens_per_step(order.shape[1] - num_known, steps)
         self._num_timesteps = len(counts)
 
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
 
-            def on_step(step, drawn):
+            def on_step(step, latents):
                 left = sum(counts[step + 1 :])
-                drawn = self.call_back(callback_on_step_end, step, left, drawn, callback_on_step_end_tensor_inputs)
+                latents = self.call_back(callback_on_step_end, step, left, latents, callback_on_step_end_tensor_inputs)
                 progress_bar.update()
-                return drawn, self.interrupt
+                return latents, self.interrupt
 
-            drawn = self.transformer.generate(
-                kept,
+            latents = self.transformer.generate(
+                known_latents,
                 noise,
                 order,
                 labels,
                 self.scheduler,
-                num_known,
-                steps,
-                diffusion_steps,
-                temperature,
-                guidance,
-                negative_labels,
-                generator,
-                on_step,
+                num_known=num_known,
+                num_inference_steps=steps,
+                num_diffusion_steps=diffusion_steps,
+                temperature=temperature,
+                guidance=guidance,
+                negative_class_labels=negative_labels,
+                generator=generator,
+                on_step=on_step,
                 attention_kwargs=attention_kwargs,
             )
 
-        images = self.decode(drawn, output_type)
+        images = self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def check_settings(self, num_inference_steps: int | None, num_diffusion_steps: int, temperature: float) -> None:
-        """Refuse what transformer and scheduler cannot draw with.
+        """Refuse settings that transformer and scheduler do not support.
 
         Raises:
-            ValueError: a setting that does not fit.
+            ValueError: an unsupported setting.
         """
         if self.transformer is not None:
             self.transformer.tokens_per_step(1, num_inference_steps)
@@ -213,32 +215,31 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         """As in the base.
 
         Raises:
-            ValueError: also for images of another size than those of training, as positions are learned.
+            ValueError: also for images of another size than in training, as positions are learned.
         """
         for name, side, own in zip(("height", "width"), (height, width), self.image_size):
             if side not in (None, own):
-                raise ValueError(f"{name} must be {own}, as the transformer has learned its positions, got {side}")
+                raise ValueError(f"{name} must be {own}, as the transformer's positions are learned, got {side}")
         return super().prepare_latents(batch_size, height, width, generator, latents)
 
-    def prepare_kept(
+    def prepare_known(
         self,
         batch_size: int,
         image: Image.Image | np.ndarray | torch.Tensor | list | None,
         mask_image: Image.Image | np.ndarray | torch.Tensor | list | None,
         image_latents: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (batch_size, C, H, W) in fp32, and which of their tokens are to be drawn, (batch_size, N) bool.
+        """Latents (batch_size, C, H, W) in fp32, and which of their tokens to generate, (batch_size, N) bool.
 
         Raises:
-            ValueError: a picture without a mask or the other way round, both or neither of a picture and its latents,
-                or something of another shape.
+            ValueError: an image without a mask or a mask without an image, both image and latents, or another shape.
         """
         config = self.transformer.config
         shape = (config.in_channels, *grid_size(config.sample_size))
         if mask_image is None:
             for name, value in (("image", image), ("image_latents", image_latents)):
                 if value is not None:
-                    raise ValueError(f"{name} must come with a mask_image, which says what is drawn anew, got none")
+                    raise ValueError(f"{name} must come with a mask_image, which marks what to generate, got none")
             empty = torch.zeros(batch_size, *shape, device=self._execution_device)
             return empty, empty.new_ones(batch_size, self.transformer.num_tokens, dtype=torch.bool)
         if (image is None) == (image_latents is None):
@@ -257,27 +258,27 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         return image_latents, self.prepare_mask(batch_size, mask_image)
 
     def encode_image(self, image: Image.Image | np.ndarray | torch.Tensor | list) -> torch.Tensor:
-        """Latents of pictures, the means of their posteriors.
+        """Latents of images, the means of their posteriors.
 
         Raises:
-            ValueError: no tokenizer, or pictures of another size than those that are drawn.
+            ValueError: no tokenizer, or images of another size than the outputs.
         """
         if self.vae is None:
-            raise ValueError("image cannot be read by a pipeline without vae: pass image_latents instead")
+            raise ValueError("image must be None for a pipeline without vae, which accepts image_latents, got images")
         pixel_values = self.image_processor.preprocess(image)
         if tuple(pixel_values.shape[2:]) != self.image_size:
             sides = " x ".join(map(str, self.image_size))
             got = " x ".join(map(str, pixel_values.shape[2:]))
-            raise ValueError(f"image must be {sides} (height x width) as what is drawn, got {got}")
+            raise ValueError(f"image must be {sides} (height x width) as the output, got {got}")
         return encode_images(self.vae, pixel_values.to(self._execution_device, self.vae.dtype)).mean
 
     def prepare_mask(
         self, batch_size: int, mask_image: Image.Image | np.ndarray | torch.Tensor | list
     ) -> torch.Tensor:
-        """Which tokens are to be drawn, (batch_size, N) bool: those with a pixel of at least 1/2.
+        """Which tokens to generate, (batch_size, N) bool: those with a pixel of at least 1/2.
 
         Raises:
-            ValueError: something else, masks of another size or number, or with unequal numbers of tokens.
+            ValueError: another type, size or number of masks, or masks with unequal numbers of tokens.
         """
         grid, masks = self.transformer.grid, _to_planes(mask_image)
         sizes = [grid]
@@ -291,39 +292,39 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
                 f"mask_image must be 1 or {batch_size} of (height, width) {allowed}, got {tuple(masks.shape)}"
             )
         check_finite("mask_image", masks)
-        is_drawn = F.adaptive_max_pool2d(masks[:, None], grid).flatten(1) >= 0.5
-        counts = is_drawn.sum(1).tolist()
+        is_unknown = F.adaptive_max_pool2d(masks[:, None], grid).flatten(1) >= 0.5
+        counts = is_unknown.sum(1).tolist()
         if len(set(counts)) > 1 or counts[0] == 0:
-            raise ValueError(f"mask_image must mark as many tokens in each picture, and some at all, got {counts}")
-        return is_drawn.to(self._execution_device).expand(batch_size, -1)
+            raise ValueError(f"mask_image must mark equally many tokens in all images, at least one, got {counts}")
+        return is_unknown.to(self._execution_device).expand(batch_size, -1)
 
     def prepare_order(
-        self, is_drawn: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+        self, is_unknown: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> tuple[torch.Tensor, int]:
-        """Orders (B, N) of the tokens, the kept ones first, and how many these are.
+        """Orders (B, N) of the tokens, known tokens first, and the number of these.
 
         Raises:
-            ValueError: tokens that are kept in raster order do not lie before all others.
+            ValueError: a transformer of raster order, and a known token behind an unknown one.
         """
-        scores = randn_tensor(is_drawn.shape, generator=generator, device=is_drawn.device, dtype=torch.float32)
-        order = self.transformer.draw_order(scores)
-        kept_first = order.gather(1, is_drawn.gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
-        if self.transformer.config.get("order") == "raster" and not torch.equal(order, kept_first):
+        scores = randn_tensor(is_unknown.shape, generator=generator, device=is_unknown.device, dtype=torch.float32)
+        order = self.transformer.sample_order(scores)
+        known_first = order.gather(1, is_unknown.gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
+        if self.transformer.config.get("order") == "raster" and not torch.equal(order, known_first):
             raise ValueError(
                 "mask_image must mark the last tokens, row by row, for a transformer of raster order, "
-                f"got other ones among {is_drawn.shape[1]}"
+                f"got other ones among {is_unknown.shape[1]}"
             )
-        return kept_first, is_drawn.shape[1] - int(is_drawn[0].sum())
+        return known_first, is_unknown.shape[1] - int(is_unknown[0].sum())
 
 
 def _to_planes(masks):
-    """Masks (n, height, width) in fp32 of a picture, an array or a tensor, or of a list of these."""
+    """Masks (n, height, width) in fp32 from an image, an array or a tensor, or from a list of these."""
     planes = []
     for mask in masks if isinstance(masks, (list, tuple)) else [masks]:
         if isinstance(mask, Image.Image):
             mask = np.array(mask.convert("L"), dtype=np.float32) / 255
         if not isinstance(mask, (np.ndarray, torch.Tensor)):
-            raise ValueError(f"mask_image must be pictures, arrays or tensors, got a {type(mask).__name__}")
+            raise ValueError(f"mask_image must be images, arrays or tensors, got a {type(mask).__name__}")
         planes.append(torch.atleast_2d(torch.as_tensor(mask)).float()[None].flatten(0, -3))
     sizes = sorted({tuple(plane.shape[1:]) for plane in planes})
     if len(sizes) != 1:

@@ -19,21 +19,24 @@ __all__ = ["FAEStarFlowPipeline"]
 
 
 class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
-    """Images of a class or a text: noise -> `transformer`, inverted block by block -> latents -> `vae` -> pictures.
+    """Images of a class or a text: noise -> `transformer`, inverted block by block -> latents -> `vae` -> images.
 
-    The flow models latents with a little noise on them. With `denoise` a score step takes it off again (see
-    `STARFlowTransformer2DModel.denoise`); without it this is left to a tokenizer whose decoders were trained for it
-    (`latent_noise` in the training scripts), which gives the paper's best pictures.
+    The flow models latents with a little noise. With `denoise` a score step removes it (see
+    `STARFlowTransformer2DModel.denoise`); without, this is left to a tokenizer whose decoders were trained for it
+    (`latent_noise` in the training scripts), which gives the paper's best FID.
 
     Args:
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
         transformer: a flow, such as `STARFlowTransformer2DModel`.
-        text_encoder, tokenizer: of a flow with captions: any encoder of transformers that has a `last_hidden_state`
-            (the paper: Flan-T5-XL). May be None; then calls take `prompt_embeds`, or `load_text_encoder` comes first.
-        text_encoder_id: where that finds them if it is told nothing else, saved with the pipeline.
+        text_encoder, tokenizer: of a flow on text: any encoder of transformers that has a `last_hidden_state` (the
+            paper: Flan-T5-XL). May be None; then calls require `prompt_embeds`, or `load_text_encoder` first.
+        text_encoder_id: Hub id that `load_text_encoder` loads by default, saved with the pipeline.
         id2label: names of the classes, `{id: name}`.
-        guidance_scale, denoise: what calls use by default, saved with the pipeline: the settings that go with the
-            weights. The scale is 1 + w of the paper, in a form of `FlowGuidance.of`.
+        guidance_scale, denoise: defaults of calls, saved with the pipeline: the settings that go with the weights. The
+            scale is 1 + w of the paper, in a form of `FlowGuidance.of`.
+
+    Raises:
+        ValueError: components of different widths, or a flow without condition.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -52,7 +55,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
     ):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
-        self.init_latents()
+        self.init_components()
         self.init_prompts(text_encoder_id)
         if transformer is not None:
             config = transformer.config
@@ -64,7 +67,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
 
     @property
     def guidance(self) -> FlowGuidance:
-        """Of the running or latest call."""
+        """The guidance of the running or latest call."""
         return self._guidance
 
     @property
@@ -100,36 +103,36 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         callback_on_step_end: Callable[["FAEStarFlowPipeline", int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Generate images.
 
         Args:
-            prompt: texts, for a flow with captions. For one with classes the same as `class_labels`.
+            prompt: texts, for a flow on text. For one on classes the same as `class_labels`.
             class_labels: class ids, names from `id2label`, or a list of either.
             height, width: of the images in pixels; by default those of training.
-            guidance_scale: 1 + w of the paper, whose pictures have w = 3 (classes) and 4 (text); 1 is none, or a
+            guidance_scale: 1 + w of the paper, whose images have w = 3 (classes) and 4 (text); 1 is none, or a
                 `FlowGuidance`; by default the pipeline's own. Only the deep block, the first to be inverted, has it.
             negative_prompt, negative_class_labels: guide away from these (one, or one for each), instead of from the
                 empty text or the null class.
             num_images_per_prompt: images for each text or label; those of one follow each other.
-            denoise: take off the noise that the flow draws with, by a score step; by default the pipeline's own.
-            jacobi_block_size, jacobi_tolerance: find so many tokens at a time by iteration, up to that tolerance (the
-                paper's code: 16 and 1e-3); 1 is token by token.
+            denoise: remove the noise that the flow was trained with, by a score step; by default the pipeline's own.
+            jacobi_block_size, jacobi_tolerance: solve for so many tokens at a time by iteration, up to that tolerance
+                (the paper's code: 16 and 1e-3); 1 is token by token.
             generator: of the noise; with a list, one for each image, an image is the same in any batch.
             latents: start from these instead of noise (images, C, H, W).
-            prompt_embeds, negative_prompt_embeds: instead of texts (prompts, length, caption_channels), zero behind
-                their ends, no longer than in training.
+            prompt_embeds, negative_prompt_embeds: instead of texts (prompts, length, caption_channels), zero at
+                padding, no longer than in training.
             output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
             return_dict: return an `ImagePipelineOutput` instead of a tuple.
-            attention_kwargs: handed to the transformer; `{"scale": s}` scales LoRA layers.
-            callback_on_step_end: called as `(pipe, step, block, tensors)` after each block, the deep one first, at the
-                last one after the score step; what it returns replaces the tensors.
+            attention_kwargs: passed to the transformer; `{"scale": s}` scales LoRA layers.
+            callback_on_step_end: called as `(pipe, step, block, tensors)` after each block, the deep one first; after
+                the last one, behind the score step. Tensors that it returns replace these.
             callback_on_step_end_tensor_inputs: names of these tensors; `"latents"`.
 
         Returns:
             `.images`.
 
         Raises:
-            ValueError: an argument that does not fit; the message names it and its value.
+            ValueError: an argument out of range or of another kind; the message names it and its value.
         """
         self.check_inputs(
             height,
@@ -145,14 +148,14 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         denoise = self.config.denoise if denoise is None else denoise
         self._interrupt = False
         condition, negative_condition = self.prepare_condition(
-            prompt,
-            class_labels,
-            negative_prompt,
-            negative_class_labels,
-            prompt_embeds,
-            negative_prompt_embeds,
-            num_images_per_prompt,
-            guidance.is_active,
+            prompt=prompt,
+            class_labels=class_labels,
+            negative_prompt=negative_prompt,
+            negative_class_labels=negative_class_labels,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=num_images_per_prompt,
+            is_guided=guidance.is_active,
         )
         batch_size = len(next(iter(condition.values())))
         generator = self.prepare_generator(batch_size, generator)
@@ -174,7 +177,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
                     jacobi_tolerance=jacobi_tolerance,
                     attention_kwargs=attention_kwargs,
                 )
-                if index == 0 and denoise:  # so that the last callback sees what is decoded
+                if index == 0 and denoise:  # before the last callback, which gets the latents to be decoded
                     latents = self.transformer.denoise(latents, **condition, attention_kwargs=attention_kwargs)
                 latents = self.call_back(
                     callback_on_step_end, step, index, latents, callback_on_step_end_tensor_inputs
@@ -198,7 +201,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The transformer's condition and negative condition, as its keyword arguments; see `__call__`.
 
-        Without guidance the negative texts are not encoded, and None.
+        Without guidance the negative texts are None, and not encoded.
 
         Raises:
             ValueError: arguments of the other kind of condition, or those of `prepare_labels` and
@@ -209,11 +212,11 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
                 prompt, class_labels = None, prompt
             texts = {"prompt": prompt, "negative_prompt": negative_prompt}
             texts |= {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-            self._refuse(texts, "a flow of classes, which takes class_labels")
+            self._refuse(texts, "a flow of classes, which requires class_labels")
             labels, negative = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
             return {"class_labels": labels}, {"negative_class_labels": negative}
         labels = {"class_labels": class_labels, "negative_class_labels": negative_class_labels}
-        self._refuse(labels, "a flow of captions, which takes a prompt")
+        self._refuse(labels, "a flow of captions, which requires a prompt")
         condition, negative = self.prepare_prompt_embeds(
             prompt,
             negative_prompt,
@@ -227,7 +230,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         return {"encoder_hidden_states": embeds}, {"negative_encoder_hidden_states": negative_embeds}
 
     def _pad_embeds(self, name, embeds):
-        """To the length of training: a flow sees the padding."""
+        """Padded to the length of training: a flow has no mask, so the padding counts."""
         length = self.transformer.config.max_caption_length
         if embeds.shape[1] > length:
             raise ValueError(f"{name}_embeds must have at most {length} tokens, got {embeds.shape[1]}")
