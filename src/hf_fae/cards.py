@@ -49,6 +49,7 @@ FOOTER = "<!-- Written by hf_fae, which replaces this card with every push until
 
 # Papers by arXiv id, and which of them describe a class.
 PAPERS = {
+    "2112.10752": "High-Resolution Image Synthesis with Latent Diffusion Models",
     "2212.09748": "Scalable Diffusion Models with Transformers",
     "2401.08740": "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers",
     "2403.03206": "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",

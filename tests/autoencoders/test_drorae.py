@@ -1,15 +1,14 @@
-"""RAE and DRoRAE: their numbers, their bounds, and diffusers' `AutoencoderRAE` beside them."""
+"""RAE and DRoRAE: their numbers and their bounds."""
 
 import math
 
 import pytest
 import torch
-from diffusers import AutoencoderRAE
 from factories import tiny_drorae, tiny_encoder, tiny_fae_dit_pipeline, tiny_lightning_dit, tiny_rae
 from torch.nn import functional as F
 
 from hf_fae import AutoencoderDRoRAE
-from hf_fae.autoencoders.layer_fusion import LayerFusion, backbone_norm
+from hf_fae.autoencoders.layer_fusion import backbone_norm
 from hf_fae.latents import normalized_posterior
 
 
@@ -18,58 +17,7 @@ def images():
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.fixture(scope="module")
-def published():
-    """A diffusers `AutoencoderRAE` of 256 px images, as small as it gets, with weights and statistics of its own."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        rae = AutoencoderRAE(
-            encoder_hidden_size=64,
-            encoder_num_hidden_layers=3,
-            decoder_hidden_size=32,
-            decoder_num_hidden_layers=2,
-            decoder_num_attention_heads=2,
-            decoder_intermediate_size=80,
-            latents_mean=torch.randn(64, 16, 16),
-            latents_std=torch.rand(64, 16, 16) + 0.5,
-        ).eval()
-        for parameter in rae.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return rae
-
-
-class TestFusion:
-    def layers(self, count=5):
-        return backbone_norm(torch.randn(3, count, 16, 32, generator=torch.Generator().manual_seed(1)))
-
-    def fusion(self, count=5):
-        torch.manual_seed(2)
-        fusion = LayerFusion(32, count, 24, "gelu")
-        torch.nn.init.normal_(fusion.router.weight)
-        return fusion
-
-    def test_equals_plain_formulas(self):
-        layers, fusion = self.layers(), self.fusion()
-        weights = torch.cat(list(layers.unbind(1)), dim=-1) @ fusion.router.weight.T + fusion.router.bias
-        mixed = torch.zeros(3, 16, 32)
-        for k, expert in enumerate(fusion.experts):
-            hidden = layers[:, k] @ expert.proj_in.weight.T + expert.proj_in.bias
-            hidden = (hidden - hidden.mean(-1, keepdim=True)) / (
-                hidden.var(-1, keepdim=True, correction=0) + 1e-6
-            ).sqrt()
-            said = F.gelu(hidden) @ expert.proj_out.weight.T + expert.proj_out.bias
-            mixed += weights[..., k : k + 1] * F.layer_norm(said, (32,), eps=1e-6)
-        expected = F.layer_norm(mixed / weights.norm(dim=-1, keepdim=True), (32,), eps=1e-6)
-        torch.testing.assert_close(fusion(layers), expected, atol=1e-4, rtol=1e-4)
-        assert (weights < 0).any() and (weights.abs() > 1).any()  # signed, and no shares of a whole
-
-    def test_the_divisor_cancels_under_the_norm(self):
-        layers, fusion = self.layers(), self.fusion()
-        reference = fusion(layers)
-        fusion.router.weight.data *= 100
-        fusion.router.bias.data *= 100
-        torch.testing.assert_close(fusion(layers), reference, atol=2e-5, rtol=1e-4)
-
+class TestLatents:
     @pytest.mark.parametrize("beta", [0.05, 0.2, 0.5])
     def test_angle_to_the_last_layer_is_bounded(self, beta):
         vae = tiny_drorae(fusion_weight=beta)
@@ -82,8 +30,6 @@ class TestFusion:
         change = beta * (vae.fusion(features) - last)
         assert (change.norm(dim=-1) <= 2 * beta * last.norm(dim=-1) * (1 + 1e-4)).all()
 
-
-class TestLatents:
     def test_of_rae_are_the_last_layer_normalised_by_element(self, images):
         vae = tiny_rae()
         tokens = vae.image_encoder(images, (4, 4), final_norm="plain").last_hidden_state
@@ -145,60 +91,6 @@ def test_encoders_of_any_depth_and_prefix(family, depth, layers, images):
     )
     assert vae.extract_features(images)[0].shape == (2, layers, 16, 32)
     assert vae(images).sample.shape == images.shape
-
-
-class TestDiffusers:
-    """The same weights in both."""
-
-    def images(self):
-        return torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-
-    @torch.no_grad()
-    def test_latents_and_pixels(self, published):
-        vae, pixels = AutoencoderDRoRAE.from_rae(published), self.images()
-        latents = published.encode(pixels).latent
-        torch.testing.assert_close(vae.encode(pixels * 2 - 1).latent_dist.mode(), latents, atol=1e-4, rtol=0)
-        theirs = published.decode(latents).sample
-        torch.testing.assert_close(vae.decode(latents).sample / 2 + 0.5, theirs, atol=1e-4, rtol=0)
-
-    @torch.no_grad()
-    def test_there_and_back(self, published, tmp_path):
-        AutoencoderDRoRAE.from_rae(published).to_rae().save_pretrained(tmp_path)
-        loaded, pixels = AutoencoderRAE.from_pretrained(tmp_path), self.images()
-        for name, value in published.state_dict().items():
-            torch.testing.assert_close(loaded.state_dict()[name], value)
-        torch.testing.assert_close(loaded(pixels).sample, published(pixels).sample, atol=1e-5, rtol=1e-5)
-
-    @torch.no_grad()
-    def test_saved_with_its_encoder(self, published, tmp_path):
-        vae, pixels = AutoencoderDRoRAE.from_rae(published), self.images() * 2 - 1
-        vae.save_pretrained(tmp_path)
-        assert torch.equal(AutoencoderDRoRAE.from_pretrained(tmp_path)(pixels).sample, vae(pixels).sample)
-
-    def test_is_phase_one_of_drorae(self, published):
-        vae = AutoencoderDRoRAE.from_rae(
-            published, fusion_type="experts", fusion_layers=3, expert_hidden_size=32, fusion_weight=0.2
-        )
-        assert len(vae.fusion.experts) == 3
-        assert torch.equal(vae.decoder.proj_in.weight, published.decoder.decoder_embed.weight)
-
-    def test_what_has_no_counterpart(self, published):
-        other = AutoencoderRAE(
-            encoder_hidden_size=64, encoder_num_hidden_layers=1, decoder_num_hidden_layers=1, scaling_factor=0.5
-        )
-        with pytest.raises(ValueError, match="rae must have reshape_to_2d and scaling_factor 1, got True and 0.5"):
-            AutoencoderDRoRAE.from_rae(other)
-        vae = AutoencoderDRoRAE.from_encoder(
-            tiny_encoder("dinov2"),
-            sample_size=32,
-            patch_size=8,
-            fusion_type="none",
-            decoder_hidden_size=32,
-            decoder_num_layers=1,
-            decoder_num_attention_heads=2,
-        )
-        with pytest.raises(ValueError, match="image_encoder must be one of .*, got 'dinov2'"):
-            vae.to_rae()
 
 
 def test_slicing_changes_nothing(images):

@@ -100,6 +100,7 @@ def test_pipeline_names_its_text_encoder(oracle):
     pipe = load(oracle("starflow_text"))
     assert pipe.config.text_encoder_id == "google/flan-t5-xl" and pipe.text_encoder is None
     assert pipe.guidance_scale == pytest.approx(4.6) and pipe.config.denoise
+    assert load(oracle("starflow_class")).config.text_encoder_id is None
     pipe.set_progress_bar_config(disable=True)
     embeds = torch.randn(1, 5, 24)
     images = pipe(prompt_embeds=embeds, negative_prompt_embeds=0 * embeds, output_type="pt").images

@@ -119,7 +119,7 @@ def test_the_order_of_text_tokens_is_that_of_their_embeddings(model):
     torch.testing.assert_close(run(model, x, t, text.flip(1)), run(model, x, t, text), atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_is_computed_of_the_text_that_nobody_reads(model):
+def test_text_tokens_without_output_compute_no_queries(model):
     first, last = model.blocks
     assert first.attn.add_q_proj.weight.shape == (32, 32) and first.modulation_context.out_features == 6 * 32
     assert last.attn.add_q_proj is last.attn.to_add_out is last.ff_context is None

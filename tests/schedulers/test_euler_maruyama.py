@@ -30,7 +30,7 @@ def test_shifted_grid_keeps_its_last_step():
 
 
 def sample(scheduler, mean, std, count=20000, steps=250, **grid):
-    """Draw from N(mean, std^2) with the exact velocity of that Gaussian."""
+    """Sample from N(mean, std^2) with the exact velocity of that Gaussian."""
     scheduler.set_timesteps(**grid or {"num_inference_steps": steps})
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, generator=generator)

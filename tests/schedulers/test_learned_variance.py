@@ -102,7 +102,7 @@ class TestHybridLoss:
         expected = 0.5 * (2 * math.pi * beta).log() / math.log(2)  # its mean is x, its variance beta
         torch.testing.assert_close(bound, expected.expand_as(bound), rtol=1e-4, atol=1e-4)
 
-    def test_the_bound_teaches_the_variance_alone(self):
+    def test_the_bound_trains_the_variance_alone(self):
         (error, bound), predicted, variance = self.losses(0.3, 0.0, 500)
         gradient = torch.autograd.grad(bound.sum(), [predicted, variance], allow_unused=True)
         assert gradient[0] is None and gradient[1].ne(0).all()

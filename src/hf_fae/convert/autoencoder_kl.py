@@ -8,10 +8,17 @@ from diffusers import AutoencoderKL
 
 from .files import build, read_weights
 from .keys import KeyTable
+from .layouts import check_family, count_layers
 from .transforms import squeeze
 
 
-__all__ = ["autoencoder_kl_config", "autoencoder_kl_table", "export_autoencoder_kl", "load_autoencoder_kl"]
+__all__ = [
+    "autoencoder_kl_config",
+    "autoencoder_kl_table",
+    "export_autoencoder_kl",
+    "load_autoencoder_kl",
+    "open_autoencoder_kl",
+]
 
 # All else, such as losses and maps to a foundation model, belongs to training.
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -66,9 +73,8 @@ def autoencoder_kl_config(state: Mapping[str, torch.Tensor]) -> dict:
     Raises:
         ValueError: the state dict is not that of an autoencoder with a convolution on its moments.
     """
-    if missing := [key for key in ("encoder.conv_in.weight", "post_quant_conv.weight") if key not in state]:
-        raise ValueError(f"checkpoint must be an autoencoder of LDM with {missing[0]!r}, got {sorted(state)[:3]}")
-    levels = range(len({key.split(".")[2] for key in state if key.startswith("encoder.down.")}))
+    check_family(state, "LDM's autoencoders", ("encoder.conv_in.weight", "post_quant_conv.weight"))
+    levels = range(count_layers(state, "encoder.down"))
     with_attention = [f"encoder.down.{i}.attn.0.q.weight" in state for i in levels]
     up_with_attention = [f"decoder.up.{i}.attn.0.q.weight" in state for i in reversed(levels)]
     return {
@@ -77,14 +83,14 @@ def autoencoder_kl_config(state: Mapping[str, torch.Tensor]) -> dict:
         "down_block_types": ["AttnDownEncoderBlock2D" if one else "DownEncoderBlock2D" for one in with_attention],
         "up_block_types": ["AttnUpDecoderBlock2D" if one else "UpDecoderBlock2D" for one in up_with_attention],
         "block_out_channels": [len(state[f"encoder.down.{i}.block.0.conv1.weight"]) for i in levels],
-        "layers_per_block": len({key.split(".")[4] for key in state if key.startswith("encoder.down.0.block.")}),
+        "layers_per_block": count_layers(state, "encoder.down.0.block"),
         "latent_channels": state["post_quant_conv.weight"].shape[1],
     }
 
 
 def load_autoencoder_kl(
-    path: str | Path,
-    stats_path: str | Path | None = None,
+    weights: str | Path,
+    statistics: str | Path | None = None,
     scaling_factor: float = 1.0,
     sample_size: int = 256,
     dtype: torch.dtype | None = None,
@@ -92,8 +98,8 @@ def load_autoencoder_kl(
     """The tokenizer of a published file, such as `vavae-imagenet256-f16d32-dinov2.pt` or `kl16.ckpt`.
 
     Args:
-        path: file of the weights.
-        stats_path: file with `mean` and `std` of each channel, such as `latents_stats.pt`.
+        weights: file of the weights.
+        statistics: file with `mean` and `std` of each channel, such as `latents_stats.pt`.
         scaling_factor: multiplies normalised latents. LightningDiT's `latent_multiplier`: 1; MAR's KL-16: 0.2325.
         sample_size: image side of training.
         dtype: of the weights; None keeps that of the file.
@@ -102,20 +108,25 @@ def load_autoencoder_kl(
         FileNotFoundError: there is no such file.
         ValueError: weights of another family or size, or statistics of another number of channels.
     """
-    state = {key: tensor for key, tensor in read_weights(path, ()).items() if key.startswith(PARTS)}
+    state = {key: tensor for key, tensor in read_weights(weights, ()).items() if key.startswith(PARTS)}
     config = {**autoencoder_kl_config(state), "scaling_factor": scaling_factor, "sample_size": sample_size}
-    if stats_path is not None:
-        config |= _statistics(stats_path, config["latent_channels"])
+    if statistics is not None:
+        config |= _statistics(statistics, config["latent_channels"])
     return build(AutoencoderKL, config, autoencoder_kl_table(len(config["block_out_channels"])).to_ours(state), dtype)
 
 
-def _statistics(path, channels):
-    statistics = read_weights(path, ())
+def _statistics(path: str | Path, channels: int) -> dict[str, list[float]]:
+    values = read_weights(path, ())
     for name in ("mean", "std"):
-        if name not in statistics or statistics[name].numel() != channels:
-            got = {key: tuple(value.shape) for key, value in statistics.items()}
+        if name not in values or values[name].numel() != channels:
+            got = {key: tuple(value.shape) for key, value in values.items()}
             raise ValueError(f"{path} must hold mean and std of {channels} channels, got {got}")
-    return {f"latents_{name}": statistics[name].flatten().tolist() for name in ("mean", "std")}
+    return {f"latents_{name}": values[name].flatten().tolist() for name in ("mean", "std")}
+
+
+def open_autoencoder_kl(path: str | Path) -> AutoencoderKL:
+    """An autoencoder in diffusers' own format, by Hub id or folder, such as `stabilityai/sd-vae-ft-ema`."""
+    return AutoencoderKL.from_pretrained(path, use_safetensors=True)
 
 
 def export_autoencoder_kl(model: AutoencoderKL) -> dict[str, torch.Tensor]:

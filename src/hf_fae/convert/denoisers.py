@@ -1,24 +1,24 @@
 """What published DiT-like checkpoints share: rules of keys, sizes, and the fixed tables that their code loads.
 
-DiT, SiT, REPA, LightningDiT and their kin name their weights alike. A `Layout` says how a family differs; norms,
-feed-forwards and rotary positions of a model follow from its weights.
+DiT, SiT, REPA, LightningDiT and their kin name their weights alike. A `Layout` says how a family differs; sizes, and
+LightningDiT's switches, follow from the weights.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
-from ..layers.positions import rotary_angles
+from ..layers.positions import grid_size, rotary_angles
+from ..presets import DETOK_KINDS, DIT_KINDS, DIT_SIZES
 from .files import build
 from .keys import KeyTable
+from .layouts import attention_rules, check_family, count_layers, square_side, vit_block_rules
 from .transforms import (
     IDENTITY,
     NEGATE,
     REVERSE_TIME,
-    SPLIT_QKV,
     SWAP_HALVES,
     Transform,
     chain,
@@ -41,7 +41,6 @@ __all__ = [
     "attention_heads",
     "block_rules",
     "build_denoiser",
-    "count_blocks",
     "denoiser_config",
     "denoiser_table",
     "end_rules",
@@ -50,8 +49,7 @@ __all__ = [
     "rotary_tables",
 ]
 
-# Width -> heads of DiT's sizes (arXiv 2212.09748, Table 1), which checkpoints without rotary tables do not show.
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+HEADS = {heads * head_dim: heads for _, heads, head_dim in DIT_SIZES.values()}
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,16 @@ class Layout:
         data_time: its time is u = 1 - t, and it predicts x - eps.
         unused_half: it predicts twice the channels, and its sampler ignores the second half.
         linear_patches: its tokens are 1-D, embedded by a linear map.
-        blocks: prefix of a block.
-        config: what the weights do not show.
+        blocks: name of the list of blocks.
+        config: what all its models have, or the weights do not show.
         dropped: training heads.
     """
 
     data_time: bool = False
     unused_half: bool = False
     linear_patches: bool = False
-    blocks: str = "blocks.{i}"
-    config: dict[str, str] = field(default_factory=dict)
+    blocks: str = "blocks"
+    config: dict = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
 
     @property
@@ -81,41 +79,35 @@ class Layout:
 
 
 LIGHTNINGDIT = Layout(data_time=True)
-SIT = Layout(data_time=True, unused_half=True)
-REPA = Layout(dropped=("projectors.*",))
-DIT = Layout(config={"prediction_type": "epsilon"})
-MAETOK_SIT = Layout(linear_patches=True, config={"pos_embed_type": "sincos_1d"})
+SIT = Layout(data_time=True, unused_half=True, config=DIT_KINDS["sit"])
+REPA = Layout(config=DIT_KINDS["sit"], dropped=("projectors.*",))
+DIT = Layout(config=DIT_KINDS["dit"])
+MAETOK_SIT = Layout(linear_patches=True, config={**DIT_KINDS["sit"], "pos_embed_type": "sincos_1d"})
 # l-DeTok's code wraps the blocks, and its GELU is exact.
-DETOK_SIT = Layout(data_time=True, blocks="transformer.blocks.{i}", config={"ff_type": "exact_gelu"})
-DETOK_DIT = Layout(blocks="transformer.blocks.{i}", config={"ff_type": "exact_gelu", "prediction_type": "epsilon"})
+DETOK_SIT = Layout(data_time=True, blocks="transformer.blocks", config={**DIT_KINDS["sit"], **DETOK_KINDS["sit"]})
+DETOK_DIT = Layout(blocks="transformer.blocks", config={**DIT_KINDS["dit"], **DETOK_KINDS["dit"]})
 
 
-def block_rules(theirs: str, ours: str, swiglu: bool) -> list[tuple]:
-    """The rules of an adaLN-zero block with SwiGLU or an MLP; gains and q/k norms are optional."""
+def block_rules(published: str, ours: str, swiglu: bool) -> list[tuple]:
+    """Rules of adaLN-zero blocks with SwiGLU or an MLP; gains and q/k norms are optional."""
     rules = [
-        (f"{theirs}.norm{{1,2}}.weight", f"{ours}.norm{{1,2}}.weight"),
-        (
-            f"{theirs}.attn.qkv.{{weight,bias}}",
-            tuple(f"{ours}.attn.to_{name}.{{weight,bias}}" for name in "qkv"),
-            SPLIT_QKV,
-        ),
-        (f"{theirs}.attn.q_norm.weight", f"{ours}.attn.norm_q.weight"),
-        (f"{theirs}.attn.k_norm.weight", f"{ours}.attn.norm_k.weight"),
-        (f"{theirs}.attn.proj.{{weight,bias}}", f"{ours}.attn.to_out.0.{{weight,bias}}"),
-        (f"{theirs}.adaLN_modulation.1.{{weight,bias}}", f"{ours}.modulation.{{weight,bias}}"),
+        (f"{published}.norm{{1,2}}.weight", f"{ours}.norm{{1,2}}.weight"),
+        (f"{published}.attn.q_norm.weight", f"{ours}.attn.norm_q.weight"),
+        (f"{published}.attn.k_norm.weight", f"{ours}.attn.norm_k.weight"),
+        (f"{published}.adaLN_modulation.1.{{weight,bias}}", f"{ours}.modulation.{{weight,bias}}"),
     ]
-    first, second = (f"{ours}.ff.net.{layer}.{{weight,bias}}" for layer in ("0.proj", "2"))
-    if swiglu:
-        return [
-            *rules,
-            (f"{theirs}.mlp.w12.{{weight,bias}}", first, SWAP_HALVES),
-            (f"{theirs}.mlp.w3.{{weight,bias}}", second),
-        ]
-    return [*rules, (f"{theirs}.mlp.fc1.{{weight,bias}}", first), (f"{theirs}.mlp.fc2.{{weight,bias}}", second)]
+    if not swiglu:
+        return [*rules, *vit_block_rules(published, ours)]
+    return [
+        *rules,
+        *attention_rules(published, ours),
+        (f"{published}.mlp.w12.{{weight,bias}}", f"{ours}.ff.net.0.proj.{{weight,bias}}", SWAP_HALVES),
+        (f"{published}.mlp.w3.{{weight,bias}}", f"{ours}.ff.net.2.{{weight,bias}}"),
+    ]
 
 
 def end_rules(first_time: Transform = IDENTITY, output: Transform = IDENTITY) -> list[tuple]:
-    """The rules of the embeddings of time and class and of the final layer.
+    """Rules of the embeddings of time and class and of the final layer.
 
     Args:
         first_time: of the map of sinusoids.
@@ -150,7 +142,7 @@ def denoiser_table(layout: Layout, config: Mapping) -> KeyTable:
         (f"{layout.patches}.weight", "proj_in.weight", to_patches),
         (f"{layout.patches}.bias", "proj_in.bias"),
         *end_rules(REVERSE_TIME if layout.data_time else IDENTITY, chain(*output)),
-        *block_rules(layout.blocks, "blocks.{i}", config["ff_type"] == "swiglu"),
+        *block_rules(f"{layout.blocks}.{{i}}", "blocks.{i}", config["ff_type"] == "swiglu"),
     ]
     return KeyTable(rules, dropped=("pos_embed", "feat_rope.freqs_{cos,sin}", *layout.dropped))
 
@@ -164,19 +156,18 @@ def denoiser_config(state: Mapping[str, torch.Tensor], layout: Layout, num_atten
     Raises:
         ValueError: the state dict is not that of a DiT-like denoiser, or its number of heads is unknown.
     """
-    wanted = (f"{layout.patches}.weight", "y_embedder.embedding_table.weight", "pos_embed")
-    if missing := [key for key in wanted if key not in state]:
-        raise ValueError(f"checkpoint must be a DiT-like denoiser with {missing[0]!r}, got {sorted(state)[:3]}")
-    patches, classes, positions = (state[key] for key in wanted)
+    names = (f"{layout.patches}.weight", "y_embedder.embedding_table.weight", "pos_embed")
+    check_family(state, "a DiT-like denoiser", names)
+    patches, classes, positions = (state[name] for name in names)
     dim, in_channels = patches.shape[:2]
     patch_size, count = 1 if layout.linear_patches else patches.shape[-1], positions.shape[1]
     heads = attention_heads(dim, num_attention_heads, state.get("feat_rope.freqs_cos"))
-    first = layout.blocks.format(i=0)
+    first = f"{layout.blocks}.0"
     return {
-        "sample_size": [1, count] if layout.linear_patches else math.isqrt(count) * patch_size,
+        "sample_size": [1, count] if layout.linear_patches else square_side(count) * patch_size,
         "patch_size": patch_size,
         "in_channels": in_channels,
-        "num_layers": count_blocks(state, layout.blocks),
+        "num_layers": count_layers(state, layout.blocks),
         "num_attention_heads": heads,
         "attention_head_dim": dim // heads,
         "num_classes": len(classes) - 1,
@@ -190,12 +181,6 @@ def denoiser_config(state: Mapping[str, torch.Tensor], layout: Layout, num_atten
     }
 
 
-def count_blocks(state: Mapping[str, torch.Tensor], blocks: str = "blocks.{i}") -> int:
-    """Number of blocks whose prefix is `blocks`."""
-    prefix = blocks.partition("{i}")[0]
-    return len({key[len(prefix) :].partition(".")[0] for key in state if key.startswith(prefix)})
-
-
 def attention_heads(dim: int, num_attention_heads: int | None, rotary: torch.Tensor | None = None) -> int:
     """Heads of a denoiser: as given, from a table (tokens, head_dim) of rotary positions, or those of DiT's sizes.
 
@@ -203,8 +188,8 @@ def attention_heads(dim: int, num_attention_heads: int | None, rotary: torch.Ten
         ValueError: none of these.
     """
     heads = num_attention_heads or (HEADS.get(dim) if rotary is None else dim // rotary.shape[-1])
-    if heads is None or dim % heads:
-        raise ValueError(f"num_attention_heads must be given for the width {dim}, got {num_attention_heads}")
+    if heads is None:
+        raise ValueError(f"num_attention_heads must be given for a width that is not published, got {dim}")
     return heads
 
 
@@ -235,7 +220,8 @@ def publish_denoiser(model: LightningDiTTransformer2DModel, layout: Layout) -> d
     if config.use_rope:
         state |= rotary_tables("feat_rope", config.attention_head_dim, model.pos_embed.grid)
     for name, value in denoiser_config(state, layout, config.num_attention_heads).items():
-        if config[name] != value:
+        ours, published = (grid_size(one) if name == "sample_size" else one for one in (config[name], value))
+        if ours != published:
             raise ValueError(f"model must have {name} {value!r} in its published layout, got {config[name]!r}")
     return state
 

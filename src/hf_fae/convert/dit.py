@@ -13,9 +13,10 @@ from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..pipelines.fae_dit import FAEDiTPipeline
 from ..pipelines.latent_pipeline import Tokenizer
 from ..schedulers.learned_variance import learned_variance_scheduler
-from .denoisers import DETOK_DIT, DIT, attention_heads, build_denoiser, count_blocks
+from .denoisers import DETOK_DIT, DIT, attention_heads, build_denoiser
 from .files import build, read_weights
 from .keys import KeyTable
+from .layouts import check_family, count_layers
 from .transforms import pixel_rows
 
 
@@ -23,7 +24,7 @@ __all__ = ["diffusers_dit_config", "diffusers_dit_table", "load_detok_dit", "loa
 
 
 def load_dit(
-    path: str | Path,
+    weights: str | Path,
     vae: Tokenizer | None,
     sample_size: int = 32,
     num_attention_heads: int | None = None,
@@ -33,7 +34,7 @@ def load_dit(
     """DiT, such as `DiT-XL-2-256x256.pt`, or the weights of `facebook/DiT-XL-2-256`, on SD-VAE's latents.
 
     Args:
-        path: file of the denoiser's weights, in either layout.
+        weights: file of the denoiser's weights, in either layout.
         vae: tokenizer of its latents.
         sample_size: latent side of training, which diffusers' weights do not show.
         num_attention_heads: needed for a width that is not DiT's.
@@ -45,7 +46,7 @@ def load_dit(
         FileNotFoundError: there is no such file.
         ValueError: weights of another family or size.
     """
-    state = read_weights(path)
+    state = read_weights(weights)
     if any(key.startswith("transformer_blocks.") for key in state):
         config = diffusers_dit_config(state, sample_size, num_attention_heads)
         table = diffusers_dit_table(config["patch_size"], config["in_channels"])
@@ -56,14 +57,14 @@ def load_dit(
 
 
 def load_detok_dit(
-    path: str | Path,
+    weights: str | Path,
     vae: Tokenizer | None,
     num_attention_heads: int | None = None,
     dtype: torch.dtype | None = None,
     **settings,
 ) -> FAEDiTPipeline:
     """DiT of l-DeTok's latents (arXiv 2507.15856); arguments and errors as in `load_dit`."""
-    state = read_weights(path, ("model_ema",))
+    state = read_weights(weights, ("model_ema",))
     return _pipeline(build_denoiser(state, DETOK_DIT, num_attention_heads, dtype), vae, settings)
 
 
@@ -97,17 +98,16 @@ def diffusers_dit_config(
     Raises:
         ValueError: the state dict is not that of such a model, or its number of heads is unknown.
     """
-    wanted = ("pos_embed.proj.weight", "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight")
-    if missing := [key for key in wanted if key not in state]:
-        raise ValueError(f"checkpoint must be a DiTTransformer2DModel with {missing[0]!r}, got {sorted(state)[:3]}")
-    patches, classes = (state[key] for key in wanted)
+    names = ("pos_embed.proj.weight", "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight")
+    check_family(state, "a DiTTransformer2DModel", names)
+    patches, classes = (state[name] for name in names)
     dim, in_channels, patch_size = patches.shape[:3]
     heads = attention_heads(dim, num_attention_heads)
     return {
         "sample_size": sample_size,
         "patch_size": patch_size,
         "in_channels": in_channels,
-        "num_layers": count_blocks(state, "transformer_blocks.{i}"),
+        "num_layers": count_layers(state, "transformer_blocks"),
         "num_attention_heads": heads,
         "attention_head_dim": dim // heads,
         "num_classes": len(classes) - 1,

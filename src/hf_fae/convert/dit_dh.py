@@ -10,9 +10,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from ..generators.dit_dh import DiTDHTransformer2DModel
 from ..pipelines.fae_dit import FAEDiTPipeline
 from ..pipelines.latent_pipeline import Tokenizer
-from .denoisers import attention_heads, block_rules, count_blocks, end_rules, rotary_tables
+from .denoisers import attention_heads, block_rules, end_rules, rotary_tables
 from .files import build, read_weights
 from .keys import KeyTable
+from .layouts import check_family, count_layers, square_side
 from .transforms import pixel_rows
 
 
@@ -46,17 +47,16 @@ def dit_dh_table(config: Mapping) -> KeyTable:
 def dit_dh_config(state: Mapping[str, torch.Tensor]) -> dict:
     """The config of `DiTDHTransformer2DModel` for a published state dict.
 
-    Where backbone and head are equally wide, the head has the two layers of the published ones.
+    A head that is as wide as the backbone is taken to have two layers, as all published ones.
 
     Raises:
         ValueError: the state dict is not that of a DiT^DH.
     """
-    wanted = ("s_embedder.proj.weight", "x_embedder.proj.weight", "y_embedder.embedding_table.weight", "pos_embed")
-    if missing := [key for key in wanted if key not in state]:
-        raise ValueError(f"checkpoint must be a DiT^DH with {missing[0]!r}, got {sorted(state)[:3]}")
-    patches, head_patches, classes, positions = (state[key] for key in wanted)
+    names = ("s_embedder.proj.weight", "x_embedder.proj.weight", "y_embedder.embedding_table.weight", "pos_embed")
+    check_family(state, "DiT^DH", names)
+    patches, head_patches, classes, positions = (state[name] for name in names)
     dim, in_channels, patch_size = patches.shape[:3]
-    head_dim, total = len(head_patches), count_blocks(state)
+    head_dim, total = len(head_patches), count_layers(state, "blocks")
     if dim == head_dim:
         head_num_layers = HEAD_NUM_LAYERS
     else:
@@ -65,7 +65,7 @@ def dit_dh_config(state: Mapping[str, torch.Tensor]) -> dict:
     rotary = state.get("dec_feat_rope.freqs_cos")
     head_heads = attention_heads(head_dim, HEAD_NUM_HEADS if rotary is None else None, rotary)
     return {
-        "sample_size": math.isqrt(positions.shape[1]) * patch_size,
+        "sample_size": square_side(positions.shape[1]) * patch_size,
         "patch_size": patch_size,
         "in_channels": in_channels,
         "num_layers": total - head_num_layers,
@@ -80,9 +80,9 @@ def dit_dh_config(state: Mapping[str, torch.Tensor]) -> dict:
 
 
 def load_dit_dh(
-    path: str | Path,
+    weights: str | Path,
     vae: Tokenizer | None,
-    weak_path: str | Path | None = None,
+    weak_weights: str | Path | None = None,
     guidance_scale: float | list | dict = 1.0,
     num_inference_steps: int = 49,
     final_sigma: float = 0.001,
@@ -92,9 +92,9 @@ def load_dit_dh(
     """The pipeline of a published DiT^DH.
 
     Args:
-        path: file of the denoiser's weights.
+        weights: file of the denoiser's weights.
         vae: tokenizer of its latents, `AutoencoderDRoRAE` without fusion.
-        weak_path: file of a weaker DiT^DH; guidance is then AutoGuidance (published: 1.42 at 256 px, 1.5 at 512 px).
+        weak_weights: file of a weaker DiT^DH, for AutoGuidance (published: scale 1.42 at 256 px, 1.5 at 512 px).
         guidance_scale: as in `FAEDiTPipeline`.
         num_inference_steps: of Euler; the published code counts the points of the grid, one more.
         final_sigma: as in `FAEDiTPipeline`.
@@ -105,7 +105,7 @@ def load_dit_dh(
         FileNotFoundError: there is no such file.
         ValueError: weights of another family or size, or a weak model of other latents.
     """
-    transformer = _denoiser(path, dtype)
+    transformer = _denoiser(weights, dtype)
     if shift is None:
         shift = math.sqrt(transformer.config.sample_size**2 * transformer.config.in_channels / BASE_SIZE)
     return FAEDiTPipeline(
@@ -114,7 +114,7 @@ def load_dit_dh(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
-        guidance_transformer=None if weak_path is None else _denoiser(weak_path, dtype),
+        guidance_transformer=None if weak_weights is None else _denoiser(weak_weights, dtype),
         final_sigma=final_sigma,
     )
 
@@ -135,7 +135,7 @@ def export_dit_dh(model: DiTDHTransformer2DModel) -> dict[str, torch.Tensor]:
     return state | rotary_tables("dec_feat_rope", config.head_attention_head_dim, grid)
 
 
-def _denoiser(path, dtype):
-    state = read_weights(path)
+def _denoiser(weights, dtype):
+    state = read_weights(weights)
     config = dit_dh_config(state)
     return build(DiTDHTransformer2DModel, config, dit_dh_table(config).to_ours(state), dtype)

@@ -15,6 +15,9 @@ __all__ = ["EXPORTS", "export_model"]
 # Class -> the function that gives a published state dict of a model.
 EXPORTS = {
     "AutoencoderDeTok": "detok:export_detok",
+    "AutoencoderKL": "autoencoder_kl:export_autoencoder_kl",
+    "DiTDHTransformer2DModel": "dit_dh:export_dit_dh",
+    "LightningDiTTransformer2DModel": "denoisers:export_denoiser",
 }
 
 

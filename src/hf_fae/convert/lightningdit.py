@@ -15,7 +15,7 @@ __all__ = ["load_lightningdit"]
 
 
 def load_lightningdit(
-    path: str | Path,
+    weights: str | Path,
     vae: Tokenizer | None,
     guidance_scale: float | list | dict = 1.0,
     num_inference_steps: int = 249,
@@ -26,7 +26,7 @@ def load_lightningdit(
     """The pipeline of a published LightningDiT.
 
     Args:
-        path: file of the denoiser's weights, of which the averaged ones are taken.
+        weights: file of the denoiser's weights, of which the averaged ones are taken.
         vae: tokenizer of its latents, for the published models VA-VAE.
         guidance_scale: as in `FAEDiTPipeline`. The published samplers guide three channels, up to noise time
             1 - `cfg_interval_start`: `{"intervals": [[0, 0.9, 10.0]], "channels": 3}` at 64 epochs.
@@ -39,7 +39,7 @@ def load_lightningdit(
         FileNotFoundError: there is no such file.
         ValueError: weights of another family or size.
     """
-    transformer = build_denoiser(read_weights(path), LIGHTNINGDIT, num_attention_heads, dtype)
+    transformer = build_denoiser(read_weights(weights), LIGHTNINGDIT, num_attention_heads, dtype)
     return FAEDiTPipeline(
         vae=vae,
         transformer=transformer,

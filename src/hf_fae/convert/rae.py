@@ -113,7 +113,7 @@ def _check_positions(table: torch.Tensor) -> int:
 def load_rae(
     decoder: str | Path,
     statistics: str | Path | None = None,
-    image_encoder: VisionEncoder | None = None,
+    image_encoder: VisionEncoder | str | Path | None = None,
     decoder_num_attention_heads: int | None = None,
     dtype: torch.dtype | None = None,
     **config,
@@ -123,8 +123,9 @@ def load_rae(
     Args:
         decoder: `model.pt`, the bare decoder or a training checkpoint, whose averaged weights are used.
         statistics: `stat.pt` of the latents, which generators work in; None leaves latents as they are.
-        image_encoder: the frozen encoder that the decoder was trained with. Without it only decoding works until
-            `load_encoder`; then `config` should have the `image_encoder_config`, whose mean and std images need.
+        image_encoder: the frozen encoder that the decoder was trained with, its Hub id or its folder. Without it only
+            decoding works until `load_encoder`; then `config` should have the `image_encoder_config`, whose mean and
+            std images need.
         decoder_num_attention_heads: see `rae_config`.
         dtype: of the weights; None keeps that of the file.
         config: further arguments of `AutoencoderDRoRAE`, such as those of a preset.
@@ -140,6 +141,8 @@ def load_rae(
     shape = (found["feature_dim"], *2 * [found["sample_size"] // found["patch_size"]])
     moments = {} if statistics is None else read_weights(statistics)
     state |= {"mean": torch.zeros(shape), "var": torch.full(shape, 1 - VARIANCE_EPS), **moments}
+    if isinstance(image_encoder, (str, Path)):
+        image_encoder = VisionEncoder.from_pretrained(image_encoder)
     if image_encoder is not None:
         found["image_encoder_id"] = image_encoder.repo_id
         found["image_encoder_revision"] = image_encoder.revision

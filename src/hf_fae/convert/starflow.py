@@ -115,7 +115,7 @@ def load_starflow(
     path: str | Path,
     vae: AutoencoderKL,
     guidance_scale: float = 4.6,
-    text_encoder_id: str | None = "google/flan-t5-xl",
+    text_encoder_id: str = "google/flan-t5-xl",
     dtype: torch.dtype | None = None,
     **config,
 ) -> FAEStarFlowPipeline:
@@ -127,7 +127,7 @@ def load_starflow(
         path: file of the flow's weights.
         vae: tokenizer of its latents; for the text model `stabilityai/sd-vae-ft-ema`.
         guidance_scale: 1 + w of the paper; 4.6 is that of the released sampling script.
-        text_encoder_id: where the text encoder is found; None for a flow of classes.
+        text_encoder_id: Hub id or folder that `load_text_encoder` loads; unused by a flow of classes.
         dtype: of the flow; None keeps that of the file.
         config: further arguments of `starflow_config`.
 
@@ -136,10 +136,14 @@ def load_starflow(
     """
     state = read_weights(path)
     config = starflow_config(state, **config)
-    table = starflow_table(
-        len(config["num_layers"]), config["in_channels"], config["patch_size"], config["num_classes"] is not None
-    )
+    has_classes = config["num_classes"] is not None
+    table = starflow_table(len(config["num_layers"]), config["in_channels"], config["patch_size"], has_classes)
     transformer = build(STARFlowTransformer2DModel, config, table.to_ours(state), dtype)
     return FAEStarFlowPipeline(
-        vae, transformer, None, None, guidance_scale=guidance_scale, text_encoder_id=text_encoder_id
+        vae,
+        transformer,
+        text_encoder=None,
+        tokenizer=None,
+        guidance_scale=guidance_scale,
+        text_encoder_id=None if has_classes else text_encoder_id,
     )

@@ -1,4 +1,4 @@
-"""The stochastic sampler of SiT and REPA for flow models, which diffusers lacks."""
+"""The SDE sampler of SiT and REPA for flow models, which diffusers lacks."""
 
 import itertools
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ __all__ = ["FlowMatchEulerMaruyamaScheduler", "check_sigmas"]
 
 
 def check_sigmas(sigmas: list[float]) -> None:
-    """Refuse what is no way from noise to data.
+    """Check that sigmas lead from noise to data.
 
     Raises:
-        ValueError: the sigmas do not fall strictly, or leave (0, 1].
+        ValueError: the sigmas are not strictly decreasing, or outside (0, 1].
     """
     path = [*map(float, sigmas), 0.0]
     if len(path) == 1 or path[0] > 1 or not all(high > low for high, low in itertools.pairwise(path)):
@@ -35,12 +35,13 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
     """Euler-Maruyama on the reverse SDE of the linear path, with g^2 = 2 t (FAE, appendix D; SiT; REPA).
 
     With v the velocity eps - x, the noise is eps = x_t + (1 - t) v, the score -eps / t, and the drift
-    v - g^2 / 2 * score = v + eps. Every step adds sqrt(g^2 h) * noise but the last, which runs from `last_sigma` to 0.
+    v - g^2 / 2 * score = v + eps. A step of size h adds sqrt(g^2 h) * noise, except for the last one, which leads from
+    `last_sigma` to 0.
 
     Args:
-        num_train_timesteps: what a `timestep` of the model is multiplied by; diffusers' 1000.
-        shift: the factor of the SD3 time shift, 1 / s for the papers' s < 1; applied to the grid once.
-        last_sigma: noise level (after the shift) from which the noise-free last step starts (REPA: 0.04).
+        num_train_timesteps: the model's `timestep` at noise level 1; diffusers' 1000.
+        shift: factor of SD3's time shift, 1 / s for the papers' s < 1; applied to the grid once.
+        last_sigma: noise level (after the shift) at which the noise-free last step starts (REPA: 0.04).
     """
 
     order = 1
@@ -58,15 +59,15 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         sigmas: list[float] | None = None,
     ) -> None:
-        """Make the grid: `num_inference_steps` sigmas from 1 to `last_sigma`, uniform before the shift, then 0.
+        """Set the grid: `num_inference_steps` sigmas from 1 to `last_sigma`, uniform before the shift, then 0.
 
         Args:
             num_inference_steps: number of model evaluations.
-            device: where the grid lives.
-            sigmas: own falling sigmas in (0, 1] before the shift, instead of the uniform ones; 0 is appended.
+            device: of the grid.
+            sigmas: custom decreasing sigmas in (0, 1] before the shift, instead of the uniform ones; 0 is appended.
 
         Raises:
-            ValueError: neither a positive number nor sigmas that fall within (0, 1].
+            ValueError: neither a positive number of steps nor strictly decreasing sigmas in (0, 1].
         """
         shift = self.config.shift
         if sigmas is not None:
@@ -85,7 +86,7 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = 0
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
-        """The model sees the sample as it is."""
+        """The model input is the sample itself."""
         return sample
 
     def step(
@@ -100,12 +101,12 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: velocity eps - x (B, C, H, W).
-            timestep: the entry of `timesteps` that the model saw; steps are taken in their order.
+            timestep: the current entry of `timesteps`; steps follow their order.
             sample: x_t (B, C, H, W).
-            generator: of the noise; a list has one for each sample.
+            generator: of the noise; a list has one per sample.
 
         Raises:
-            ValueError: `set_timesteps` was not called, or there are no steps left.
+            ValueError: `set_timesteps` was not called, or no steps are left.
         """
         if self._step_index is None or self._step_index >= len(self.timesteps):
             raise ValueError(

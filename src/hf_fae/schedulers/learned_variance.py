@@ -1,8 +1,8 @@
-"""DDPM with a learned variance (arXiv 2102.09672): what diffusers' `DDPMScheduler` has not, for tensors of times.
+"""DDPM with a learned variance (arXiv 2102.09672): what diffusers' `DDPMScheduler` lacks, for tensors of times.
 
-A network predicts the noise eps in x_t = sqrt(a_t) x + sqrt(1 - a_t) eps, a_t being `alphas_cumprod`, and a number v
-for each element, which sets the log-variance of the step back between its two bounds. Betas, time steps and the config
-are the scheduler's.
+A network predicts the noise eps in x_t = sqrt(a_t) x + sqrt(1 - a_t) eps, with a_t = `alphas_cumprod`, and a value v
+per element, which interpolates the log-variance of the reverse step between its two bounds. Betas, time steps and the
+config are the scheduler's.
 """
 
 import math
@@ -23,15 +23,15 @@ __all__ = [
 
 
 def learned_variance_scheduler(beta_schedule: str, timestep_spacing: str = "linspace") -> DDPMScheduler:
-    """1000 times, a learned variance, evenly re-spaced, nothing clipped.
+    """A `DDPMScheduler` with 1000 times, evenly re-spaced, a learned variance and no clipping.
 
-    DiT has it with linear betas, diffusion heads with cosine ones.
+    DiT uses linear betas, diffusion heads cosine ones.
 
     Args:
         beta_schedule: as in `DDPMScheduler`, `"linear"` or `"squaredcos_cap_v2"`.
-        timestep_spacing: as there. With `"linspace"`, as in the papers' code, drawing starts at the last time, where
-            cosine betas leave hardly any data (a_t = 2e-9): the first of 100 steps multiplies an error of the noise by
-            316. `"leading"` starts a step before, where that is 1.6: for heads that have not been trained for long.
+        timestep_spacing: as there. With `"linspace"`, as in the papers' code, sampling starts at the last time, where
+            cosine betas leave hardly any signal (a_t = 2e-9): the first of 100 steps amplifies an error of the noise
+            316 times. `"leading"` starts one step earlier, where the factor is 1.6: for heads after short training.
     """
     return DDPMScheduler(
         beta_schedule=beta_schedule,
@@ -42,7 +42,7 @@ def learned_variance_scheduler(beta_schedule: str, timestep_spacing: str = "lins
 
 
 def check_scheduler(scheduler: DDPMScheduler) -> None:
-    """Refuse a scheduler whose settings are not those of this module.
+    """Check that a scheduler has the settings of this module.
 
     Raises:
         ValueError: a `variance_type`, `prediction_type` or clipping that would be ignored.
@@ -54,10 +54,10 @@ def check_scheduler(scheduler: DDPMScheduler) -> None:
 
 
 def check_num_steps(scheduler: DDPMScheduler, num_steps: int) -> None:
-    """Refuse a number of steps that cannot be taken.
+    """Check a number of sampling steps.
 
     Raises:
-        ValueError: fewer than two, more than the scheduler has times, or no whole number.
+        ValueError: fewer than two, more than the scheduler has times, or not a whole number.
     """
     times = scheduler.config.num_train_timesteps
     if not isinstance(num_steps, int) or not 2 <= num_steps <= times:
@@ -65,7 +65,7 @@ def check_num_steps(scheduler: DDPMScheduler, num_steps: int) -> None:
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """x_t in fp32; `alphas_cumprod` is a_t of each element, in a shape that can be broadcast."""
+    """x_t in fp32; `alphas_cumprod` is a_t of each element, in a broadcastable shape."""
     return alphas_cumprod.sqrt() * clean + (1 - alphas_cumprod).sqrt() * noise
 
 
@@ -77,13 +77,13 @@ def previous_gaussian(
     previous: torch.Tensor,
     min_variance: float = 1e-20,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and log-variance of the step back from x_t (equations 9 and 15 of the paper).
+    """Mean and log-variance of the reverse step from x_t (equations 9 and 15 of the paper).
 
     Args:
-        noise, variance: what the network predicts of x_t, eps and v: -1 is the smaller bound, 1 the larger one.
+        noise, variance: the network's predictions at x_t, eps and v; v = -1 is the lower bound, v = 1 the upper one.
         noisy: x_t.
-        alphas_cumprod, previous: a_t, and a of the time where the step ends, 1 for data; they can be broadcast.
-        min_variance: the smaller bound is raised to this.
+        alphas_cumprod, previous: a_t, and a at the end of the step, 1 for data; both broadcastable.
+        min_variance: minimum of the lower bound.
     """
     clean = (noisy - (1 - alphas_cumprod).sqrt() * noise) / alphas_cumprod.sqrt()
     mean, smallest = _posterior(clean, noisy, alphas_cumprod, previous)
@@ -92,7 +92,7 @@ def previous_gaussian(
 
 
 def _posterior(clean, noisy, alphas_cumprod, previous):
-    """Mean and variance of the step back where x is known (equations 10 and 11 of the paper)."""
+    """Mean and variance of the reverse step given x (equations 10 and 11 of the paper)."""
     alpha = alphas_cumprod / previous
     beta, rest = 1 - alpha, 1 - alphas_cumprod
     mean = (previous.sqrt() * beta / rest) * clean + (alpha.sqrt() * (1 - previous) / rest) * noisy
@@ -102,7 +102,7 @@ def _posterior(clean, noisy, alphas_cumprod, previous):
 def reverse_steps(
     scheduler: DDPMScheduler, num_steps: int, device: torch.device
 ) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Time, a_t and a of the next time of each step from noise to data, re-spaced as the scheduler says.
+    """Time, a_t and a of the next time for each step from noise to data, with the scheduler's spacing.
 
     Raises:
         ValueError: as `check_num_steps`.
@@ -122,28 +122,28 @@ def hybrid_loss(
     timestep: torch.Tensor,
     alphas_cumprod: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two parts of the loss for each element: the squared error of eps, and the variational bound in bits.
+    """The two terms of the loss per element: the squared error of eps, and the variational bound in bits.
 
-    The bound teaches the variance alone: in it the noise is detached (section 3.1 of the paper). Its term at time 0 is
-    the negative log-density of x: latents have no grey levels, which the papers' code counts.
+    The bound trains the variance alone: its noise is detached (section 3.1 of the paper). Its term at time 0 is the
+    negative log-density of x: latents are continuous, while the papers' code discretises into grey levels.
 
     Args:
         noise, variance: predictions at `add_noise(clean, true_noise, alphas_cumprod[timestep])`, fp32.
         clean, true_noise: of the same shape.
-        timestep: long, in a shape that can be broadcast.
+        timestep: long, in a broadcastable shape.
         alphas_cumprod: (T,), the scheduler's table on the device of the others.
     """
     current = alphas_cumprod[timestep]
     previous = torch.where(timestep > 0, alphas_cumprod[(timestep - 1).clamp_min(0)], 1.0)
     noisy = add_noise(clean, true_noise, current)
-    # At time 0 the smaller bound would be 0: that of time 1 takes its place, as in the paper's code.
+    # At time 0 the lower bound would be 0: that of time 1 replaces it, as in the paper's code.
     _, floor = _posterior(clean.new_zeros(()), clean.new_zeros(()), alphas_cumprod[1], alphas_cumprod[0])
     mean, log_variance = previous_gaussian(noise.detach(), variance, noisy, current, previous, floor)
     true_mean, true_variance = _posterior(clean, noisy, current, previous)
     true_log_variance = true_variance.clamp_min(floor).log()
     error = (true_mean - mean).square() * (-log_variance).exp()
     divergence = 0.5 * (log_variance - true_log_variance + (true_log_variance - log_variance).exp() + error - 1)
-    # At time 0 the mean of the step back given x is x itself.
+    # At time 0 the mean of the reverse step given x is x itself.
     negative_log_density = 0.5 * (math.log(2 * math.pi) + log_variance + error)
     bound = torch.where(timestep > 0, divergence, negative_log_density) / math.log(2)
     return (noise - true_noise).square(), bound
