@@ -55,9 +55,10 @@ test-slow: $(INSTALLED) ## run the tests marked slow
 test-floor: ## run the tests with the oldest supported versions, in .venv-floor
 	$(MAKE) test VENV=.venv-floor CONSTRAINTS=constraints-floor.txt
 
-lint: $(INSTALLED) ## check the code with ruff
+lint: $(INSTALLED) ## check the code with ruff, and that imports run one way
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 
 format: $(INSTALLED) ## let ruff sort the imports and format the code
 	$(PY) -m ruff check --fix .
@@ -76,8 +77,8 @@ demo: $(INSTALLED) ## draw emoji with the models in checkpoints/, each in a new 
 	@echo 'Train one yourself: "make demo-train" (minutes, small), docs/training-emoji.md (these very models), docs/training.md'
 
 demo-train: $(INSTALLED) ## train a small FAE and generator on emoji and draw samples (at most 20 minutes on 2 cores)
-	$(PY) training_scripts/demo.py $(ARGS)
+	$(PY) experiments/emoji/demo.py $(ARGS)
 
 clean: ## delete build products, caches and outputs, not the virtual environments
 	rm -rf build dist outputs src/*.egg-info .pytest_cache .ruff_cache
-	find src tests training_scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests training_scripts experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

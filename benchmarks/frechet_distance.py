@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance
+from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_distance
 
 
 def features(count: int, width: int, batch_size: int, seed: int):

@@ -14,7 +14,7 @@ import torch
 from throughput import SIZES, timed, training
 
 from hf_fae import LightningDiTTransformer2DModel
-from hf_fae.training.latent_cache import CachedLatents
+from hf_fae.data.latent_cache import CachedLatents
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ import torch
 from throughput import SIZES as PUBLISHED
 
 from hf_fae import AutoencoderFAE, LightningDiTTransformer2DModel
+from hf_fae.objectives.flow_matching import FlowMatchingObjective
 from hf_fae.training.arguments import LoopArguments
-from hf_fae.training.generator_objectives import FlowMatchingObjective
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.randomness import ImageRandom
+from hf_fae.utils.randomness import ImageRandom
 
 
 SIZES = {**PUBLISHED, "emoji": (8, 6, 64)}  # that of docs/training.md

@@ -9,12 +9,14 @@ gradients, AdamW's moments and the averaged weights take in fp32; activations co
 import torch
 
 from hf_fae import VisionEncoder
+from hf_fae.losses.discriminators import PatchDiscriminator
+from hf_fae.losses.gan import AdversarialLoss
+from hf_fae.objectives.fae import FeatureObjective, PixelObjective
+from hf_fae.objectives.flow_matching import FlowMatchingObjective
+from hf_fae.objectives.starflow import STARFlowObjective
 from hf_fae.presets import PRESETS, build_preset
-from hf_fae.training.adversarial import AdversarialLoss, PatchDiscriminator
 from hf_fae.training.flops import FlopMeter
-from hf_fae.training.generator_objectives import FlowMatchingObjective, STARFlowObjective
-from hf_fae.training.randomness import ImageRandom
-from hf_fae.training.tokenizer_objectives import FeatureObjective, PixelObjective
+from hf_fae.utils.randomness import ImageRandom
 
 
 class NoRandom(ImageRandom):

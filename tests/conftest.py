@@ -42,7 +42,7 @@ def oracle():
 @pytest.fixture
 def script(monkeypatch):
     """Imports a training script or a benchmark by its name."""
-    for folder in ("training_scripts", "benchmarks"):
+    for folder in ("training_scripts", "benchmarks", "experiments", "experiments/emoji"):
         monkeypatch.syspath_prepend(Path(__file__).parents[1] / folder)
     return importlib.import_module
 

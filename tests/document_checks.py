@@ -152,7 +152,7 @@ def check_python(words: list[str]) -> None:
 
 def train(script: str, arguments: list[str]) -> None:
     """To the end, in one step on a few pictures. `...` in a command stands for what the reader has."""
-    smoke = yaml.safe_load((ROOT / "training_scripts" / "configs" / SMOKE[Path(script).stem]).read_text())
+    smoke = yaml.safe_load((ROOT / "tests" / "configs" / SMOKE[Path(script).stem]).read_text())
     tiny = {**smoke, **DATA, **(LOOP if "max_train_steps" in smoke else {})}
     if ["--config", "..."] in [arguments[index : index + 2] for index in range(len(arguments))]:
         place = arguments.index("--config")

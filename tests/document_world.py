@@ -31,8 +31,8 @@ from PIL import Image
 from text_models import save_sentence_encoder
 
 from hf_fae import AutoencoderFAE
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.latent_encoding import encode_dataset
+from hf_fae.data.encode_dataset import encode_dataset
+from hf_fae.data.images import DataArguments, ImageData
 
 
 __all__ = ["DATA", "JUDGE", "LATENTS", "STAND_IN", "build_world"]
@@ -71,7 +71,7 @@ def build_world(folder: Path) -> Path:
     """Fills `folder`; what is returned is the working directory in it."""
     here = folder / "hf_fae"
     here.mkdir()
-    for name in ("Makefile", "benchmarks", "src", "training_scripts"):
+    for name in ("Makefile", "benchmarks", "experiments", "src", "training_scripts"):
         (here / name).symlink_to(ROOT / name)
     (here / "docs" / "images").mkdir(parents=True)
 

@@ -17,13 +17,13 @@ from factories import tiny_fae, tiny_mmdit, tiny_text_encoder
 from killing import kill_repeatedly, wait_until
 from torch import nn
 
+from hf_fae.data.captions import CaptionEncoder
+from hf_fae.data.conditions import TextCondition
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.objectives.base import Objective
+from hf_fae.objectives.flow_matching import FlowMatchingObjective
 from hf_fae.training.arguments import LoopArguments
-from hf_fae.training.captions import CaptionEncoder
-from hf_fae.training.conditions import TextCondition
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.generator_objectives import FlowMatchingObjective
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import Objective
 
 
 def note(path, batch, random):

@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_fae.training.randomness import ImageRandom
+from hf_fae.utils.randomness import ImageRandom
 
 
 def batch(size=4):

@@ -27,10 +27,10 @@ from PIL import Image
 
 import hf_fae
 from hf_fae.cli import main
-from hf_fae.evaluation.matching import similarity_map
+from hf_fae.data.decoding import center_crop, decode_image
+from hf_fae.evaluation.metrics.patch_similarity import similarity_map
 from hf_fae.guidance import FlowGuidance, Guidance, TokenGuidance
 from hf_fae.latents import decode_latents, encode_images
-from hf_fae.training.pictures import center_crop, decode_image
 
 
 gr = pytest.importorskip("gradio", reason="needs gradio: pip install hf_fae[demo]")

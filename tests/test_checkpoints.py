@@ -10,8 +10,8 @@ from diffusers.image_processor import VaeImageProcessor
 from torch.nn import functional as F
 
 from hf_fae import AutoencoderFAE
-from hf_fae.evaluation.reconstruction import feature_cosine, psnr
-from hf_fae.training.pictures import center_crop, decode_image
+from hf_fae.data.decoding import center_crop, decode_image
+from hf_fae.utils.image_metrics import feature_cosine, psnr
 
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"

@@ -130,7 +130,7 @@ def test_files_that_are_named_exist(page):
         "pip install -e .[nothing]",
         "python benchmarks/throughput.py --size b",
         "accelerate launch training_scripts/train_fae.py --config training_scripts/configs/nothing.yaml",
-        "accelerate launch training_scripts/train_fae.py --config training_scripts/configs/emoji_fae.yaml --steps 1",
+        "accelerate launch training_scripts/train_fae.py --config experiments/emoji/configs/emoji_fae.yaml --steps 1",
     ],
 )
 def test_what_does_not_run_fails(line, here):

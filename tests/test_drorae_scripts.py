@@ -12,7 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 # What makes any run of train_drorae.py tiny.
-TINY = ["--config", str(ROOT / "training_scripts" / "configs" / "smoke_drorae.yaml"), "--mixed_precision", "no"]
+TINY = ["--config", str(ROOT / "tests" / "configs" / "smoke_drorae.yaml"), "--mixed_precision", "no"]
 TINY += ["--max_train_steps", "1", "--report_to", "none"]
 
 
@@ -112,11 +112,11 @@ class TestEmoji:
     def test_configs(self, script):
         emoji, names = script("emoji_drorae"), []
         for name, (_, phase, source, _) in emoji.RUNS.items():
-            config = ROOT / "training_scripts" / "configs" / f"emoji_drorae_phase{phase}.yaml"
+            config = ROOT / "experiments/emoji/configs" / f"emoji_drorae_phase{phase}.yaml"
             assert yaml.safe_load(config.read_text())["phase"] == phase
             assert source is None or source in names  # trained before it
             names.append(name)
-        steps = yaml.safe_load((ROOT / "training_scripts/configs/emoji_drorae_phase3.yaml").read_text())
+        steps = yaml.safe_load((ROOT / "experiments/emoji/configs/emoji_drorae_phase3.yaml").read_text())
         assert emoji.RUNS["rae-longer"][3]["max_train_steps"] == steps["max_train_steps"]
 
     def test_table(self, script):

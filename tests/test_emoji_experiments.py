@@ -10,7 +10,7 @@ from factories import tiny_detok, tiny_encoder, tiny_maetok
 from PIL import Image
 from timm.models import save_for_hf
 
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.data.images import DataArguments, ImageData
 
 
 TINY = ["--max_train_steps", "1", "--train_batch_size", "4", "--lr_warmup_steps", "0", "--report_to", "none"]

@@ -79,12 +79,12 @@ def test_public_names_resolve_and_are_published():
         hf_fae.Nothing  # noqa: B018
 
 
-def test_no_module_is_named_like_a_diffusers_pipeline():
-    """diffusers records a component whose parent module is named like one of its pipelines as its own, and never finds
+def test_no_package_is_named_like_a_diffusers_pipeline():
+    """diffusers records a component whose parent package is named like one of its pipelines as its own, and never finds
     it again."""
-    modules = [module.name for module in pkgutil.walk_packages(hf_fae.__path__, "hf_fae.")]
-    assert modules
-    parts = {part for name in modules for part in name.split(".")[1:]}
+    packages = [module.name for module in pkgutil.walk_packages(hf_fae.__path__, "hf_fae.") if module.ispkg]
+    assert packages
+    parts = {part for name in packages for part in name.split(".")[1:]}
     assert not {part for part in parts if hasattr(diffusers.pipelines, part)}
 
 

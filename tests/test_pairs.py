@@ -34,13 +34,14 @@ from factories import (
     tiny_text_starflow_pipeline,
 )
 
+from hf_fae.data.captions import CaptionEncoder
+from hf_fae.data.conditions import TextCondition
 from hf_fae.latents import latent_size
-from hf_fae.training.autoregression import AutoregressiveObjective, MARObjective
-from hf_fae.training.captions import CaptionEncoder
-from hf_fae.training.conditions import TextCondition
-from hf_fae.training.diffusion import DiffusionObjective
-from hf_fae.training.generator_objectives import FlowMatchingObjective, STARFlowObjective
-from hf_fae.training.randomness import ImageRandom
+from hf_fae.objectives.ddpm import DiffusionObjective
+from hf_fae.objectives.flow_matching import FlowMatchingObjective
+from hf_fae.objectives.starflow import STARFlowObjective
+from hf_fae.objectives.token_diffusion import AutoregressiveObjective, MARObjective
+from hf_fae.utils.randomness import ImageRandom
 
 
 TOKENIZERS = {

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from hf_fae.objectives.base import Objective
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import Objective
 
 
 # Everything of both recipes at once; the discriminator rests for a step, the decoder feels it one step later.

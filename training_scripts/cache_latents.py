@@ -2,7 +2,8 @@
 
 With a text encoder the captions are read once, too: text-to-image training then runs without it.
 
-    accelerate launch training_scripts/cache_latents.py --config training_scripts/configs/latents_dinov2_base.yaml
+    accelerate launch training_scripts/cache_latents.py \\
+        --config training_scripts/configs/latents/latents_dinov2_base.yaml
 
 Run it again after an interruption: finished shards are kept. `output_dir/tokenizer` is the tokenizer with the
 statistics of these latents; --update_vae writes them into the tokenizer's own folder, too.
@@ -16,13 +17,13 @@ from typing import Literal
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from hf_fae.training.arguments import parse_arguments
-from hf_fae.training.captions import CAPTION_LENGTH, load_caption_encoder
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.feature_cache import FeatureData
-from hf_fae.training.latent_encoding import encode_dataset
+from hf_fae.data.captions import CAPTION_LENGTH, load_caption_encoder
+from hf_fae.data.encode_dataset import encode_dataset
+from hf_fae.data.feature_cache import FeatureData
+from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.training.loop import PATIENCE
 from hf_fae.training.tokenizer import complete_tokenizer, load_tokenizer, store_latent_statistics
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """A class-conditional model that draws latents token by token: MAR (arXiv 2406.11838), or l-DeTok's RasterAR and
 RandomAR (arXiv 2507.15856), all with a diffusion head.
 
-    accelerate launch training_scripts/train_autoregressive.py --config training_scripts/configs/mar_b.yaml
+    accelerate launch training_scripts/train_autoregressive.py \\
+        --config training_scripts/configs/autoregressive/mar_b.yaml
 
 The data are pictures, or latents that cache_latents.py made of them: --dataset_name names either. With --pipeline a
 published model is trained on; classes that it does not know are added. Validation logs the loss on held-out latents.
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_fae import AutoregressiveTransformer2DModel, FAEMARPipeline, MARTransformer2DModel
+from hf_fae.data.conditions import ClassCondition
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.latent_cache import CachedLatents
 from hf_fae.generators.diffusion_head import head_scheduler
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.autoregression import AutoregressiveObjective
-from hf_fae.training.conditions import ClassCondition
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.objectives.token_diffusion import AutoregressiveObjective
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.generation import (
     GeneratorArguments,
     class_names,
@@ -27,7 +29,7 @@ from hf_fae.training.generation import (
     open_tokenizer,
     train_generator,
 )
-from hf_fae.training.latent_cache import CachedLatents
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """l-DeTok (arXiv 2507.15856): a tokenizer that learns to repair its latents, and then its decoder alone.
 
-    accelerate launch training_scripts/train_detok.py --config training_scripts/configs/detok_bb.yaml
-    accelerate launch training_scripts/train_detok.py --config training_scripts/configs/detok_bb_decoder.yaml
+    accelerate launch training_scripts/train_detok.py --config training_scripts/configs/detok/detok_bb.yaml
+    accelerate launch training_scripts/train_detok.py --config training_scripts/configs/detok/detok_bb_decoder.yaml
 
 `output_dir` becomes an `AutoencoderDeTok` with the statistics of its latents. Stage 2 starts from the averaged weights
 of both halves, which are what stage 1 saves.
@@ -13,12 +13,13 @@ from typing import Literal
 import torch
 
 from hf_fae import AutoencoderDeTok
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.objectives.detok import DeTokObjective
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.pixel_tokenizer import PixelTokenizerArguments, check_pixel_tokenizer, pixel_tokenizer_sizes
-from hf_fae.training.pixel_tokenizer_objectives import DeTokObjective
 from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, train_tokenizer
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

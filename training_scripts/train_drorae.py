@@ -1,8 +1,8 @@
 """RAE (arXiv 2510.11690) and the three phases of DRoRAE (arXiv 2605.10780, section 3.3) on a frozen encoder.
 
-    accelerate launch training_scripts/train_drorae.py --config .../drorae_dinov2_base_phase1.yaml
-    accelerate launch training_scripts/train_drorae.py --config .../drorae_dinov2_base_phase2.yaml
-    accelerate launch training_scripts/train_drorae.py --config .../drorae_dinov2_base_phase3.yaml
+    accelerate launch training_scripts/train_drorae.py --config .../drorae/drorae_dinov2_base_phase1.yaml
+    accelerate launch training_scripts/train_drorae.py --config .../drorae/drorae_dinov2_base_phase2.yaml
+    accelerate launch training_scripts/train_drorae.py --config .../drorae/drorae_dinov2_base_phase3.yaml
 
 Phase 1 trains a decoder of the last layer's tokens: the result is an RAE. Phase 2 puts a fusion of all layers before
 it and trains that alone; it starts from an RAE, also from diffusers' published `AutoencoderRAE`. Phase 3 trains the
@@ -17,12 +17,13 @@ from typing import Literal
 import torch
 
 from hf_fae import AutoencoderDRoRAE, VisionEncoder
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.objectives.drorae import DRoRAEObjective
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, train_tokenizer
 from hf_fae.training.tokenizer import add_fusion, load_rae, read_fusion_type
-from hf_fae.training.tokenizer_objectives import DRoRAEObjective
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Stage Ia of FAE (arXiv 2512.07829, section 4.1): the single attention layer and the feature decoder, on features.
 
-    accelerate launch training_scripts/train_fae.py --config training_scripts/configs/fae_dinov2_base.yaml
+    accelerate launch training_scripts/train_fae.py --config training_scripts/configs/fae/fae_dinov2_base.yaml
 
 `output_dir` becomes an `AutoencoderFAE` with its frozen encoder; its pixel decoder is still untrained (see
 train_pixel_decoder.py).
@@ -17,16 +17,18 @@ import torch
 from torch.nn import functional as F
 
 from hf_fae import AutoencoderFAE, VisionEncoder
-from hf_fae.evaluation.reconstruction import feature_cosine
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.feature_cache import FeatureData
+from hf_fae.autoencoders.frozen_encoder import frozen_features
+from hf_fae.data.feature_cache import FeatureData
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.statistics import channel_statistics
+from hf_fae.objectives.base import add_noise
+from hf_fae.objectives.fae import FeatureObjective, NoisyLatentObjective
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import add_noise
-from hf_fae.training.randomness import ImageRandom
-from hf_fae.training.statistics import channel_statistics
 from hf_fae.training.tokenizer import load_trained_fae
-from hf_fae.training.tokenizer_objectives import FeatureObjective, NoisyLatentObjective, frozen_features
+from hf_fae.utils.image_metrics import feature_cosine
+from hf_fae.utils.parsing import parse_arguments
+from hf_fae.utils.randomness import ImageRandom
 
 
 SEEN = {"pixel_values", "features"}  # what the features of a batch come from

@@ -1,6 +1,7 @@
 """The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a denoiser on latents, or DDPM.
 
-    accelerate launch training_scripts/train_generator.py --config training_scripts/configs/lightningdit_xl.yaml
+    accelerate launch training_scripts/train_generator.py \\
+        --config training_scripts/configs/denoisers/lightningdit_xl.yaml
 
 The data are pictures, or latents that cache_latents.py made of them: --dataset_name names either. With --pipeline a
 published generator is trained on; classes that it does not know are added.
@@ -20,10 +21,12 @@ from hf_fae import (
     FlowMatchEulerMaruyamaScheduler,
     LightningDiTTransformer2DModel,
 )
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.latent_cache import CachedLatents
 from hf_fae.layers.positions import grid_size
+from hf_fae.objectives.flow_matching import dimension_shift
 from hf_fae.schedulers.learned_variance import learned_variance_scheduler
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.generation import (
     GeneratorArguments,
     class_names,
@@ -32,8 +35,7 @@ from hf_fae.training.generation import (
     open_tokenizer,
     train_generator,
 )
-from hf_fae.training.generator_objectives import dimension_shift
-from hf_fae.training.latent_cache import CachedLatents
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

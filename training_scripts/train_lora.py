@@ -1,6 +1,6 @@
 """LoRA fine-tuning of a published generator on a folder of pictures: of classes, known or new, or of captions.
 
-    accelerate launch training_scripts/train_lora.py --config training_scripts/configs/lora_folder.yaml \
+    accelerate launch training_scripts/train_lora.py --config training_scripts/configs/lora/lora_folder.yaml \
         --pipeline user/fae-dinov2-g-xl-256 --dataset_name pictures --class_name my-dog
 
 A class of the data that has the name of a class of the pipeline is trained as that one; any other becomes a new class.
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
 
+from hf_fae.data.conditions import open_condition
+from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.loading import complete_text_encoder
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.conditions import open_condition
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.generation import (
     GeneratorValidation,
     load_trained_pipeline,
@@ -25,6 +25,7 @@ from hf_fae.training.generation import (
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.lora import add_lora, lora_weights
 from hf_fae.training.tokenizer import complete_tokenizer
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """MAETok (arXiv 2502.03444): a tokenizer that learns from masked images, and then its pixel decoder alone.
 
-    accelerate launch training_scripts/train_maetok.py --config training_scripts/configs/maetok_b_256.yaml
-    accelerate launch training_scripts/train_maetok.py --config training_scripts/configs/maetok_b_256_decoder.yaml
+    accelerate launch training_scripts/train_maetok.py --config training_scripts/configs/maetok/maetok_b_256.yaml
+    accelerate launch training_scripts/train_maetok.py \\
+        --config training_scripts/configs/maetok/maetok_b_256_decoder.yaml
 
 `output_dir` becomes an `AutoencoderMAETok` with the statistics of its latents. Stage 1 saves its auxiliary decoders as
 well; stage 2 drops them, and starts from the averaged weights of encoder and pixel decoder.
@@ -15,13 +16,14 @@ from torch import nn
 
 from hf_fae import AutoencoderMAETok
 from hf_fae.autoencoders.maetok import CAPTION
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.auxiliary import load_targets, target_names
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.objectives.maetok import MAETokObjective
+from hf_fae.objectives.maetok_targets import load_targets, target_names
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
 from hf_fae.training.pixel_tokenizer import PixelTokenizerArguments, check_pixel_tokenizer, pixel_tokenizer_sizes
-from hf_fae.training.pixel_tokenizer_objectives import MAETokObjective
 from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, train_tokenizer
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

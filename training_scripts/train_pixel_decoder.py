@@ -1,7 +1,7 @@
 """Stages Ib and II of FAE (arXiv 2512.07829, section 4.2): the pixel decoder, on noisy and then on decoded features.
 
-    accelerate launch training_scripts/train_pixel_decoder.py --config .../pixel_decoder_dinov2_base_ib.yaml
-    accelerate launch training_scripts/train_pixel_decoder.py --config .../pixel_decoder_dinov2_base_ii.yaml
+    accelerate launch training_scripts/train_pixel_decoder.py --config .../fae/pixel_decoder_dinov2_base_ib.yaml
+    accelerate launch training_scripts/train_pixel_decoder.py --config .../fae/pixel_decoder_dinov2_base_ii.yaml
 
 `output_dir` becomes the whole `AutoencoderFAE`, with its frozen encoder.
 """
@@ -9,16 +9,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hf_fae.evaluation.reconstruction import psnr
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.feature_cache import FeatureData
+from hf_fae.data.feature_cache import FeatureData
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.objectives.base import add_noise
+from hf_fae.objectives.fae import PixelObjective
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.objectives import add_noise
-from hf_fae.training.randomness import ImageRandom
 from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, validate_reconstructions
 from hf_fae.training.tokenizer import add_overlap_head, copy_pixel_decoder, load_trained_fae
-from hf_fae.training.tokenizer_objectives import PixelObjective
+from hf_fae.utils.image_metrics import psnr
+from hf_fae.utils.parsing import parse_arguments
+from hf_fae.utils.randomness import ImageRandom
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A normalizing flow on latents, of classes or of captions (STARFlow, arXiv 2506.06276): maximum likelihood.
 
-    accelerate launch training_scripts/train_starflow.py --config training_scripts/configs/starflow_imagenet.yaml
+    accelerate launch training_scripts/train_starflow.py \\
+        --config training_scripts/configs/starflow/starflow_imagenet.yaml
 
 The data are pictures, or latents that cache_latents.py made of them: --dataset_name names either. With --text_encoder
 a new flow reads their captions, else it learns their classes. With --pipeline a published flow is trained on; classes
@@ -13,8 +14,10 @@ frozen encoder, which drawing does not need.
 from dataclasses import dataclass, field
 
 from hf_fae import FAEStarFlowPipeline, STARFlowTransformer2DModel
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.latent_cache import CachedLatents
+from hf_fae.objectives.starflow import STARFlowObjective
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.generation import (
     CaptionArguments,
     class_names,
@@ -23,8 +26,7 @@ from hf_fae.training.generation import (
     open_tokenizer,
     train_generator,
 )
-from hf_fae.training.generator_objectives import STARFlowObjective
-from hf_fae.training.latent_cache import CachedLatents
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Text to image (arXiv 2512.07829, section 5.2): flow matching of an MMDiT on latents, given captions.
 
-    accelerate launch training_scripts/train_text_to_image.py --config training_scripts/configs/mmdit_cc12m.yaml
+    accelerate launch training_scripts/train_text_to_image.py \\
+        --config training_scripts/configs/text_to_image/mmdit_cc12m.yaml
 
 The data are pictures with captions (--caption_column), or latents that cache_latents.py made of them: --dataset_name
 names either. A cache that was made with a text encoder has the captions' embeddings: the training itself then goes
@@ -16,8 +17,9 @@ from typing import Literal
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from hf_fae import FAETextToImagePipeline, FlowMatchEulerMaruyamaScheduler, MMDiTTransformer2DModel
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.latent_cache import CachedLatents
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.generation import (
     CaptionArguments,
     latent_size,
@@ -26,7 +28,7 @@ from hf_fae.training.generation import (
     open_tokenizer,
     train_generator,
 )
-from hf_fae.training.latent_cache import CachedLatents
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass

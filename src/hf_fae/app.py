@@ -18,10 +18,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageOps
 
 import hf_fae
-from hf_fae.evaluation.matching import similarity_map
-from hf_fae.evaluation.reconstruction import feature_cosine, psnr
-from hf_fae.evaluation.sheets import TITLES
-from hf_fae.evaluation.spaces import SPACES, gives_features, token_spaces
+from hf_fae.data.decoding import center_crop, decode_image
+from hf_fae.evaluation.inputs.spaces import SPACES, gives_features, token_spaces
+from hf_fae.evaluation.metrics.patch_similarity import similarity_map
+from hf_fae.evaluation.reports.sheets import TITLES
 from hf_fae.guidance import FlowGuidance, Guidance, TokenGuidance
 from hf_fae.images import from_uint8, to_pil
 from hf_fae.inspection import count_parameters
@@ -29,7 +29,7 @@ from hf_fae.latents import decode_latents
 from hf_fae.layers.positions import grid_size
 from hf_fae.loading import complete_text_encoder, loading
 from hf_fae.pipelines.latent_pipeline import LatentPipeline
-from hf_fae.training.pictures import center_crop, decode_image
+from hf_fae.utils.image_metrics import feature_cosine, psnr
 
 
 __all__ = ["Demo", "Models", "build", "default_models", "main"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .convert.cli import add_commands
-from .evaluation.arguments import DTYPES
+from .evaluation.options import DTYPES
 
 
 __all__ = ["main"]
@@ -170,12 +170,12 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from diffusers.image_processor import VaeImageProcessor
     from tqdm import tqdm
 
-    from .evaluation.reconstruction import feature_cosine, psnr
+    from .data.decoding import center_crop
     from .images import make_grid, to_pil
     from .latents import LatentAutoencoderMixin
     from .layers.positions import grid_size
     from .loading import open_tokenizer
-    from .training.pictures import center_crop
+    from .utils.image_metrics import feature_cosine, psnr
 
     pictures = [_read_picture(path) for path in args.images]
     vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).to(args.device)
@@ -210,7 +210,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _read_picture(path: Path):
-    from .training.pictures import decode_image
+    from .data.decoding import decode_image
 
     try:
         return decode_image(path)

@@ -7,8 +7,8 @@ from factories import tiny_detok
 from torch.nn import functional as F
 
 from hf_fae.autoencoders.detok import add_latent_noise
+from hf_fae.data.latent_cache import tokenizer_fingerprint
 from hf_fae.layers.positions import unit_rotary_angles
-from hf_fae.training.latent_cache import tokenizer_fingerprint
 
 
 CPU = torch.device("cpu")

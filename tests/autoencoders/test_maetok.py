@@ -6,7 +6,7 @@ from factories import tiny_fae_dit_pipeline, tiny_lightning_dit, tiny_maetok, ti
 from torch.nn import functional as F
 
 from hf_fae import AutoencoderMAETok, build_preset
-from hf_fae.training.latent_cache import tokenizer_fingerprint
+from hf_fae.data.latent_cache import tokenizer_fingerprint
 
 
 MASK = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)) < 0.5

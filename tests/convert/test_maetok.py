@@ -78,6 +78,17 @@ def test_published_size(oracle, size):
     assert count + 768 + sum(published[name].numel() for name in unused) == sum(t.numel() for t in published.values())
 
 
+def test_defaults_are_no_statistics(oracle, tmp_path):
+    """The numbers 0 and 1, which JSON may hold as whole ones."""
+    folder = oracle("maetok")
+    settings = json.loads((folder / "config.json").read_text()) | {"vq_mean": 0, "vq_std": 1}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    vae = load_maetok(tmp_path / "config.json", folder / "model.safetensors", **HEADS)
+    assert vae.latents_mean.dtype == vae.latents_std.dtype == torch.float32
+    latents = torch.randn(1, 8, 1, 6)
+    assert torch.equal(vae.denormalize_latents(latents), latents)
+
+
 BAD = {
     "absolute": ({"use_rope": False}, "config must have use_rope True, got False"),
     "axial": ({"rope_mixed": False}, "config must have rope_mixed True, got False"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hf_fae.evaluation
-from hf_fae.evaluation.distances import (
+from hf_fae.evaluation.metrics.distances import (
     GaussianStatistics,
     clip_score,
     frechet_distance,
@@ -15,7 +15,7 @@ from hf_fae.evaluation.distances import (
     kernel_distance,
     precision_recall,
 )
-from hf_fae.evaluation.reconstruction import feature_cosine, psnr, ssim
+from hf_fae.utils.image_metrics import feature_cosine, psnr, ssim
 
 
 FOLDER = Path(hf_fae.evaluation.__file__).parent / "metrics"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_fae.evaluation.extractors import CHUNK
+from hf_fae.evaluation.inputs.extractors import CHUNK
 from hf_fae.evaluation.parts import Parts, check_settings
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_fae.training.arguments import LoopArguments, parse_arguments
-from hf_fae.training.data import DataArguments
+from hf_fae.data.images import DataArguments
+from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.generation import GeneratorArguments
 from hf_fae.training.reconstruction import ReconstructionArguments
+from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass
@@ -67,13 +68,19 @@ def test_all_loop_arguments_have_help():
     assert all(option.metadata.get("help") for option in LoopArguments.__dataclass_fields__.values())
 
 
-CONFIGS = sorted(Path(__file__).parents[2].glob("training_scripts/configs/*.yaml"))
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "training_scripts"
+CONFIGS = sorted(
+    path
+    for folder in ("training_scripts", "experiments/emoji", "tests")
+    for path in (ROOT / folder / "configs").rglob("*.yaml")
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_parse(path, monkeypatch):
     """Every key of every config is an argument of its script, with a value of the right type."""
-    for folder in (path.parents[1], path.parents[2] / "benchmarks"):
+    for folder in (SCRIPTS, ROOT / "experiments/emoji"):
         monkeypatch.syspath_prepend(folder)
     groups = [*script_arguments(path.stem), DataArguments]
     values = yaml.safe_load(path.read_text())
@@ -100,7 +107,7 @@ def test_shipped_configs_parse(path, monkeypatch):
     ],
 )
 def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(CONFIGS[0].parents[1])
+    monkeypatch.syspath_prepend(SCRIPTS)
     groups = [*script_arguments(script), DataArguments]
     required = [f"--{field.name}=x" for group in groups for field in required_fields(group)]
     *_, config = parse_arguments(*groups, argv=required)

@@ -15,12 +15,13 @@ from torch.distributed.fsdp import FSDPModule
 from training_runs import ADVERSARIAL, ImageNoise, read_log, run
 
 from hf_fae import LightningDiTTransformer2DModel
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.generator_objectives import FlowMatchingObjective
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.objectives.flow_matching import FlowMatchingObjective
 
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "training_scripts"
+CONFIGS = HERE.parent / "configs"
 
 # What `accelerate launch` does on several devices; on a CPU alone it starts one process.
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -87,7 +88,7 @@ def train_script(script, folder, published, data, batch_size):
         # Not MAR, whose share of masked tokens is one for the batch of a process.
         "autoregressive": ["--vae", f"{published}/fae", "--label_column", "label", "--model", "random"],
     }[script]
-    flags += ["--config", str(SCRIPTS / "configs" / f"smoke_{script}.yaml"), "--dataset_name", data]
+    flags += ["--config", str(CONFIGS / f"smoke_{script}.yaml"), "--dataset_name", data]
     flags += ["--output_dir", folder, "--train_batch_size", str(batch_size), "--mixed_precision", "no"]
     flags += ["--max_train_steps", "2", "--max_grad_norm", "0", "--report_to", "none"]
     flags += ["--checkpointing_steps", "1", "--checkpoints_total_limit", "2"]

@@ -25,6 +25,7 @@ from training_runs import ADVERSARIAL, assert_equal_checkpoints, read_log
 
 TESTS = Path(__file__).parents[1]
 SCRIPTS = TESTS.parent / "training_scripts"
+CONFIGS = TESTS / "configs"
 
 
 def run_killed(folder, data, kills, mode):
@@ -96,7 +97,7 @@ def published(tmp_path_factory, parquet_folder):
     flags = ["--vae", folder / "fae", "--dataset_name", parquet_folder, "--label_column", "kind"]
     flags += ["--caption_column", "kind", "--text_encoder", folder / "text-encoder", "--max_caption_length", "12"]
     command = [sys.executable, SCRIPTS / "cache_latents.py", *flags, "--output_dir", folder / "latents"]
-    config = SCRIPTS / "configs" / "smoke_cache_latents.yaml"
+    config = CONFIGS / "smoke_cache_latents.yaml"
     subprocess.run([str(part) for part in [*command, "--config", config]], check=True, capture_output=True)
     return folder
 
@@ -181,7 +182,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_every_script_killed_again_and_again(tmp_path, published, parquet_folder, name):
     script, config, flags = RUNS[name]
-    command = [sys.executable, str(SCRIPTS / script), "--config", str(SCRIPTS / "configs" / config)]
+    command = [sys.executable, str(SCRIPTS / script), "--config", str(CONFIGS / config)]
     command += ["--dataset_name", str(parquet_folder), "--resume_from_checkpoint", "latest", "--report_to", "none"]
     command += [flag.format(published=published) for flag in flags]
     command += ["--max_train_steps", "6", "--checkpointing_steps", "2", "--validation_steps", "3"]

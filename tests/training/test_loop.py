@@ -17,8 +17,8 @@ from training_runs import (
     run,
 )
 
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.tokenizer_objectives import FeatureObjective
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.objectives.fae import FeatureObjective
 
 
 class TestResume:

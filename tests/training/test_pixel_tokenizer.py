@@ -8,7 +8,7 @@ from text_models import tiny_text_encoder
 from training_runs import ADVERSARIAL, assert_equal_checkpoints, entries, last
 
 from hf_fae import AutoencoderDeTok, AutoencoderMAETok
-from hf_fae.training.data import DataArguments, ImageData
+from hf_fae.data.images import DataArguments, ImageData
 
 
 # Script -> its class, its paper, and the discriminator of the paper, after two steps of rest.

@@ -24,15 +24,16 @@ from hf_fae import (
     FAEStarFlowPipeline,
     MARTransformer2DModel,
 )
-from hf_fae.training.data import DataArguments, ImageData
-from hf_fae.training.latent_cache import CachedLatents
+from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.latent_cache import CachedLatents
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def train(script, config, folder, cache, *flags):
-    command = [sys.executable, str(SCRIPTS / script), "--config", str(SCRIPTS / "configs" / config)]
+    command = [sys.executable, str(SCRIPTS / script), "--config", str(CONFIGS / config)]
     env = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run([*command, "--output_dir", str(folder), *flags], env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -451,7 +452,7 @@ def test_train_on_damaged_rows_to_the_end(tmp_path, decoded, damaged_parquet, tr
 def test_trained_and_pushed(hub, encoder, parquet_folder):
     """What a training pushes is loaded from the Hub, with the card of the run."""
     flags = ["--image_encoder", str(encoder), "--dataset_name", str(parquet_folder), "--output_dir", "run"]
-    flags += ["--config", str(SCRIPTS / "configs" / "smoke_fae.yaml")]
+    flags += ["--config", str(CONFIGS / "smoke_fae.yaml")]
     hub.run(
         f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
         "import train_fae, torch\n"

@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler
-from hf_fae.training.conditions import match_classes
+from hf_fae.data.conditions import match_classes
 from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+CONFIGS = Path(__file__).parents[1] / "configs"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
@@ -42,7 +43,7 @@ def train(monkeypatch, published, encoder, image_folder):
         defaults = {"pipeline": published, "image_encoder": encoder, "dataset_name": image_folder}
         flags = {**defaults, "report_to": "none", "output_dir": output_dir, **flags}
         argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-        config = str(SCRIPTS / "configs" / "smoke_lora.yaml")
+        config = str(CONFIGS / "smoke_lora.yaml")
         importlib.import_module("train_lora").main(["--config", config, *argv])
         return output_dir
 

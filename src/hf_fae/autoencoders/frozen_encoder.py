@@ -9,13 +9,14 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from torch import nn
 
 from ..encoders import VisionEncoder
 from ..latents import LatentAutoencoderMixin
 from ..modeling import StrictModelMixin
 
 
-__all__ = ["FrozenEncoderMixin"]
+__all__ = ["FrozenEncoderMixin", "frozen_features"]
 
 # The dot is required: to find variants, diffusers splits every name in a component's folder at its dots.
 SUBFOLDER = "image_encoder.d"
@@ -188,3 +189,15 @@ def _is_on_hub(repo_id: str, filename: str, location: dict) -> bool:
     except EntryNotFoundError:
         return False
     return True
+
+
+def frozen_features(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The frozen encoder's raw features (B, N, C) and their grid: those in the batch, else of its pictures.
+
+    Args:
+        model: a tokenizer, which needs its encoder only if the batch has no "features" (B, C, h, w).
+    """
+    if "features" in batch:
+        features = batch["features"]
+        return features.flatten(2).transpose(1, 2), tuple(features.shape[2:])
+    return model.extract_features(batch["pixel_values"])

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ..evaluation.arguments import DTYPES
+from ..evaluation.options import DTYPES
 from ..zoo import ZOO
 
 

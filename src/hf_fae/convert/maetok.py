@@ -143,8 +143,6 @@ def load_maetok(
     # Absent where training masked no patches: then nothing reads it.
     ours.setdefault("encoder.mask_token", torch.zeros_like(ours["encoder.class_token"]))
     shape = (config["latent_channels"], 1, 1)
-    ours |= {
-        "latents_mean": torch.full(shape, settings["vq_mean"]),
-        "latents_std": torch.full(shape, settings["vq_std"]),
-    }
+    for name in ("mean", "std"):
+        ours[f"latents_{name}"] = torch.full(shape, float(settings[f"vq_{name}"]))
     return build(AutoencoderMAETok, config, ours, dtype)

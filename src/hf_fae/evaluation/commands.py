@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from ..training.arguments import parse_arguments
-from .pictures import PictureArguments
-from .report import Evaluation
+from ..utils.parsing import parse_arguments
+from .inputs.numbered_images import PictureArguments
+from .reports.report import Evaluation
 
 
 __all__ = ["TASKS", "evaluate"]

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..training.files import write_whole
-from .extractors import CHUNK
+from ..utils.atomic import atomic_write
+from .inputs.extractors import CHUNK
 
 
 __all__ = ["Parts", "check_settings", "process_state", "without_places"]
@@ -122,7 +122,7 @@ def check_settings(folder: str | Path, settings: dict) -> None:
     if state.is_main_process:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(settings, indent=2) + "\n")
+            atomic_write(path, json.dumps(settings, indent=2) + "\n")
         except OSError as error:
             raise ValueError(f"output_dir {str(folder)!r} cannot be written: {error}") from error
     state.wait_for_everyone()

@@ -7,24 +7,26 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
 from torch import nn
 
+from ..data.captions import CAPTION_LENGTH, CaptionEncoder, load_caption_encoder
+from ..data.conditions import open_condition
+from ..data.images import DataArguments, ImageData
+from ..data.latent_cache import CachedLatents, is_latent_cache
 from ..generators.mar import MARTransformer2DModel
 from ..images import make_grid
 from ..latents import LatentAutoencoderMixin
 from ..latents import latent_size as vae_latent_size
 from ..loading import complete_text_encoder
+from ..objectives.ddpm import DiffusionObjective
+from ..objectives.flow_matching import FlowMatchingObjective
+from ..objectives.generator import GeneratorObjective
+from ..objectives.starflow import STARFlowObjective
+from ..objectives.token_diffusion import AutoregressiveObjective, MARObjective
 from ..pipelines.fae_mar import FAEMARPipeline
 from ..pipelines.fae_starflow import FAEStarFlowPipeline
 from ..pipelines.latent_pipeline import LatentPipeline
+from ..utils.randomness import ImageRandom
 from .arguments import LoopArguments
-from .autoregression import AutoregressiveObjective, MARObjective
-from .captions import CAPTION_LENGTH, CaptionEncoder, load_caption_encoder
-from .conditions import open_condition
-from .data import DataArguments, ImageData
-from .diffusion import DiffusionObjective
-from .generator_objectives import FlowMatchingObjective, GeneratorObjective, STARFlowObjective
-from .latent_cache import CachedLatents, is_latent_cache
 from .loop import TrainingLoop
-from .randomness import ImageRandom
 from .tokenizer import complete_tokenizer, load_tokenizer
 
 

@@ -31,15 +31,15 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ..data.corrupt import DamageReport
+from ..objectives.base import Objective
+from ..utils.atomic import atomic_write
+from ..utils.randomness import ImageRandom
 from .arguments import LoopArguments
 from .checkpoints import clear_leftovers, commit_checkpoint, find_checkpoint, remove_later
-from .damage import DamageReport
-from .files import write_whole
 from .flops import FlopMeter, matmul_peak
-from .hub import check_hub, publish, training_run
 from .meter import Meter, peak_memory
-from .objectives import Objective
-from .randomness import ImageRandom
+from .publish import check_hub, publish, training_run
 from .state import load_tensors, remove_sharding, save_tensors
 
 
@@ -297,7 +297,7 @@ class TrainingLoop:
             remove_later(self.output_dir, self.step)
             self._truncate_log()
             if self.config:
-                write_whole(self.output_dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+                atomic_write(self.output_dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         self.flops_per_image = self.peak_flops = None
         self.print(f"training {count:,} parameters of {type(objective.model).__name__} on {self.device}")
 
@@ -416,7 +416,7 @@ class TrainingLoop:
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
             kept = [line + "\n" for line in lines if json.loads(line)["step"] <= self.step]
-            write_whole(path, "".join(kept))
+            atomic_write(path, "".join(kept))
 
     def _validate(self, validate, log=True):
         with self.meter.paused():
@@ -466,7 +466,7 @@ class TrainingLoop:
         if counts:
             self.print("damaged rows were replaced: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
             if self.is_main and not self.args.dry_run:
-                write_whole(self.output_dir / "damaged_rows.json", json.dumps(self.damage.state(), indent=1))
+                atomic_write(self.output_dir / "damaged_rows.json", json.dumps(self.damage.state(), indent=1))
 
     def _save_checkpoint(self):
         partial = self.output_dir / f".checkpoint-{self.step}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..autoencoders.pixel_tokenizer import PixelTokenizer
-from .data import DataArguments
+from ..data.images import DataArguments
 
 
 __all__ = ["PixelTokenizerArguments", "check_pixel_tokenizer", "pixel_tokenizer_sizes"]

@@ -7,15 +7,16 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from ..evaluation.reconstruction import psnr
+from ..data.images import ImageData
+from ..data.statistics import measure_latent_statistics, training_images
 from ..images import make_grid, to_pil
-from .adversarial import AdversarialLoss, NLayerDiscriminator, PatchDiscriminator, TokenDiscriminator
-from .augmentation import DiffAugment
-from .data import ImageData
+from ..losses.diffaugment import DiffAugment
+from ..losses.discriminators import NLayerDiscriminator, PatchDiscriminator, TokenDiscriminator
+from ..losses.gan import AdversarialLoss
+from ..losses.perceptual import load_perceptual
+from ..objectives.reconstruction import ReconstructionObjective
+from ..utils.image_metrics import psnr
 from .loop import TrainingLoop
-from .perceptual import load_perceptual
-from .statistics import measure_latent_statistics, training_images
-from .tokenizer_objectives import ReconstructionObjective
 
 
 __all__ = ["ReconstructionArguments", "make_losses", "train_tokenizer", "validate_reconstructions"]

@@ -17,15 +17,15 @@ from factories import (
 from PIL import Image
 
 from hf_fae import FlowMatchEulerMaruyamaScheduler
-from hf_fae.evaluation.distances import (
+from hf_fae.evaluation.inputs.extractors import load_extractors
+from hf_fae.evaluation.metrics.distances import (
     GaussianStatistics,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
 )
-from hf_fae.evaluation.extractors import load_extractors
-from hf_fae.training.randomness import mix_seed
+from hf_fae.utils.randomness import mix_seed
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_texts_are_the_captions_of_the_data(options, tmp_path):
 
     from datasets import load_dataset
 
-    from hf_fae.evaluation.retrieval import ImageTextModel
+    from hf_fae.evaluation.metrics.image_text import ImageTextModel
 
     captions = load_dataset(str(options["dataset_name"]), split="train")["caption"]
     captions = [captions[row] for row in np.random.default_rng(0).permutation(90)[:40]]

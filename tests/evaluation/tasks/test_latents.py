@@ -8,7 +8,7 @@ from evaluations import read_report, run, run_in_two_processes
 from factories import tiny_fae, tiny_kl, tiny_maetok
 from PIL import Image
 
-from hf_fae.evaluation.latent_space import channel_moments, power_spectrum
+from hf_fae.evaluation.metrics.latent_space import channel_moments, power_spectrum
 from hf_fae.evaluation.tasks.latents import choose_rows, pixel_patches
 from hf_fae.latents import encode_images
 

@@ -7,7 +7,7 @@ from evaluations import read_report, run, run_in_two_processes
 from factories import tiny_fae, tiny_kl
 from PIL import Image
 
-from hf_fae.evaluation.matching import map_agreement, nearest_patches, object_mask
+from hf_fae.evaluation.metrics.patch_similarity import map_agreement, nearest_patches, object_mask
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from factories import TINY_VISION_CONFIGS, tiny_encoder, tiny_fae, tiny_kl, tiny_maetok
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
-from hf_fae.evaluation.pictures import NumberedPictures, PictureArguments
-from hf_fae.evaluation.probes import knn_accuracy, linear_probe, pool_tokens, standard_error
-from hf_fae.evaluation.spaces import token_spaces
+from hf_fae.evaluation.inputs.numbered_images import NumberedPictures, PictureArguments
+from hf_fae.evaluation.inputs.spaces import token_spaces
+from hf_fae.evaluation.metrics.classifiers import knn_accuracy, linear_probe, pool_tokens, standard_error
 from hf_fae.evaluation.tasks.probe import ProbeArguments, evaluate_probe
 from hf_fae.latents import encode_images
 

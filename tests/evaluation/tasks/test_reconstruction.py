@@ -7,10 +7,10 @@ from evaluations import read_report, run, run_in_two_processes
 from factories import tiny_fae, tiny_kl
 from safetensors.torch import save_file
 
-from hf_fae.evaluation.distances import GaussianStatistics, frechet_distance
-from hf_fae.evaluation.extractors import load_extractors
-from hf_fae.evaluation.reconstruction import feature_cosine, psnr, ssim
+from hf_fae.evaluation.inputs.extractors import load_extractors
+from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_distance
 from hf_fae.images import to_uint8
+from hf_fae.utils.image_metrics import feature_cosine, psnr, ssim
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_the_pictures(options, judge_folder, data_folde
 
     from datasets import Image, load_dataset
 
-    from hf_fae.training.perceptual import LPIPS
+    from hf_fae.losses.perceptual import LPIPS
 
     rows = load_dataset(str(data_folder), split="validation").cast_column("image", Image(decode=False))
     good = rows.select([number for number in range(30, 50) if number != 40]).cast_column("image", Image())

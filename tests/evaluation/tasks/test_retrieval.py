@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from hf_fae import AutoencoderFAE
 from hf_fae.encoders import VisionEncoder
-from hf_fae.evaluation.pictures import NumberedPictures, PictureArguments
-from hf_fae.evaluation.retrieval import LinearTextAlignment, SentenceEncoder
-from hf_fae.evaluation.spaces import token_spaces
+from hf_fae.evaluation.inputs.numbered_images import NumberedPictures, PictureArguments
+from hf_fae.evaluation.inputs.spaces import token_spaces
+from hf_fae.evaluation.metrics.image_text import LinearTextAlignment, SentenceEncoder
 from hf_fae.evaluation.tasks.retrieval import RetrievalArguments, evaluate_retrieval
 
 

@@ -8,14 +8,14 @@ from typing import Literal
 
 from ...images import from_uint8, to_pil
 from ...loading import loading
-from ..distances import clip_score
-from ..extractors import INCEPTION, judge, load_extractors
+from ..inputs.extractors import INCEPTION, judge, load_extractors
+from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.references import Reference, ReferenceBatch, write_batch
+from ..inputs.sampling import Sampler, SamplingArguments, SavedSamples
+from ..metrics.distances import clip_score
+from ..metrics.scores import METRICS, check_metrics, score_samples
 from ..parts import Parts, check_settings, process_state, without_places
-from ..pictures import NumberedPictures, PictureArguments
-from ..references import Reference, ReferenceBatch, write_batch
-from ..report import Evaluation
-from ..sampling import Sampler, SamplingArguments, SavedSamples
-from ..scores import METRICS, check_metrics, score_samples
+from ..reports.report import Evaluation
 
 
 __all__ = ["GenerationArguments", "evaluate_generation"]
@@ -155,7 +155,7 @@ def _open_text_model(args, sampler, device):
         return None
     if sampler.data is None:
         raise ValueError(f"text_model has no meaning without prompts, got {args.text_model!r}")
-    from ..retrieval import ImageTextModel
+    from ..metrics.image_text import ImageTextModel
 
     with loading("text_model", args.text_model):
         return ImageTextModel.from_pretrained(args.text_model).to(device)

@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from ...autoencoders.pixel_tokenizer import PixelTokenizer
 from ...images import from_uint8
 from ...latents import encode_images
-from ...training.files import write_whole
-from ..arguments import TokenizerArguments, check_positive
-from ..denoising import denoising_loss
-from ..latent_space import channel_moments, mode_count_curve, power_spectrum, reduce_spaces
+from ...utils.atomic import atomic_write
+from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.spaces import gives_features, open_any_tokenizer
+from ..metrics.denoising_loss import denoising_loss
+from ..metrics.latent_space import channel_moments, mode_count_curve, power_spectrum, reduce_spaces
+from ..options import TokenizerArguments, check_positive
 from ..parts import Parts, check_settings, process_state
-from ..pictures import NumberedPictures, PictureArguments
-from ..plots import draw_channels, draw_denoising, draw_likelihoods, draw_spectra
-from ..report import Evaluation, describe_run
-from ..spaces import gives_features, open_any_tokenizer
+from ..reports.plots import draw_channels, draw_denoising, draw_likelihoods, draw_spectra
+from ..reports.report import Evaluation, describe_run
 
 
 __all__ = ["LatentsArguments", "choose_rows", "evaluate_latents", "pixel_patches"]
@@ -258,5 +258,5 @@ def _analyse(args, spaces, folder, device):
 def _kept(path, compute):
     """A JSON-able result that takes long: computed once, then read."""
     if not path.exists():
-        write_whole(path, json.dumps(compute()))
+        atomic_write(path, json.dumps(compute()))
     return json.loads(path.read_text())

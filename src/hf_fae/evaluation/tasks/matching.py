@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..arguments import TokenizerArguments
-from ..matching import (
+from ...utils.image_metrics import token_cosine
+from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.spaces import SPACES, open_feature_tokenizer, token_spaces
+from ..metrics.patch_similarity import (
     choose_query,
     is_near,
     map_agreement,
@@ -16,12 +18,10 @@ from ..matching import (
     object_mask,
     similarity_map,
 )
+from ..options import TokenizerArguments
 from ..parts import Parts, check_settings, process_state
-from ..pictures import NumberedPictures, PictureArguments
-from ..reconstruction import token_cosine
-from ..report import Evaluation, describe_run
-from ..sheets import draw_matches, draw_similarity
-from ..spaces import SPACES, open_feature_tokenizer, token_spaces
+from ..reports.report import Evaluation, describe_run
+from ..reports.sheets import draw_matches, draw_similarity
 
 
 __all__ = ["MatchingArguments", "evaluate_matching"]

@@ -7,10 +7,9 @@ import torch
 
 from ...images import from_uint8
 from ...loading import loading
-from ..arguments import TokenizerArguments, check_positive
-from ..parts import Parts, check_settings, process_state
-from ..pictures import NumberedPictures, PictureArguments
-from ..probes import (
+from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.spaces import SPACES, gives_features, open_any_tokenizer, token_spaces
+from ..metrics.classifiers import (
     LEARNING_RATES,
     NEIGHBOURS,
     POOLINGS,
@@ -20,8 +19,9 @@ from ..probes import (
     released_head_accuracy,
     standard_error,
 )
-from ..report import Evaluation, describe_run, identify_model
-from ..spaces import SPACES, gives_features, open_any_tokenizer, token_spaces
+from ..options import TokenizerArguments, check_positive
+from ..parts import Parts, check_settings, process_state
+from ..reports.report import Evaluation, describe_run, identify_model
 
 
 __all__ = ["ProbeArguments", "evaluate_probe"]

@@ -8,13 +8,13 @@ import torch
 from ...images import from_uint8, to_uint8
 from ...latents import check_finite, compression_ratio, decode_latents, encode_images
 from ...loading import loading, open_tokenizer
-from ..arguments import DTYPES, TokenizerArguments
-from ..distances import GaussianStatistics, frechet_distance
-from ..extractors import INCEPTION, judge, load_extractors, metric_name
+from ...utils.image_metrics import psnr, ssim, token_cosine
+from ..inputs.extractors import INCEPTION, judge, load_extractors, metric_name
+from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..metrics.distances import GaussianStatistics, frechet_distance
+from ..options import DTYPES, TokenizerArguments
 from ..parts import Parts, check_settings, process_state
-from ..pictures import NumberedPictures, PictureArguments
-from ..reconstruction import psnr, ssim, token_cosine
-from ..report import Evaluation, describe_run, hash_file
+from ..reports.report import Evaluation, describe_run, hash_file
 
 
 __all__ = ["ReconstructionArguments", "evaluate_reconstruction"]
@@ -106,7 +106,7 @@ class _Comparison:
         self.args, self.vae, self.extractors = args, vae, extractors
         self.pairwise = {name: metric for name, metric in (("psnr", psnr), ("ssim", ssim)) if name in args.metrics}
         if "lpips" in args.metrics:
-            from ...training.perceptual import LPIPS
+            from ...losses.perceptual import LPIPS
 
             with loading("vgg16", str(args.vgg16)):
                 self.pairwise["lpips"] = LPIPS.from_pretrained(args.vgg16).to(vae.device).distances

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from ...loading import loading
-from ..arguments import TokenizerArguments
+from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.spaces import SPACES, open_feature_tokenizer, token_spaces
+from ..metrics.classifiers import standard_error
+from ..metrics.image_text import ImageTextModel, LinearTextAlignment, load_text_model, pair_up, recall_at_k
+from ..options import TokenizerArguments
 from ..parts import Parts, check_settings, process_state
-from ..pictures import NumberedPictures, PictureArguments
-from ..probes import standard_error
-from ..report import Evaluation, describe_run
-from ..retrieval import ImageTextModel, LinearTextAlignment, load_text_model, pair_up, recall_at_k
-from ..spaces import SPACES, open_feature_tokenizer, token_spaces
+from ..reports.report import Evaluation, describe_run
 
 
 __all__ = ["RetrievalArguments", "evaluate_retrieval"]

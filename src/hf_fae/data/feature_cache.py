@@ -1,0 +1,107 @@
+"""Pictures with their frozen encoder's features: the stages of a tokenizer train on them at several times the speed.
+
+The cache is the latent cache of an FAE of `encoder_type="identity"`, whose latents are the features (see
+`latent_cache.py`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import torch
+
+from ..autoencoders.fae import AutoencoderFAE
+from .fingerprints import fingerprint_split
+from .images import DataArguments, ImageData
+from .latent_cache import CachedLatents
+
+
+__all__ = ["FeatureData"]
+
+# Of `DataArguments`: what a picture's features depend on.
+SAME = ("train_split", "resolution", "crop", "min_image_side")
+
+
+class FeatureData:
+    """`ImageData` whose training batches have "features": (B, C, h, w) float32, raw, at the precision of float16.
+
+    Args:
+        data: the pictures; of each, all training rows are in the cache.
+        folder: of the cache.
+        model: the tokenizer to be trained, with its frozen encoder.
+
+    Attributes:
+        mean, std: of the cached features (C,), by which the cache's FAE standardises them.
+
+    Raises:
+        ValueError: `folder` is no cache of features, or one of other pictures or of another encoder; or the pictures
+            are streamed, or `model` is no `AutoencoderFAE`. Reading rows: the cache leaves them out.
+    """
+
+    def __init__(self, data: ImageData, folder: str, model: AutoencoderFAE):
+        if data.args.streaming:
+            raise ValueError("streaming must be False with feature_cache, got True")
+        if not isinstance(model, AutoencoderFAE):
+            raise ValueError(f"feature_cache is for an AutoencoderFAE, got a {type(model).__name__}")
+        self.data = data
+        self.cache = CachedLatents(folder, data.seed, data.args.random_flip)
+        source = AutoencoderFAE.from_pretrained(self.cache.folder / "tokenizer", image_encoder=None)
+        if source.config.encoder_type != "identity":
+            raise ValueError(
+                f"feature_cache must hold features, the latents of an FAE of encoder_type 'identity', got "
+                f"{source.config.encoder_type!r} in {folder!r}"
+            )
+        self.cache.check_image_encoder(model)
+        self._check_pictures()
+        self.mean, self.std = source.features_mean, source.features_std
+        self.rows = {"train": self.cache.train, "validation": self.cache.validation}
+        self.places = {
+            split: {row: place for place, row in enumerate(rows["row_id"].to_pylist())}
+            for split, rows in self.rows.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def _check_pictures(self):
+        settings, args = self.cache.index["settings"], self.data.args
+        for name in SAME:
+            if settings[name] != getattr(args, name):
+                raise ValueError(
+                    f"{name} must be that of feature_cache, {settings[name]!r}, got {getattr(args, name)!r}"
+                )
+        columns = {field.name: settings[field.name] for field in fields(DataArguments) if "column" in field.name}
+        counts = {name: settings[name] for name in ("max_train_samples", "max_validation_samples")}
+        cached = ImageData(replace(args, **counts, **columns), settings["seed"])
+        for split, fingerprint in self.cache.index["content"].items():
+            if fingerprint_split(cached, split) != fingerprint:
+                raise ValueError(f"feature_cache {str(self.cache.folder)!r} has the features of other pictures")
+
+    def signature(self, *place: int) -> dict:
+        """As `ImageData.signature`."""
+        return self.data.signature(*place)
+
+    def describe(self) -> str:
+        """As `ImageData.describe`."""
+        return self.data.describe()
+
+    def facts(self) -> dict:
+        """As `ImageData.facts`."""
+        return self.data.facts()
+
+    def validation_batches(self, batch_size: int) -> Iterator[dict]:
+        """As `ImageData.validation_batches`: without features."""
+        return self.data.validation_batches(batch_size)
+
+    def batches(self, batch_size: int, **place) -> Iterator[dict]:
+        """As `ImageData.batches`, with "features"."""
+        for batch in self.data.batches(batch_size, **place):
+            yield {**batch, "features": self.read("train", batch["row_ids"].tolist(), batch["mirrored"].tolist())}
+
+    def read(self, split: str, row_ids: list[int], mirrored: list[bool]) -> torch.Tensor:
+        """Features (B, C, h, w) of rows of "train" or "validation", in float32."""
+        if missing := [row for row in row_ids if row not in self.places[split]]:
+            raise ValueError(f"feature_cache {str(self.cache.folder)!r} has no row {missing[0]} of {split!r}")
+        places = [self.places[split][row] for row in row_ids]
+        moments = self.cache.read(self.rows[split], places, mirrored)["moments"]
+        # The cache's latents are standardised features: here they are wanted as the encoder gives them.
+        return moments.chunk(2, dim=1)[0] * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)

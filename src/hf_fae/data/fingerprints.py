@@ -1,0 +1,68 @@
+"""What the rows of a data set or the weights of a model hold, in one short string."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+import torch
+
+from .images import ImageData
+
+
+__all__ = ["fingerprint_parameters", "fingerprint_rows", "fingerprint_split"]
+
+TAIL = 4096  # of compressed pictures the end depends on all of it: entropy codes, checksums
+
+
+def fingerprint_parameters(parameters: Iterable[torch.Tensor], settings=None) -> str:
+    """Hash of weights in fp32, without their names, which transformers changes between releases.
+
+    Args:
+        settings: whatever else is to count, as plain values.
+    """
+    digests = [hashlib.sha256(tensor.detach().float().cpu().numpy()).hexdigest() for tensor in parameters]
+    return hashlib.sha256(json.dumps([sorted(digests), settings]).encode()).hexdigest()[:32]
+
+
+def fingerprint_rows(data: ImageData, rows) -> str:
+    """Hash of the rows in their order: length and last 4 KiB of every picture, labels, captions and groups.
+
+    It does not depend on where the files lie. Pictures behind URLs count by their URL: they are not fetched.
+
+    Args:
+        data: says which columns these are.
+        rows: an indexed data set whose pictures are not decoded, of `data`.
+    """
+    args, digest = data.args, hashlib.sha256()
+    names = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
+    columns = [data.find_column(rows, name) for name in names]
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        for cell in table[args.image_column]:
+            digest.update(_end(cell) if cell.is_valid else b"none")
+        values = [table[name].to_pylist() for name in columns]
+        digest.update(json.dumps(values, default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def fingerprint_split(data: ImageData, split: str) -> str:
+    """What identifies the rows of "train" or "validation"."""
+    return fingerprint_rows(data, data.rows(split)[1])
+
+
+def _end(cell):
+    if cell["bytes"].is_valid:
+        data = cell["bytes"].as_buffer()
+        size, end = data.size, data.slice(max(0, data.size - TAIL)).to_pybytes()
+        return b"%d:%b" % (size, end)
+    path = cell["path"].as_py()
+    if path is None:
+        return b"none"
+    if "://" in path:
+        return path.encode()
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL))
+            return b"%d:%b" % (size, file.read())
+    except FileNotFoundError:  # a damaged row
+        return b"none"

@@ -1,0 +1,99 @@
+"""What generators on a frozen tokenizer's latents minimise: flow matching, and the likelihood of a STARFlow."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..utils.randomness import ImageRandom
+from .generator import GeneratorObjective
+
+
+__all__ = ["FlowMatchingObjective", "dimension_shift", "shift_time"]
+
+
+def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
+    """t' = t / (s + (1 - s) t) for noise times t and the papers' s <= 1: more noise the smaller s (section 5.3).
+
+    The same as diffusers' `shift` = 1 / s.
+    """
+    return t / (shift + (1 - shift) * t)
+
+
+def dimension_shift(*shape: int) -> float:
+    """The papers' s for latents of a shape (C, h, w): s = sqrt(4096 / (C h w)), 0.144 for RAE's 768 x 16 x 16.
+
+    The more numbers, the more noise it takes to hide them (RAE, arXiv 2510.11690, section 4; a = 1 / s there). Never
+    above 1, for fewer than 4096 numbers.
+    """
+    return min(1.0, math.sqrt(4096 / math.prod(shape)))
+
+
+class FlowMatchingObjective(GeneratorObjective):
+    """Flow matching of a denoiser on a frozen tokenizer's latents (FAE, section 5).
+
+    x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
+    the posterior, normalised. The loss is logged by noise time as well.
+
+    Args:
+        model: `model(x_t, 1000 t, **condition) -> .sample`.
+        vae, label_dropout, condition: as `GeneratorObjective`.
+        shift: s <= 1 of the time shift; 1 for none (paper: 0.4).
+        timestep_sampling: law of the noise times before the shift, `"uniform"`, or `"logit_normal"`, the sigmoid of
+            standard normal numbers (LightningDiT, arXiv 2501.01423).
+        cosine_weight: of one minus the cosine of the predicted and the true velocity, as vectors of channels
+            (LightningDiT's second loss, there 1).
+
+    Raises:
+        ValueError: another choice, or numbers out of range.
+    """
+
+    time_bins = 10
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vae: nn.Module,
+        shift: float = 1.0,
+        label_dropout: float = 0.1,
+        condition: nn.Module | None = None,
+        timestep_sampling: Literal["uniform", "logit_normal"] = "uniform",
+        cosine_weight: float = 0.0,
+    ):
+        if not 0 < shift <= 1:
+            raise ValueError(f"shift must be in (0, 1], the papers' s and not diffusers' 1 / s, got {shift}")
+        if timestep_sampling not in ("uniform", "logit_normal"):
+            raise ValueError(f"timestep_sampling must be 'uniform' or 'logit_normal', got {timestep_sampling!r}")
+        if not 0 <= cosine_weight < math.inf:
+            raise ValueError(f"cosine_weight must be finite and not negative, got {cosine_weight}")
+        super().__init__(model, vae, label_dropout, condition)
+        self.shift, self.timestep_sampling, self.cosine_weight = shift, timestep_sampling, cosine_weight
+
+    def draw_times(self, count: int, random: ImageRandom) -> torch.Tensor:
+        """Noise times (count,) in [0, 1)."""
+        is_uniform = self.timestep_sampling == "uniform"
+        return shift_time(random.uniform(count) if is_uniform else random.normal(count).sigmoid(), self.shift)
+
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+        latents = self.latents(batch, random)
+        t = self.draw_times(len(latents), random)
+        noise = random.normal(*latents.shape)
+        noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
+        velocity = self.model(noisy, 1000 * t, **self.conditioning(batch, random)).sample.float()
+        losses = (velocity - (noise - latents)).square().mean(dim=(1, 2, 3))
+        logged = self._by_time(losses.detach(), t)
+        if self.cosine_weight == 0:
+            return {"loss": losses.mean(), **logged}
+        distance = 1 - F.cosine_similarity(velocity, noise - latents, dim=1).mean()
+        loss = losses.mean() + self.cosine_weight * distance
+        return {"loss": loss, "cosine_distance": distance.detach(), **logged}
+
+    def _by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sum and count of the losses in each interval of noise times."""
+        bins = F.one_hot((t * self.time_bins).long().clamp_max(self.time_bins - 1), self.time_bins).to(losses.dtype)
+        finite = torch.isfinite(losses)  # one image's NaN must not reach the other bins
+        bins = bins * finite[:, None]
+        table = torch.stack([torch.where(finite, losses, 0.0) @ bins, bins.sum(0)], dim=1)
+        return {f"loss_t/{i / self.time_bins:.1f}": pair for i, pair in enumerate(table.unbind())}

@@ -1,0 +1,13 @@
+"""Files that are whole at any moment, whenever the process is killed."""
+
+from pathlib import Path
+
+
+__all__ = ["atomic_write"]
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a text file under another name, then give it its own: the old text or the new one, never a part."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
