@@ -5,14 +5,20 @@ import inspect
 from diffusers import ConfigMixin, ModelMixin
 
 from .hub import ModelCardMixin
+from .utils.config_bounds import check_config
+from .utils.weights import check_dtypes, check_weights
 
 
 __all__ = ["StrictModelMixin"]
 
 
 class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
-    """diffusers only logs when a config has foreign keys or a checkpoint lacks weights (and leaves these on the meta
-    device, to fail much later). Here both are errors at once."""
+    """A model that is refused at once where diffusers only logs, builds what never ends, or loads what is no weight.
+
+    diffusers only logs when a config has foreign keys or a checkpoint lacks weights (and leaves these on the meta
+    device, to fail much later). Numbers of a config have bounds (`utils/config_bounds.py`), weights are finite
+    floating-point numbers.
+    """
 
     config_name = "config.json"
 
@@ -25,18 +31,46 @@ class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
             raise ValueError(f"config of {cls.__name__} has unknown keys {unknown}; known keys are {list(known)[1:]}")
         return super().extract_init_dict(config_dict, **kwargs)
 
+    def register_to_config(self, **kwargs):
+        """As diffusers'. Its decorator calls this before `__init__`, with all arguments: here nothing is built yet.
+
+        Raises:
+            ValueError: an argument of another type, or a number out of bounds.
+        """
+        check_config(type(self), kwargs)
+        super().register_to_config(**kwargs)
+
+    @classmethod
+    def _load_pretrained_model(cls, model, state_dict, resolved_model_file, *args, **kwargs):
+        if state_dict is None and kwargs.get("hf_quantizer") is None:
+            for path in resolved_model_file:
+                if str(path).endswith(".safetensors"):
+                    check_dtypes(path, model)
+        return super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, output_loading_info=False, **kwargs):
         """As diffusers' `ModelMixin.from_pretrained`.
 
         Raises:
-            ValueError: the checkpoint lacks weights of this model or has others, or its config has unknown keys.
+            ValueError: the checkpoint lacks weights of this model or has others, some are not finite or no
+                floating-point numbers, or its config has unknown keys or numbers out of bounds.
         """
+        place = str(pretrained_model_name_or_path)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         for kind in ("missing_keys", "unexpected_keys"):
             if info[kind]:
                 raise ValueError(
-                    f"the weights at {str(pretrained_model_name_or_path)!r} do not fit {cls.__name__}: "
+                    f"the weights at {place!r} do not fit {cls.__name__}: "
                     f"{len(info[kind])} {kind.replace('_', ' ')}, for example {sorted(info[kind])[:3]}"
                 )
+        model.check_weights(place)
         return (model, info) if output_loading_info else model
+
+    def check_weights(self, place: str) -> None:
+        """Refuse weights that a model cannot compute with; `place` is where they come from, for messages.
+
+        Raises:
+            ValueError: some are not finite.
+        """
+        check_weights(self, place)
