@@ -81,7 +81,9 @@ def check_numbers(config: Mapping[str, Any], place: str) -> None:
     if isinstance(patch, int) and all(isinstance(side, int) for side in sides):
         tokens = math.prod(sides) // patch**2
         if tokens > MAX_TOKENS:
-            raise ValueError(f"sample_size / patch_size in {place} must give at most {MAX_TOKENS} tokens, got {tokens}")
+            raise ValueError(
+                f"sample_size / patch_size in {place} must give at most {MAX_TOKENS} tokens, got {tokens}"
+            )
 
 
 def _check_number(name: str, number: Real, place: str) -> None:
