@@ -1,4 +1,7 @@
-"""What generators on a frozen tokenizer's latents minimise: flow matching, and the likelihood of a STARFlow."""
+"""Flow matching of a denoiser on latents (SiT, LightningDiT; FAE, arXiv 2512.07829, section 5).
+
+x_t = (1 - t) x + t eps,  v = eps - x,  loss = |v_hat(x_t, t) - v|^2
+"""
 
 import math
 from typing import Literal
@@ -8,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..utils.randomness import ImageRandom
+from .base import Mean, check_not_negative
 from .generator import GeneratorObjective
 
 
@@ -15,9 +19,9 @@ __all__ = ["FlowMatchingObjective", "dimension_shift", "shift_time"]
 
 
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
-    """t' = t / (s + (1 - s) t) for noise times t and the papers' s <= 1: more noise the smaller s (section 5.3).
+    """t' = t / (s + (1 - s) t) for noise times t and the papers' s <= 1: the smaller s, the more noise (section 5.3).
 
-    The same as diffusers' `shift` = 1 / s.
+    Equals diffusers' `shift` = 1 / s.
     """
     return t / (shift + (1 - shift) * t)
 
@@ -25,24 +29,24 @@ def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
 def dimension_shift(*shape: int) -> float:
     """The papers' s for latents of a shape (C, h, w): s = sqrt(4096 / (C h w)), 0.144 for RAE's 768 x 16 x 16.
 
-    The more numbers, the more noise it takes to hide them (RAE, arXiv 2510.11690, section 4; a = 1 / s there). Never
-    above 1, for fewer than 4096 numbers.
+    The more dimensions, the more noise it takes to destroy their content (RAE, arXiv 2510.11690, section 4; a = 1 / s
+    there). At most 1, for fewer than 4096 dimensions.
     """
     return min(1.0, math.sqrt(4096 / math.prod(shape)))
 
 
 class FlowMatchingObjective(GeneratorObjective):
-    """Flow matching of a denoiser on a frozen tokenizer's latents (FAE, section 5).
+    """Mean squared error of the velocity, at one noise time per image.
 
-    x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
-    the posterior, normalised. The loss is logged by noise time as well.
+    x is a sample of the posterior, normalised; t is sampled, then shifted by `shift_time`. The loss is also logged by
+    noise time.
 
     Args:
         model: `model(x_t, 1000 t, **condition) -> .sample`.
-        vae, label_dropout, condition: as `GeneratorObjective`.
-        shift: s <= 1 of the time shift; 1 for none (paper: 0.4).
-        timestep_sampling: law of the noise times before the shift, `"uniform"`, or `"logit_normal"`, the sigmoid of
-            standard normal numbers (LightningDiT, arXiv 2501.01423).
+        vae, label_dropout, condition: as in `GeneratorObjective`.
+        shift: s <= 1 of the time shift; 1 for none (FAE: 0.4).
+        timestep_sampling: distribution of the noise times before the shift, `"uniform"`, or `"logit_normal"`, the
+            sigmoid of standard normal numbers (LightningDiT, arXiv 2501.01423).
         cosine_weight: of one minus the cosine of the predicted and the true velocity, as vectors of channels
             (LightningDiT's second loss, there 1).
 
@@ -66,34 +70,35 @@ class FlowMatchingObjective(GeneratorObjective):
             raise ValueError(f"shift must be in (0, 1], the papers' s and not diffusers' 1 / s, got {shift}")
         if timestep_sampling not in ("uniform", "logit_normal"):
             raise ValueError(f"timestep_sampling must be 'uniform' or 'logit_normal', got {timestep_sampling!r}")
-        if not 0 <= cosine_weight < math.inf:
-            raise ValueError(f"cosine_weight must be finite and not negative, got {cosine_weight}")
+        check_not_negative(cosine_weight=cosine_weight)
         super().__init__(model, vae, label_dropout, condition)
         self.shift, self.timestep_sampling, self.cosine_weight = shift, timestep_sampling, cosine_weight
 
-    def draw_times(self, count: int, random: ImageRandom) -> torch.Tensor:
+    def sample_timesteps(self, count: int, random: ImageRandom) -> torch.Tensor:
         """Noise times (count,) in [0, 1)."""
         is_uniform = self.timestep_sampling == "uniform"
         return shift_time(random.uniform(count) if is_uniform else random.normal(count).sigmoid(), self.shift)
 
-    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor | Mean]:
         latents = self.latents(batch, random)
-        t = self.draw_times(len(latents), random)
+        t = self.sample_timesteps(len(latents), random)
         noise = random.normal(*latents.shape)
         noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
         velocity = self.model(noisy, 1000 * t, **self.conditioning(batch, random)).sample.float()
-        losses = (velocity - (noise - latents)).square().mean(dim=(1, 2, 3))
-        logged = self._by_time(losses.detach(), t)
+        target = noise - latents
+        losses = (velocity - target).square().mean(dim=(1, 2, 3))
+        logged = self.mean_by_time(losses.detach(), t)
         if self.cosine_weight == 0:
             return {"loss": losses.mean(), **logged}
-        distance = 1 - F.cosine_similarity(velocity, noise - latents, dim=1).mean()
+        distance = 1 - F.cosine_similarity(velocity, target, dim=1).mean()
         loss = losses.mean() + self.cosine_weight * distance
         return {"loss": loss, "cosine_distance": distance.detach(), **logged}
 
-    def _by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Sum and count of the losses in each interval of noise times."""
+    def mean_by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, Mean]:
+        """The mean of the finite losses (B,) in each of `time_bins` intervals of the noise times (B,)."""
         bins = F.one_hot((t * self.time_bins).long().clamp_max(self.time_bins - 1), self.time_bins).to(losses.dtype)
         finite = torch.isfinite(losses)  # one image's NaN must not reach the other bins
         bins = bins * finite[:, None]
-        table = torch.stack([torch.where(finite, losses, 0.0) @ bins, bins.sum(0)], dim=1)
-        return {f"loss_t/{i / self.time_bins:.1f}": pair for i, pair in enumerate(table.unbind())}
+        sums, counts = torch.where(finite, losses, 0.0) @ bins, bins.sum(0)
+        means = [Mean(*pair) for pair in zip(sums.unbind(), counts.unbind(), strict=True)]
+        return {f"loss_t/{i / self.time_bins:.1f}": mean for i, mean in enumerate(means)}

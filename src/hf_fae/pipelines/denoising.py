@@ -1,4 +1,4 @@
-"""What pipelines with a denoiser share: the grid of times, guidance, and the loop from noise to latents."""
+"""The base of pipelines with a denoiser: the grid of timesteps, guidance, and the loop from noise to latents."""
 
 import dataclasses
 import inspect
@@ -18,15 +18,15 @@ __all__ = ["DenoisingPipeline"]
 
 
 class DenoisingPipeline(LatentPipeline):
-    """Base of pipelines whose `transformer` denoises under a `scheduler`, maybe guided by a `guidance_transformer`."""
+    """Base of pipelines whose `transformer` denoises under a `scheduler`, optionally with a `guidance_transformer`."""
 
     def init_denoising(self, guidance_scale: float | list | dict, num_inference_steps: int) -> None:
-        """To be called by `__init__` once the components are registered; saves what calls use by default.
+        """Called by `__init__` once the components are registered; saves the defaults of calls.
 
         Raises:
-            ValueError: components that do not go together.
+            ValueError: components that do not fit each other.
         """
-        self.init_latents()
+        self.init_components()
         transformer, guide = self.transformer, self.guidance_transformer
         self._trained_shift = 1.0
         if self.scheduler is not None:
@@ -100,18 +100,18 @@ class DenoisingPipeline(LatentPipeline):
         return self.scheduler.timesteps[: len(self.scheduler.timesteps) - skipped]
 
     def set_guidance(self, guidance_scale: float | list | dict | Guidance | None) -> None:
-        """Use the guidance that a call asks for, or the pipeline's own."""
+        """Set the guidance of a call, by default the pipeline's own."""
         guidance = Guidance.of(self.config.guidance_scale if guidance_scale is None else guidance_scale)
         self.record(_guidance=guidance)
 
     @property
     def guidance(self) -> Guidance:
-        """That of the current or latest call."""
+        """The guidance of the running or latest call."""
         return self._guidance
 
     @property
     def guidance_scale(self) -> float | None:
-        """The scale where it is one for all times, as many callbacks want it; None for a schedule."""
+        """The scale if it is constant, for callbacks that expect one; None for a schedule."""
         scales = {scale for _, _, scale in self._guidance.intervals}
         covered = sum(high - low for low, high, _ in self._guidance.intervals)
         return 1.0 if not scales else scales.pop() if len(scales) == 1 and covered == 1 else None
@@ -131,13 +131,13 @@ class DenoisingPipeline(LatentPipeline):
         callback: Callable | None = None,
         callback_tensor_inputs: list[str] = ["latents"],
     ) -> torch.Tensor:
-        """Latents (images, C, H, W) of noise of that shape, under the guidance that `set_guidance` has set.
+        """Denoise latents (images, C, H, W), under the guidance set by `set_guidance`.
 
         Args:
             latents: noise.
-            condition: what to draw, as the transformer takes it behind the time: class labels, or text embeddings and
-                their mask, with a row for each image.
-            negative_condition: the same of what to guide away from; of no use without guidance, and none with a
+            condition: the transformer's arguments after the timestep: class labels, or text embeddings and their
+                mask, with a row per image.
+            negative_condition: the same for what to guide away from; unused without guidance and with a
                 `guidance_transformer`.
             timesteps: from `prepare_timesteps`.
 
@@ -154,14 +154,16 @@ class DenoisingPipeline(LatentPipeline):
                 if self.interrupt:
                     continue
                 scale = self._guidance.scale_at(noise_times[step])
-                output = self._predict(latents, timestep, condition, negative_condition, scale, attention_kwargs)
+                output = self._predict(
+                    latents, timestep, condition, negative_condition, scale=scale, attention_kwargs=attention_kwargs
+                )
                 latents = self.scheduler.step(output, timestep, latents, **step_kwargs)[0]
                 latents = self.call_back(callback, step, timestep, latents, callback_tensor_inputs)
                 progress_bar.update()
         return latents
 
-    def _predict(self, latents, timestep, condition, negative_condition, scale, attention_kwargs):
-        """The guided velocity or noise; the variance behind it is the conditional one."""
+    def _predict(self, latents, timestep, condition, negative_condition, *, scale, attention_kwargs):
+        """The guided velocity or noise; a variance after it is the conditional one."""
         if scale == 1:
             return _run(self.transformer, latents, timestep, condition, attention_kwargs=attention_kwargs)
         if self.guidance_transformer is not None:
@@ -181,6 +183,6 @@ def _combine(guidance, conditional, negative, scale, channels):
 
 
 def _run(transformer, latents, timestep, condition, **kwargs):
-    """In fp32: schedulers keep the dtype of what the model gives from step to step."""
+    """In fp32: schedulers keep the dtype of the model's output from step to step."""
     timestep = timestep.expand(len(latents))
     return transformer(latents.to(transformer.dtype), timestep, *condition, return_dict=False, **kwargs)[0].float()

@@ -22,7 +22,7 @@ Denoiser = LightningDiTTransformer2DModel | DiTDHTransformer2DModel
 
 
 class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
-    """Images of a class: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
+    """Class-conditional images: noise -> `transformer` under `scheduler` -> latents -> `vae` -> images.
 
     Args:
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
@@ -31,10 +31,10 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
             that the denoiser was trained with; for one that predicts the noise (DiT) a `DDPMScheduler` with its betas
             and a learned variance, see `learned_variance_scheduler`.
         id2label: names of the classes, `{id: name}`.
-        guidance_scale, num_inference_steps: what calls use by default, saved with the pipeline: the settings that go
-            with the weights. Forms as in `Guidance.of`.
+        guidance_scale, num_inference_steps: defaults of calls, saved with the pipeline: the settings that belong to
+            the weights. Forms as in `Guidance.of`.
         guidance_transformer: a weaker denoiser of the same latents and classes, smaller or trained for a shorter time.
-            With one, guidance leads away from what it predicts of the same class (AutoGuidance, arXiv 2406.02507),
+            With one, guidance leads away from its prediction for the same class (AutoGuidance, arXiv 2406.02507),
             instead of from the unconditional prediction.
         final_sigma: noise level, before the scheduler's shift, at which an ODE scheduler stops. 0 is data; RAE's
             code stops at 0.001.
@@ -87,7 +87,7 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         callback_on_step_end: Callable[["FAEDiTPipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Generate images.
 
         Args:
             class_labels: class ids, names from `id2label`, or a list of either.
@@ -97,15 +97,15 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
                 the pipeline's own. Where the scale is 1 the conditional pass is the only one.
             negative_class_labels: guide away from these classes (one, or one for each label), instead of from the
                 unconditional prediction.
-            num_images_per_prompt: images for each label; those of a label follow each other.
+            num_images_per_prompt: images per label; those of a label are consecutive.
             sigmas: own noise levels, falling within (0, 1], before the scheduler's shift.
-            generator: of all random numbers; with a list, one for each image, an image is the same in any batch.
+            generator: of all random numbers; with a list, one per image, an image is the same in any batch.
             latents: start from these instead of noise (images, C, H, W).
             output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
             return_dict: return an `ImagePipelineOutput` instead of a tuple.
-            attention_kwargs: handed to the transformer; `{"scale": s}` scales LoRA layers.
-            callback_on_step_end: called as `(pipe, step, timestep, tensors)` after each step; what it returns
-                replaces the tensors.
+            attention_kwargs: passed to the transformer; `{"scale": s}` scales LoRA layers.
+            callback_on_step_end: called as `(pipe, step, timestep, tensors)` after each step; its result replaces
+                the tensors.
             callback_on_step_end_tensor_inputs: names of these tensors; `"latents"`.
 
         Returns:

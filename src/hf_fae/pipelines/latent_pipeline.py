@@ -1,4 +1,4 @@
-"""What all pipelines here share: a generator draws latents, a tokenizer makes pictures of them."""
+"""The base of all pipelines: a generator samples latents, a tokenizer decodes them to images."""
 
 from collections.abc import Callable
 
@@ -21,20 +21,20 @@ from .lora import TransformerLoraMixin
 
 __all__ = ["LatentPipeline", "Tokenizer"]
 
-# Each by its class: `from_pipe` keeps a component only if its very class is in the annotation.
+# Each by its class: `from_pipe` keeps a component only if its exact class is in the annotation.
 Tokenizer = AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderKL
 
 
 class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):
-    """Base of pipelines with a `transformer` that draws latents and a `vae` that decodes them.
+    """Base of pipelines with a `transformer` that samples latents and a `vae` that decodes them.
 
     The `vae` is a tokenizer of ours or an autoencoder of diffusers with `latent_channels` and a `scaling_factor`.
     """
 
     _callback_tensor_inputs = ["latents"]
 
-    def init_latents(self) -> None:
-        """To be called by `__init__` once the components are registered.
+    def init_components(self) -> None:
+        """Called by `__init__` once the components are registered.
 
         Raises:
             ValueError: vae and transformer have different channels.
@@ -63,7 +63,7 @@ class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):
         latents: torch.Tensor | None = None,
         **counts: int,
     ) -> tuple[int | None, ...]:
-        """Refuse what cannot be generated, before anything is computed.
+        """Refuse invalid inputs before anything is computed.
 
         Args:
             counts: other arguments, which must be positive whole numbers.
@@ -104,19 +104,19 @@ class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):
 
     @property
     def reads_text(self) -> bool:
-        """Whether it draws texts; otherwise it draws classes."""
+        """Whether it is text-conditional; otherwise it is class-conditional."""
         return self.transformer.config.get("caption_channels") is not None
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that are drawn where a call names none; of latents without a vae."""
+        """Default height and width of generated images; of latents without a vae."""
         size = grid_size(self.transformer.config.sample_size)
         return size if self.vae is None else image_size(self.vae, *size)
 
     def prepare_generator(
         self, batch_size: int, generator: torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...] | None
     ) -> torch.Generator | list[torch.Generator] | None:
-        """The generators of a call; several of them as a list, the only form that diffusers' schedulers know.
+        """The generators of a call; several as a list, the only form that diffusers' schedulers accept.
 
         Raises:
             ValueError: another number of generators than images.
@@ -135,10 +135,10 @@ class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Noise (batch_size, C, H, W) in fp32: drawn, or `latents` as given.
+        """Noise (batch_size, C, H, W) in fp32: sampled, or `latents` as given.
 
         Raises:
-            ValueError: latents of another shape or not finite, or images of a size that the tokenizer does not make.
+            ValueError: latents of another shape or not finite, or a size that the tokenizer does not support.
         """
         default_height, default_width = self.image_size
         size = (default_height if height is None else height, default_width if width is None else width)
@@ -152,7 +152,7 @@ class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):
         return latents.to(self._execution_device, torch.float32)
 
     def decode(self, latents: torch.Tensor, output_type: str):
-        """Images of normalised latents (B, C, H, W), in the form that `output_type` names, see `__call__`.
+        """Images decoded from normalised latents (B, C, H, W), in the form of `output_type`, see `__call__`.
 
         Raises:
             ValueError: latents or images that are not finite.
@@ -165,7 +165,7 @@ class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):
         return self.image_processor.postprocess(images, output_type=output_type)
 
     def call_back(self, callback, step: int, timestep, latents: torch.Tensor, tensor_inputs: list[str]):
-        """Show a step's latents to a user's callback, if there is one, and return those to go on with."""
+        """Pass a step's latents to the user's callback, if any, and return those to continue with."""
         if callback is None:
             return latents
         tensors = {"latents": latents} if "latents" in tensor_inputs else {}

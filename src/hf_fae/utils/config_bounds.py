@@ -1,8 +1,8 @@
 """Bounds on the numbers of a config, checked before anything is built.
 
-A config comes with a download. A layer count of 10^9 in it would keep a machine busy for days, and a grid of 10^6 tokens
-a side would fill its memory, long before the weights turn out not to fit. Every bound lies far above all published
-models.
+A config comes with a download. A layer count of 10^9 in it would keep a machine busy for days, and a grid of 10^6
+tokens a side would fill its memory, long before the weights turn out not to fit. Every bound lies far above all
+published models.
 """
 
 import inspect
