@@ -6,6 +6,7 @@ from diffusers import ConfigMixin, ModelMixin
 
 from .hub import ModelCardMixin
 from .utils.config_bounds import check_config
+from .utils.hub_errors import hub_errors
 from .utils.weights import check_dtypes, check_weights
 
 
@@ -55,9 +56,11 @@ class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
         Raises:
             ValueError: the checkpoint lacks weights of this model or has others, some are not finite or no
                 floating-point numbers, or its config has unknown keys or numbers out of bounds.
+            OSError: missing files, or the Hub refuses, fails or does not answer.
         """
         place = str(pretrained_model_name_or_path)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        with hub_errors(place):
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         for kind in ("missing_keys", "unexpected_keys"):
             if info[kind]:
                 raise ValueError(

@@ -14,6 +14,7 @@ from ..autoencoders.maetok import AutoencoderMAETok
 from ..hub import ModelCardMixin
 from ..latents import check_finite, compression_ratio, decode_latents, image_size, latent_size
 from ..layers.positions import grid_size
+from ..utils.hub_errors import hub_errors
 from ..utils.whole_numbers import whole_number
 from .calls import SeparateCalls
 from .lora import TransformerLoraMixin
@@ -51,6 +52,16 @@ class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):
         self.vae_scale_factor = 1 if vae is None else compression_ratio(vae)
         self.image_processor = VaeImageProcessor(do_resize=False)
         self.init_calls()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As diffusers' `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            OSError: missing files, or the Hub refuses, fails or does not answer.
+        """
+        with hub_errors(str(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def check_inputs(
         self,
