@@ -1,4 +1,4 @@
-"""The base of every model here: diffusers' `ModelMixin`, which refuses what does not fit and has our cards."""
+"""The base of every model here: diffusers' `ModelMixin` with strict loading and our model cards."""
 
 import inspect
 
@@ -14,11 +14,11 @@ __all__ = ["StrictModelMixin"]
 
 
 class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
-    """A model that is refused at once where diffusers only logs, builds what never ends, or loads what is no weight.
+    """Strict loading: what does not fit raises at once, before anything is built where possible.
 
-    diffusers only logs when a config has foreign keys or a checkpoint lacks weights (and leaves these on the meta
-    device, to fail much later). Numbers of a config have bounds (`utils/config_bounds.py`), weights are finite
-    floating-point numbers.
+    diffusers only logs unknown config keys and missing or unexpected weights, and leaves missing weights on the meta
+    device, which fails much later. Here they are errors, as are numbers of a config out of bounds
+    (`utils/config_bounds.py`) and weights that are not finite floating-point numbers.
     """
 
     config_name = "config.json"
@@ -26,7 +26,7 @@ class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         known = inspect.signature(cls.__init__).parameters
-        # Keys of diffusers' own (`_class_name`, `quantization_config`, ...) are not ours to judge.
+        # Keys of diffusers itself (`_class_name`, `quantization_config`, ...) are not checked.
         unknown = sorted(k for k in config_dict if k not in known and k[0] != "_" and k != "quantization_config")
         if unknown:
             raise ValueError(f"config of {cls.__name__} has unknown keys {unknown}; known keys are {list(known)[1:]}")
@@ -54,7 +54,7 @@ class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
         """As diffusers' `ModelMixin.from_pretrained`.
 
         Raises:
-            ValueError: the checkpoint lacks weights of this model or has others, some are not finite or no
+            ValueError: the checkpoint has missing or unexpected weights, some that are not finite or no
                 floating-point numbers, or its config has unknown keys or numbers out of bounds.
             OSError: missing files, or the Hub refuses, fails or does not answer.
         """
