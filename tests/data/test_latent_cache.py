@@ -395,7 +395,9 @@ class TestResuming:
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert result.returncode == 9, result.stderr[-3000:]
         assert sorted(path.name for path in folder.rglob("*")) == [
+            ".lock",
             "00000.parquet",
+            "00000.parquet.sha256",
             "00001.part",
             "index.json",
             "train",

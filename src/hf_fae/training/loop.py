@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from tqdm.auto import tqdm
 
 from ..data.corrupt import CorruptionReport
@@ -24,6 +24,7 @@ from ..data.protocol import TrainingData
 from ..objectives.base import Objective
 from ..utils.atomic import atomic_write
 from ..utils.locks import lock_folder
+from ..utils.processes import on_main_process
 from ..utils.randomness import ImageRandom
 from ..utils.stopping import StopSignals
 from .arguments import LoopArguments
@@ -190,20 +191,11 @@ class TrainingLoop:
 
     def _open_folder(self):
         """Lock `output_dir`, and find the checkpoint to resume from; the main process does, and tells the others."""
-        args, found, error, self._lock = self.args, None, None, None
-        if self.is_main:
-            try:
-                found = self._lock_and_find()
-            except ValueError as problem:
-                error = problem
-        found, message = broadcast_object_list([found, error and str(error)])
-        if error is not None:
-            raise error
-        if message is not None:
-            raise ValueError(message)
+        self._lock = None
+        found = on_main_process(self.is_main, self._lock_and_find)
         if not all(gather_object([found is None or (found / "state.json").is_file()])):
             raise ValueError(
-                f"resume_from_checkpoint {args.resume_from_checkpoint!r} is not the same for all processes, "
+                f"resume_from_checkpoint {self.args.resume_from_checkpoint!r} is not the same for all processes, "
                 f"{str(found)!r} for the first: output_dir must be on a disk that they share"
             )
         return found

@@ -5,7 +5,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-__all__ = ["LOCK", "lock_folder"]
+__all__ = ["lock_folder"]
 
 LOCK = ".lock"
 
