@@ -386,7 +386,9 @@ class TestResuming:
         child = processes.start(["-c", KILLED, SCRIPTS, *flags, "--output_dir", folder])
         assert child.wait() == 9, child.stderr[-3000:]
         assert sorted(path.name for path in folder.rglob("*")) == [
+            ".lock",
             "00000.parquet",
+            "00000.parquet.sha256",
             "00001.part",
             "index.json",
             "train",
