@@ -24,7 +24,7 @@ from .generators.class_table import ClassTableMixin
 from .generators.denoiser import LatentDenoiser
 from .generators.token_generator import TokenGenerator
 from .latents import LatentAutoencoderMixin
-from .layers.positions import SinCosPositions, grid_size, token_grid
+from .layers.positions import grid_size, token_grid
 from .presets import PRESETS, build_preset
 
 
@@ -35,9 +35,10 @@ WEIGHT_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.([^.]+?))?(?:-\d{5}-
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters of `module` as its paper counts them: some with the fixed sin-cos tables, none with statistics."""
-    tables = (part.table for part in module.modules() if isinstance(part, SinCosPositions) and part.counted)
-    return sum(tensor.numel() for tensor in (*module.parameters(), *tables))
+    """Parameters of `module` as its paper counts them: some with fixed tables or frequencies, none with statistics."""
+    counted = (part for part in module.modules() if getattr(part, "counted", False))
+    fixed = (buffer for part in counted for buffer in part.buffers(recurse=False))
+    return sum(tensor.numel() for tensor in (*module.parameters(), *fixed))
 
 
 def model_shapes(model: ModelMixin) -> dict[str, list[int]]:

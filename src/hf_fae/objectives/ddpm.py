@@ -15,7 +15,7 @@ class HybridObjective(GeneratorObjective):
     """Squared error of the noise plus the variational bound, unscaled, each a mean over elements; both are logged.
 
     Args:
-        model, vae, label_dropout, condition: as `GeneratorObjective`.
+        model, vae, label_dropout, condition, base_weight: as `GeneratorObjective`.
         scheduler: whose noise is added.
     """
 
@@ -26,8 +26,9 @@ class HybridObjective(GeneratorObjective):
         scheduler: DDPMScheduler,
         label_dropout: float = 0.1,
         condition: torch.nn.Module | None = None,
+        base_weight: float = 1.0,
     ):
-        super().__init__(model, vae, label_dropout, condition)
+        super().__init__(model, vae, label_dropout, condition, base_weight)
         check_scheduler(scheduler)
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
 
@@ -56,7 +57,7 @@ class DiffusionObjective(HybridObjective):
 
     Args:
         model: `model(x_t, t, **condition) -> .sample`, the noise and its variance.
-        vae, label_dropout, condition: as `GeneratorObjective`.
+        vae, label_dropout, condition, base_weight: as `GeneratorObjective`.
         scheduler: by default DiT's, of linear betas.
     """
 
@@ -67,8 +68,10 @@ class DiffusionObjective(HybridObjective):
         scheduler: DDPMScheduler | None = None,
         label_dropout: float = 0.1,
         condition: torch.nn.Module | None = None,
+        base_weight: float = 1.0,
     ):
-        super().__init__(model, vae, scheduler or learned_variance_scheduler("linear"), label_dropout, condition)
+        scheduler = scheduler or learned_variance_scheduler("linear")
+        super().__init__(model, vae, scheduler, label_dropout, condition, base_weight=base_weight)
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         latents = self.latents(batch, random)
@@ -76,4 +79,9 @@ class DiffusionObjective(HybridObjective):
         timestep = self.draw_times(random, len(latents))
         noise, times = random.normal(*latents.shape), timestep[:, None, None, None]
         noisy = add_noise(latents, noise, self.alphas_cumprod[times])
-        return self.losses(self.model(noisy, timestep, **condition).sample, latents, noise, times, dim=1)
+        prediction, *base = self.predictions(noisy, timestep, **condition)
+        losses = self.losses(prediction, latents, noise, times, dim=1)
+        if base:
+            base_loss = self.losses(base[0], latents, noise, times, dim=1)["loss"]
+            losses |= {"loss": losses["loss"] + self.base_weight * base_loss, "base_loss": base_loss.detach()}
+        return losses

@@ -1,4 +1,4 @@
-"""The objectives of RAE (arXiv 2510.11690) and of the three phases of DRoRAE (arXiv 2605.10780, section 3.3)."""
+"""The objectives of RAE (arXiv 2510.11690), RAEv2 (arXiv 2605.18324) and DRoRAE's phases (arXiv 2605.10780)."""
 
 from typing import Literal
 
@@ -26,12 +26,12 @@ def add_decoder_noise(tokens: torch.Tensor, tau: float, random: ImageRandom) -> 
 class DRoRAEObjective(ReconstructionObjective):
     """The phases of DRoRAE (section 3.3): the decoder behind a frozen fusion, or the fusion before a frozen decoder.
 
-    Phases 1 (which is RAE) and 3 differ by the fusion of `model`: none, or a trained one. While training, the decoder
-    sees noise on the unnormalised latents; the discriminator learns from what it makes of them without noise, as in
-    RAE's code.
+    Phase 1 is the training of RAE and RAEv2, whose `model` has no fusion; in phase 3 it has a trained one. While
+    training, the decoder sees noise on the unnormalised latents; the discriminator learns from what it makes of them
+    without noise, as in RAE's code.
 
     Args:
-        model: an `AutoencoderDRoRAE` with its frozen encoder attached.
+        model: an `AutoencoderDRoRAE` or `AutoencoderRAEv2` with its frozen encoder attached.
         trained: `"decoder"` (phases 1 and 3) or `"fusion"` (phase 2).
         decoder_noise: tau, see `add_decoder_noise`; 0 for none.
         reconstruction_loss, perceptual, perceptual_weight, adversarial, discriminator_learning_rate: as
@@ -52,11 +52,12 @@ class DRoRAEObjective(ReconstructionObjective):
         if trained not in ("decoder", "fusion"):
             raise ValueError(f"trained must be 'decoder' or 'fusion', got {trained!r}")
         check_not_negative(decoder_noise=decoder_noise)
-        if trained == "fusion" and (model.fusion is None or model.config.fusion_weight == 0):
-            config = model.config
+        has_experts = model.config.get("fusion_type") == "experts" and model.config.fusion_weight > 0
+        if trained == "fusion" and not has_experts:
+            got = {name: model.config.get(name) for name in ("fusion_type", "fusion_weight")}
             raise ValueError(
                 "trained must be 'decoder' for a tokenizer whose latents no experts take part in, got 'fusion' with "
-                f"fusion_type {config.fusion_type!r} and fusion_weight {config.fusion_weight}"
+                f"fusion_type {got['fusion_type']!r} and fusion_weight {got['fusion_weight']}"
             )
         super().__init__(
             model,

@@ -6,7 +6,7 @@ from torch import nn
 from ..data.conditions import ClassCondition
 from ..latents import LatentAutoencoderMixin, encode_images, latent_statistics, normalized_posterior
 from ..utils.randomness import ImageRandom
-from .base import Objective, sample_posterior
+from .base import Objective, check_not_negative, sample_posterior
 
 
 __all__ = ["GeneratorObjective"]
@@ -24,14 +24,22 @@ class GeneratorObjective(Objective):
         label_dropout: share of labels or captions that become the null class or the empty text while training; none do
             in eval mode.
         condition: `TextCondition` or `ClassCondition`; by default the latter, of `model.config.num_classes`.
+        base_weight: of the loss of a denoiser's base head.
     """
 
     def __init__(
-        self, model: nn.Module, vae: nn.Module, label_dropout: float = 0.1, condition: nn.Module | None = None
+        self,
+        model: nn.Module,
+        vae: nn.Module,
+        label_dropout: float = 0.1,
+        condition: nn.Module | None = None,
+        base_weight: float = 1.0,
     ):
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout must be from 0 to 1, got {label_dropout}")
+        check_not_negative(base_weight=base_weight)
         super().__init__(model, [model])
+        self.base_weight = base_weight
         self.vae = vae.requires_grad_(False)
         self.label_dropout = label_dropout
         self.condition = ClassCondition(model.config.num_classes) if condition is None else condition
@@ -46,6 +54,13 @@ class GeneratorObjective(Objective):
         else:
             posterior = encode_images(self.vae, batch["pixel_values"])
         return sample_posterior(posterior, random).float()
+
+    def predictions(self, *inputs: torch.Tensor, **condition: torch.Tensor) -> list[torch.Tensor]:
+        """The prediction of a denoiser and, where it has one, that of its base head; in fp32."""
+        if getattr(self.model.config, "base_head_layer", None) is None:
+            return [self.model(*inputs, **condition).sample.float()]
+        output = self.model(*inputs, **condition, output_base_sample=True)
+        return [output.sample.float(), output.base_sample.float()]
 
     def conditioning(self, batch: dict, random: ImageRandom) -> dict[str, torch.Tensor]:
         """The model's condition as its keyword arguments; while training some images go without."""
