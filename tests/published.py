@@ -16,7 +16,7 @@ from hf_fae import AutoencoderDRoRAE
 from hf_fae.convert.autoencoder_kl import export_autoencoder_kl
 from hf_fae.convert.detok import export_detok
 from hf_fae.convert.maetok import maetok_table
-from hf_fae.convert.rae import to_published_rae
+from hf_fae.convert.rae import export_rae
 from hf_fae.zoo import ZOO, Published
 
 
@@ -77,16 +77,16 @@ def _root(entry, folder):
 
 def _write_generator(name, paths, oracle):
     if name == "dit-xl-2-256":
-        torch.save(_tiny_diffusers_dit().state_dict(), paths["path"])
+        torch.save(_tiny_diffusers_dit().state_dict(), paths["weights"])
         return
     source = oracle(GENERATORS[name])
-    path = paths.get("path") or paths["weights"]
+    path = paths["weights"]
     if path.suffix == ".safetensors":
         save_file(torch.load(source / "checkpoint.pt", weights_only=True), path)
     else:
         shutil.copy(source / "checkpoint.pt", path)
-    if "weak_path" in paths:
-        shutil.copy(source / "weak_checkpoint.pt", paths["weak_path"])
+    if "weak_weights" in paths:
+        shutil.copy(source / "weak_checkpoint.pt", paths["weak_weights"])
 
 
 def _tiny_diffusers_dit():
@@ -107,21 +107,21 @@ def _write_tokenizer(name, paths, folder, oracle, of):
     if name.startswith("sd-vae"):
         tiny_kl(shift_factor=None).save_pretrained(folder / ZOO[name].source)
     elif name == "vavae-f16d32":
-        shutil.copy(oracle("vavae") / "checkpoint.pt", paths["path"])
-        shutil.copy(oracle("lightningdit") / "latents_stats.pt", paths["stats_path"])
+        shutil.copy(oracle("vavae") / "checkpoint.pt", paths["weights"])
+        shutil.copy(oracle("lightningdit") / "latents_stats.pt", paths["statistics"])
     elif name == "kl16":
         vae = tiny_kl(block_out_channels=[32] * 4, norm_num_groups=32, latent_channels=16)
-        torch.save({"model": export_autoencoder_kl(vae)}, paths["path"])
+        torch.save({"model": export_autoencoder_kl(vae)}, paths["weights"])
     elif name == "rae-dinov2-b":
         encoder = folder / ZOO[name].models["image_encoder"]
         if of is None:
             shutil.copytree(oracle("rae/dinov2/encoder"), encoder)
-            shutil.copy(oracle("rae/dinov2/model.pt"), paths["decoder"])
+            shutil.copy(oracle("rae/dinov2/model.pt"), paths["weights"])
             shutil.copy(oracle("rae/dinov2/stat.pt"), paths["statistics"])
         else:
             vae = _tiny_rae(width=24, sample_size=64)
             vae.image_encoder.save_pretrained(encoder)
-            for path, state in zip((paths["decoder"], paths["statistics"]), to_published_rae(vae), strict=True):
+            for path, state in zip((paths["weights"], paths["statistics"]), export_rae(vae), strict=True):
                 torch.save(state, path)
     elif name.startswith("detok"):
         if of is None:

@@ -80,8 +80,7 @@ def test_public_names_resolve_and_are_published():
 
 
 def test_no_package_is_named_like_a_diffusers_pipeline():
-    """diffusers records a component whose parent package is named like one of its pipelines as its own, and never finds
-    it again."""
+    """diffusers would record a component under a package of such a name as its own, and never find it again."""
     packages = [module.name for module in pkgutil.walk_packages(hf_fae.__path__, "hf_fae.") if module.ispkg]
     assert packages
     parts = {part for name in packages for part in name.split(".")[1:]}

@@ -66,14 +66,14 @@ def _sd_vae(source: str) -> Published:
 
 
 def _rae(decoder: str, statistics: str, encoder: str, figure: str | None = None) -> Published:
-    files = {"decoder": f"decoders/{decoder}/model.pt", "statistics": f"stats/{statistics}/stat.pt"}
+    files = {"weights": f"decoders/{decoder}/model.pt", "statistics": f"stats/{statistics}/stat.pt"}
     models, settings = {"image_encoder": encoder}, {"image_encoder_id": encoder}
     return Published("rae:load_rae", files, figure=figure, models=models, settings=settings, **RAE)
 
 
 def _dit_dh(size: int, strong: str, weak: str, scale: float, figure: str) -> Published:
     folder, tokenizer = f"DiTs/Dinov2/wReg_base/ImageNet{size}", "rae-dinov2-b" if size == 256 else "rae-dinov2-b-512"
-    files = {"path": f"{folder}/{strong}/stage2_model.pt", "weak_path": f"{folder}/{weak}/stage2_model.pt"}
+    files = {"weights": f"{folder}/{strong}/stage2_model.pt", "weak_weights": f"{folder}/{weak}/stage2_model.pt"}
     settings = {"guidance_scale": scale}
     return Published("dit_dh:load_dit_dh", files, figure=figure, tokenizer=tokenizer, settings=settings, **RAE)
 
@@ -100,21 +100,21 @@ def _maetok(source: str, figure: str) -> Published:
 
 
 def _maetok_sit(source: str, tokenizer: str, interval: list[float], figure: str) -> Published:
-    files, settings = {"path": "model.safetensors"}, {"guidance_scale": [interval]}
+    files, settings = {"weights": "model.safetensors"}, {"guidance_scale": [interval]}
     loader, origin = "sit:load_maetok_sit", {"source": source, **MAETOK}
     return Published(loader, files, figure=figure, tokenizer=tokenizer, settings=settings, **origin)
 
 
 def _lightningdit(epochs: str, interval: list[float], figure: str) -> Published:
     source = f"hustvl/lightningdit-xl-imagenet256-{epochs}"
-    files = {"path": f"lightningdit-xl-imagenet256-{epochs}.pt"}
+    files = {"weights": f"lightningdit-xl-imagenet256-{epochs}.pt"}
     settings = {"guidance_scale": {"intervals": [interval], "channels": 3}}
     loader, origin = "lightningdit:load_lightningdit", {"source": source, **LIGHTNINGDIT}
     return Published(loader, files, figure=figure, tokenizer="vavae-f16d32", settings=settings, **origin)
 
 
 def _dit(size: int, figure: str) -> Published:
-    files = {"path": "transformer/diffusion_pytorch_model.bin"}
+    files = {"weights": "transformer/diffusion_pytorch_model.bin"}
     settings = {"guidance_scale": {"intervals": [[0, 1, 1.5]], "channels": 3}, "sample_size": size // 8}
     origin = {"source": f"facebook/DiT-XL-2-{size}", "license": "cc-by-nc-4.0", "paper": "2212.09748"}
     return Published("dit:load_dit", files, figure=figure, tokenizer="sd-vae-ft-ema", settings=settings, **origin)
@@ -126,14 +126,14 @@ ZOO = {
     "sd-vae-ft-mse": _sd_vae("stabilityai/sd-vae-ft-mse"),
     "kl16": Published(
         "autoencoder_kl:load_autoencoder_kl",
-        {"path": "vae/kl16.ckpt"},
+        {"weights": "vae/kl16.ckpt"},
         figure="rFID 0.53",
         settings={"scaling_factor": 0.2325},
         **MAR,
     ),
     "vavae-f16d32": Published(
         "autoencoder_kl:load_autoencoder_kl",
-        {"path": "vavae-imagenet256-f16d32-dinov2.pt", "stats_path": "latents_stats.pt"},
+        {"weights": "vavae-imagenet256-f16d32-dinov2.pt", "statistics": "latents_stats.pt"},
         source="hustvl/vavae-imagenet256-f16d32-dinov2",
         figure="rFID 0.28",
         **LIGHTNINGDIT,
@@ -171,7 +171,7 @@ ZOO = {
     ),
     "sit-xl-2": Published(
         "sit:load_sit",
-        {"path": "SiT-XL-2-256.pt"},
+        {"weights": "SiT-XL-2-256.pt"},
         source="nyu-visionx/SiT-collections",
         license="mit",
         paper="2401.08740",
@@ -181,7 +181,7 @@ ZOO = {
     ),
     "repa-xl-2": Published(
         "sit:load_repa",
-        {"path": "last.pt"},
+        {"weights": "last.pt"},
         source="https://github.com/sihyun-yu/REPA",
         license="mit",
         paper="2410.06940",
@@ -193,7 +193,7 @@ ZOO = {
     "dit-xl-2-512": _dit(512, "gFID - / 3.04"),
     "starflow-3b-text": Published(
         "starflow:load_starflow",
-        {"path": "starflow_3B_t2i_256x256.pth"},
+        {"weights": "starflow_3B_t2i_256x256.pth"},
         source="apple/starflow",
         license="apple-amlr",
         paper="2506.06276",

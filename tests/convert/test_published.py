@@ -128,7 +128,7 @@ def test_converted_once(cache, published):
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*")} == written
     assert (first.transformer.dtype, second.transformer.dtype) == (torch.float32, torch.bfloat16)
     # Other files are another conversion.
-    checkpoint = folder / ZOO[name].source / ZOO[name].files["path"]
+    checkpoint = folder / ZOO[name].source / ZOO[name].files["weights"]
     state = torch.load(checkpoint, weights_only=True)
     state["ema"]["final_layer.linear.bias"].fill_(2)
     torch.save(state, checkpoint)
@@ -209,7 +209,7 @@ def test_wrong_weights(case, published, tmp_path):
     name, output = "lightningdit-xl-800ep", tmp_path / "converted"
     change, message = BROKEN[case]
     folder = published(name)
-    path = folder / ZOO[name].source / ZOO[name].files["path"]
+    path = folder / ZOO[name].source / ZOO[name].files["weights"]
     _change(path, change)
     with pytest.raises(ValueError, match=message) as raised:
         convert_published(name, output, folder)
@@ -223,7 +223,7 @@ def test_files_of_another_name(published, tmp_path):
     path = folder / ZOO["sit-xl-2"].source / "SiT-XL-2-256.pt"
     path.write_bytes(
         (published("lightningdit-xl-800ep") / ZOO["lightningdit-xl-800ep"].source)
-        .joinpath(ZOO["lightningdit-xl-800ep"].files["path"])
+        .joinpath(ZOO["lightningdit-xl-800ep"].files["weights"])
         .read_bytes()
     )
     with pytest.raises(ValueError, match=r"sit-xl-2 cannot be converted of .*SiT-XL-2-256\.pt: checkpoint must"):

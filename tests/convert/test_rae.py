@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_fae import PRESETS, AutoencoderDRoRAE, VisionEncoder, build_preset
-from hf_fae.convert.rae import load_rae, rae_config, rae_table, to_published_rae
+from hf_fae.convert.rae import export_rae, load_rae, rae_config, rae_table
 
 
 HEADS = 3  # of the oracles' decoders
@@ -52,7 +52,7 @@ def test_saved_and_loaded_again(folder, tmp_path):
 def test_published_files_come_back(oracle, tmp_path):
     folder = oracle("rae") / "dinov2"
     vae = load(folder)
-    decoder, statistics = to_published_rae(vae)
+    decoder, statistics = export_rae(vae)
     published = torch.load(folder / "model.pt", weights_only=True)
     assert decoder.keys() == published.keys()  # the fixed table and the class token included
     assert all(torch.equal(decoder[name], published[name]) for name in published)

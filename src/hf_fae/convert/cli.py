@@ -54,8 +54,8 @@ def _convert(args: argparse.Namespace) -> None:
         for name in ("files", "push_to_hub"):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} must not be given with --export, got {str(getattr(args, name))!r}")
-        export_model(args.source, args.export, args.dtype and DTYPES[args.dtype])
-        print(f"wrote {args.export}")
+        paths = export_model(args.source, args.export, args.dtype and DTYPES[args.dtype])
+        print(f"wrote {', '.join(map(str, paths))}")
         return
     if args.push_to_hub is not None and args.source in ZOO and ZOO[args.source].license is None:
         raise ValueError(f"--push_to_hub must not be given for {args.source}, whose weights have no stated licence")

@@ -18,7 +18,7 @@ from .keys import KeyTable
 from .transforms import Transform
 
 
-__all__ = ["load_rae", "rae_config", "rae_table", "to_published_rae"]
+__all__ = ["export_rae", "load_rae", "rae_config", "rae_table"]
 
 VARIANCE_EPS = 1e-5  # added to variances wherever a standard deviation is made of them
 HEADS = {768: 12, 1024: 16, 1152: 16}  # of the published decoders ViT-B, ViT-L and ViT-XL, by their widths
@@ -111,7 +111,7 @@ def _check_positions(table: torch.Tensor) -> int:
 
 
 def load_rae(
-    decoder: str | Path,
+    weights: str | Path,
     statistics: str | Path | None = None,
     image_encoder: VisionEncoder | str | Path | None = None,
     decoder_num_attention_heads: int | None = None,
@@ -121,7 +121,7 @@ def load_rae(
     """The tokenizer of a published decoder.
 
     Args:
-        decoder: `model.pt`, the bare decoder or a training checkpoint, whose averaged weights are used.
+        weights: `model.pt`, the bare decoder or a training checkpoint, whose averaged weights are used.
         statistics: `stat.pt` of the latents, which generators work in; None leaves latents as they are.
         image_encoder: the frozen encoder that the decoder was trained with, its Hub id or its folder. Without it only
             decoding works until `load_encoder`; then `config` should have the `image_encoder_config`, whose mean and
@@ -134,7 +134,7 @@ def load_rae(
         ValueError: weights of another family or size, positions that are not the fixed table, or statistics of
             another size.
     """
-    state = read_weights(decoder)
+    state = read_weights(weights)
     if any(key.startswith("decoder.") for key in state):  # a training checkpoint also has the encoder
         state = {key.removeprefix("decoder."): state[key] for key in state if key.startswith("decoder.")}
     found = rae_config(state, decoder_num_attention_heads)
@@ -153,7 +153,7 @@ def load_rae(
     return vae
 
 
-def to_published_rae(vae: AutoencoderDRoRAE) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def export_rae(vae: AutoencoderDRoRAE) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The contents of `model.pt`, fixed positions included, and of `stat.pt`, which the published code loads.
 
     A fusion has no counterpart there and is left out.

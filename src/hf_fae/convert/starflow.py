@@ -112,7 +112,7 @@ def starflow_config(
 
 
 def load_starflow(
-    path: str | Path,
+    weights: str | Path,
     vae: AutoencoderKL,
     guidance_scale: float = 4.6,
     text_encoder_id: str = "google/flan-t5-xl",
@@ -124,7 +124,7 @@ def load_starflow(
     A text encoder is not loaded: see `FAEStarFlowPipeline.load_text_encoder`.
 
     Args:
-        path: file of the flow's weights.
+        weights: file of the flow.
         vae: tokenizer of its latents; for the text model `stabilityai/sd-vae-ft-ema`.
         guidance_scale: 1 + w of the paper; 4.6 is that of the released sampling script.
         text_encoder_id: Hub id or folder that `load_text_encoder` loads; unused by a flow of classes.
@@ -134,7 +134,7 @@ def load_starflow(
     Raises:
         ValueError: weights of another family or size.
     """
-    state = read_weights(path)
+    state = read_weights(weights)
     config = starflow_config(state, **config)
     has_classes = config["num_classes"] is not None
     table = starflow_table(len(config["num_layers"]), config["in_channels"], config["patch_size"], has_classes)

@@ -1,0 +1,88 @@
+"""The zoo: its table in the docs, its rows, and loading over HTTP from the files of a Hub."""
+
+import importlib
+import inspect
+import json
+
+import pytest
+from hub_server import Blob
+from published import publish
+
+from hf_fae.cards import PAPERS
+from hf_fae.zoo import ZOO, find
+
+
+NAMES = ["lightningdit-xl-800ep", "dit-dh-xl-256", "mar-b-detok", "sit-xl-2", "dit-xl-2-256", "starflow-3b-text"]
+CLIENT = """
+import dataclasses, json, sys, torch
+import hf_fae
+from hf_fae.zoo import ZOO
+
+for name, settings in {settings}.items():
+    ZOO[name] = dataclasses.replace(ZOO[name], settings=settings)
+digests = {{}}
+for name in {names}:
+    pipe = hf_fae.load_published(name)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    if pipe.reads_text:
+        embeds = torch.ones(1, 5, 24)
+        call = dict(prompt_embeds=embeds, negative_prompt_embeds=0 * embeds)
+    else:
+        call = dict(class_labels=[1], num_inference_steps=2)
+        call |= dict(num_diffusion_steps=2) if name.startswith("mar") else {{}}
+    images = pipe(**call, generator=generator, output_type="np").images
+    digests[name] = [list(images.shape), float(images.mean()), float(images.std())]
+print(json.dumps(digests))
+"""
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_rows(name):
+    entry = ZOO[name]
+    module, _, function = entry.loader.partition(":")
+    arguments = inspect.signature(getattr(importlib.import_module(f"hf_fae.convert.{module}"), function)).parameters
+    given = {*entry.files, *entry.models, *(["vae"] if entry.tokenizer else [])}
+    if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
+        given |= entry.settings.keys()
+    assert given <= arguments.keys()
+    assert entry.tokenizer is None or entry.tokenizer in ZOO
+    assert entry.paper in PAPERS
+    json.dumps(entry.settings)
+
+
+def test_find():
+    assert find("mar-b") is ZOO["mar-b"]
+    with pytest.raises(ValueError, match=r"got 'lightningdit-xl'; did you mean 'lightningdit-xl-\d+ep' or"):
+        find("lightningdit-xl")
+    with pytest.raises(ValueError, match=r"name must be of published weights, got '\?'; see `hf-fae zoo`"):
+        find("?")
+
+
+def test_over_http(hub, tmp_path, oracle):
+    """One client loads and generates, a second one does so without a Hub, from the same cache."""
+    settings = {}
+    for name in NAMES:
+        settings |= {key: row.settings for key, row in publish(name, tmp_path / "files", oracle).items()}
+    repositories = {path.parent.relative_to(tmp_path / "files") for path in (tmp_path / "files").glob("*/*/*")}
+    for repository in map(str, repositories):
+        owner, name = repository.split("/")
+        hub.create_repository({"organization": owner, "name": name})
+        root = tmp_path / "files" / repository
+        tree = {
+            path.relative_to(root).as_posix(): Blob(path.read_bytes(), is_lfs=path.suffix != ".json")
+            for path in root.rglob("*")
+            if path.is_file()
+        }
+        hub.repository(repository).commit(tree, "files")
+    home, client = tmp_path / "home", CLIENT.format(settings=settings, names=NAMES)
+    first = json.loads(hub.run(client, home=home).splitlines()[-1])
+    assert all(shape[0] == 1 and std > 0 for shape, _, std in first.values())
+    assert hub.downloads("hustvl/lightningdit-xl-imagenet256-800ep") == ["lightningdit-xl-imagenet256-800ep.pt"]
+    requests = len(hub.requests)
+    again = json.loads(hub.run("import os\nos.environ['HF_HUB_OFFLINE'] = '1'\n" + client, home=home).splitlines()[-1])
+    assert again == first
+    assert len(hub.requests) == requests
+    (kept,) = (home / "assets" / "hf_fae").glob("mar-b-detok-*[0-9a-f]")
+    origins = json.loads((kept / "published.json").read_text())
+    assert [origin["revision"] for origin in origins] == 2 * [hub.head("jjiaweiyang/l-DeTok")]
