@@ -219,7 +219,9 @@ class TestDiT:
         for transformer in (tiny_lightning_dit(), tiny_dit_dh()):
             with pytest.raises(ValueError, match=message):
                 tiny_dit_pipeline(transformer=transformer)
-        with pytest.raises(ValueError, match="transformer must have prediction_type 'velocity' or 'sample' for a Flow"):
+        with pytest.raises(
+            ValueError, match="transformer must have prediction_type 'velocity' or 'sample' for a Flow"
+        ):
             tiny_fae_dit_pipeline(transformer=tiny_dit())
         with pytest.raises(ValueError, match="guidance_transformer must have prediction_type 'epsilon' for a DDPM"):
             tiny_dit_pipeline(guidance_transformer=tiny_lightning_dit())
