@@ -20,6 +20,7 @@ from hf_fae import (
     FAEDiTPipeline,
     FlowMatchEulerMaruyamaScheduler,
     LightningDiTTransformer2DModel,
+    RAEv2Transformer2DModel,
 )
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.latent_cache import CachedLatents
@@ -42,25 +43,32 @@ from hf_fae.utils.parsing import parse_arguments
 class DenoiserArguments(GeneratorArguments):
     """The tokenizer, the denoiser, its loss, and how the pipeline draws."""
 
-    denoiser: Literal["lightningdit", "dit_dh"] = field(
-        default="lightningdit", metadata={"help": "LightningDiT (or SiT, DiT), or DiT^DH, whose head is wide."}
+    denoiser: Literal["lightningdit", "dit_dh", "raev2"] = field(
+        default="lightningdit", metadata={"help": "LightningDiT (or SiT, DiT); with a wide head DiT^DH or RAEv2's."}
     )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
-    num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser, of DiT^DH its backbone's."})
+    num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser, in front of a wide head."})
     num_attention_heads: int = field(default=16, metadata={"help": "Heads of the denoiser."})
     attention_head_dim: int = field(default=72, metadata={"help": "Width of a head."})
-    head_num_layers: int = field(default=2, metadata={"help": "DiT^DH: layers of the head."})
-    head_num_attention_heads: int = field(default=16, metadata={"help": "DiT^DH: heads of the head."})
-    head_attention_head_dim: int = field(default=128, metadata={"help": "DiT^DH: width of such a head."})
+    head_num_layers: int = field(default=2, metadata={"help": "DiT^DH, RAEv2: layers of the head."})
+    head_num_attention_heads: int = field(default=16, metadata={"help": "DiT^DH, RAEv2: heads of the head."})
+    head_attention_head_dim: int = field(default=128, metadata={"help": "DiT^DH, RAEv2: width of such a head."})
     norm_type: Literal["rms_norm", "layer_norm"] = field(
         default="rms_norm", metadata={"help": "SiT, DiT: layer_norm."}
     )
     ff_type: Literal["swiglu", "gelu"] = field(default="swiglu", metadata={"help": "SiT, DiT: gelu."})
     use_rope: bool = field(default=True, metadata={"help": "Rotary positions; SiT, DiT: false."})
     qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys."})
-    prediction_type: Literal["velocity", "epsilon"] = field(
-        default="velocity", metadata={"help": "DiT: epsilon, the noise and a variance, with DDPM's linear betas."}
+    prediction_type: Literal["velocity", "sample", "epsilon"] = field(
+        default="velocity",
+        metadata={
+            "help": "sample: the clean latents (RAEv2); epsilon: the noise and a variance, with DDPM's linear betas (DiT)."
+        },
     )
+    base_head_layer: int | None = field(
+        default=None, metadata={"help": "Blocks before a base head, for internal guidance (RAEv2: 8); none: no head."}
+    )
+    base_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the base head."})
     shift: float = field(default=1.0, metadata={"help": "Time shift s in training and sampling (FAE: 0.4)."})
     dimension_shift: bool = field(
         default=False, metadata={"help": "Take s from the size of the latents instead, as RAE does."}
@@ -74,6 +82,12 @@ class DenoiserArguments(GeneratorArguments):
     sampler: Literal["ode", "sde"] = field(default="ode", metadata={"help": "Euler, or Euler-Maruyama."})
     num_inference_steps: int = field(default=250, metadata={"help": "Default steps of the pipeline."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Default guidance scale of the pipeline."})
+    internal_guidance_scale: float = field(
+        default=1.0, metadata={"help": "Default scale of the pipeline's guidance by the base head (RAEv2: 1.78)."}
+    )
+    internal_guidance_t_low: float = field(
+        default=0.0, metadata={"help": "Noise time down to which the pipeline has that scale (RAEv2: 0.1)."}
+    )
     validation_inference_steps: int = field(default=50, metadata={"help": "Steps for the pictures of a validation."})
 
 
@@ -88,21 +102,24 @@ def new_pipeline(args: DenoiserArguments, data: ImageData | CachedLatents) -> FA
         "num_attention_heads": args.num_attention_heads,
         "attention_head_dim": args.attention_head_dim,
         "num_classes": len(class_names(data)),
-        "qk_norm": args.qk_norm,
+        "prediction_type": args.prediction_type,
+        "base_head_layer": args.base_head_layer,
     }
-    if args.denoiser == "dit_dh":
-        transformer = DiTDHTransformer2DModel(
-            head_num_layers=args.head_num_layers,
-            head_num_attention_heads=args.head_num_attention_heads,
-            head_attention_head_dim=args.head_attention_head_dim,
-            **common,
-        )
+    head = {
+        "head_num_layers": args.head_num_layers,
+        "head_num_attention_heads": args.head_num_attention_heads,
+        "head_attention_head_dim": args.head_attention_head_dim,
+    }
+    if args.denoiser == "raev2":
+        transformer = RAEv2Transformer2DModel(**head, **common)
+    elif args.denoiser == "dit_dh":
+        transformer = DiTDHTransformer2DModel(qk_norm=args.qk_norm, **head, **common)
     else:
         transformer = LightningDiTTransformer2DModel(
             norm_type=args.norm_type,
             ff_type=args.ff_type,
             use_rope=args.use_rope,
-            prediction_type=args.prediction_type,
+            qk_norm=args.qk_norm,
             **common,
         )
     shift = args.shift
@@ -120,12 +137,17 @@ def new_pipeline(args: DenoiserArguments, data: ImageData | CachedLatents) -> FA
         data.id2label,
         guidance_scale=args.guidance_scale,
         num_inference_steps=args.num_inference_steps,
+        internal_guidance_scale=[(args.internal_guidance_t_low, 1.0, args.internal_guidance_scale)],
     )
 
 
 def check_arguments(args: DenoiserArguments) -> None:
     if args.dimension_shift and args.shift != 1:
         raise ValueError(f"shift must be 1 with dimension_shift, which takes its place, got {args.shift}")
+    if args.base_head_layer is None and args.internal_guidance_scale != 1:
+        raise ValueError(
+            f"internal_guidance_scale must be 1 without base_head_layer, got {args.internal_guidance_scale}"
+        )
     if args.prediction_type == "epsilon":
         others = {"denoiser": "lightningdit", "shift": 1.0, "dimension_shift": False, "sampler": "ode"}
         others |= {"timestep_sampling": "uniform", "cosine_weight": 0.0}
@@ -140,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def make_objective(pipe, condition):
         flow_matching = {"timestep_sampling": args.timestep_sampling, "cosine_weight": args.cosine_weight}
-        return objective_of(pipe, condition, args.label_dropout, **flow_matching)
+        return objective_of(pipe, condition, args.label_dropout, args.base_weight, **flow_matching)
 
     train_generator(
         args,

@@ -1,4 +1,4 @@
-"""Text to image (arXiv 2512.07829, section 5.2): flow matching of an MMDiT on latents, given captions.
+"""Text to image (arXiv 2512.07829, section 5.2): flow matching of a denoiser on latents, given captions.
 
     accelerate launch training_scripts/train_text_to_image.py \\
         --config training_scripts/configs/text_to_image/mmdit_cc12m.yaml
@@ -16,7 +16,12 @@ from typing import Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from hf_fae import FAETextToImagePipeline, FlowMatchEulerMaruyamaScheduler, MMDiTTransformer2DModel
+from hf_fae import (
+    FAETextToImagePipeline,
+    FlowMatchEulerMaruyamaScheduler,
+    MMDiTTransformer2DModel,
+    RAEv2Transformer2DModel,
+)
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.latent_cache import CachedLatents
 from hf_fae.training.arguments import LoopArguments
@@ -35,11 +40,21 @@ from hf_fae.utils.parsing import parse_arguments
 class TextToImageArguments(CaptionArguments):
     """The tokenizer, the text encoder, the denoiser, its loss, and how the pipeline draws."""
 
+    denoiser: Literal["mmdit", "raev2"] = field(
+        default="mmdit", metadata={"help": "MMDiT, or RAEv2's, whose head is by default its own, 2 x 2048."}
+    )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
-    num_layers: int = field(default=16, metadata={"help": "Layers of the MMDiT."})
-    num_attention_heads: int = field(default=16, metadata={"help": "Heads of the MMDiT."})
+    num_layers: int = field(default=16, metadata={"help": "Layers of the denoiser."})
+    num_attention_heads: int = field(default=16, metadata={"help": "Heads of the denoiser."})
     attention_head_dim: int = field(default=64, metadata={"help": "Width of a head."})
-    qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys."})
+    qk_norm: bool = field(default=False, metadata={"help": "MMDiT: RMSNorm on queries and keys."})
+    prediction_type: Literal["velocity", "sample"] = field(
+        default="velocity", metadata={"help": "sample: the clean latents (RAEv2)."}
+    )
+    base_head_layer: int | None = field(
+        default=None, metadata={"help": "Blocks before a base head, for internal guidance; none: no head."}
+    )
+    base_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the base head."})
     shift: float = field(default=0.4, metadata={"help": "Time shift s in training and sampling."})
     sampler: Literal["ode", "sde"] = field(default="ode", metadata={"help": "Euler, or Euler-Maruyama."})
     num_inference_steps: int = field(default=250, metadata={"help": "Default steps of the pipeline."})
@@ -54,17 +69,22 @@ def new_pipeline(args: TextToImageArguments, data: ImageData | CachedLatents) ->
     """A pipeline with a fresh denoiser for the captions of the data."""
     vae = open_tokenizer(args.vae, args.image_encoder, data)
     captions = open_caption_encoder(args.text_encoder, args.max_caption_length, data)
-    transformer = MMDiTTransformer2DModel(
-        sample_size=latent_size(vae, data),
-        patch_size=args.patch_size,
-        in_channels=vae.config.latent_channels,
-        num_layers=args.num_layers,
-        num_attention_heads=args.num_attention_heads,
-        attention_head_dim=args.attention_head_dim,
-        caption_channels=captions.width,
-        max_caption_length=captions.max_length,
-        qk_norm=args.qk_norm,
-    )
+    common = {
+        "sample_size": latent_size(vae, data),
+        "patch_size": args.patch_size,
+        "in_channels": vae.config.latent_channels,
+        "num_layers": args.num_layers,
+        "num_attention_heads": args.num_attention_heads,
+        "attention_head_dim": args.attention_head_dim,
+        "caption_channels": captions.width,
+        "max_caption_length": captions.max_length,
+        "prediction_type": args.prediction_type,
+        "base_head_layer": args.base_head_layer,
+    }
+    if args.denoiser == "raev2":
+        transformer = RAEv2Transformer2DModel(num_classes=None, **common)
+    else:
+        transformer = MMDiTTransformer2DModel(qk_norm=args.qk_norm, **common)
     samplers = {"ode": FlowMatchEulerDiscreteScheduler, "sde": FlowMatchEulerMaruyamaScheduler}
     return FAETextToImagePipeline(
         vae,
@@ -85,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         *others,
         FAETextToImagePipeline,
         lambda data: new_pipeline(args, data),
-        lambda pipe, condition: objective_of(pipe, condition, args.label_dropout),
+        lambda pipe, condition: objective_of(pipe, condition, args.label_dropout, args.base_weight),
         text_encoder=args.text_encoder,
         num_inference_steps=args.validation_inference_steps,
     )

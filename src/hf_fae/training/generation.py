@@ -242,12 +242,12 @@ def open_pipeline(
 
 
 def objective_of(
-    pipeline: LatentPipeline, condition: nn.Module, label_dropout: float, **flow_matching
+    pipeline: LatentPipeline, condition: nn.Module, label_dropout: float, base_weight: float = 1.0, **flow_matching
 ) -> GeneratorObjective:
     """What trains the generator of a pipeline, with the settings that the pipeline was saved with.
 
     Args:
-        condition, label_dropout: as `GeneratorObjective`.
+        condition, label_dropout, base_weight: as `GeneratorObjective`.
         flow_matching: further arguments of a `FlowMatchingObjective`.
     """
     common = {"label_dropout": label_dropout, "condition": condition}
@@ -257,6 +257,7 @@ def objective_of(
         is_masked = isinstance(pipeline.transformer, MARTransformer2DModel)
         objective = MARObjective if is_masked else AutoregressiveObjective
         return objective(pipeline.transformer, pipeline.vae, pipeline.scheduler, **common)
+    common["base_weight"] = base_weight
     if isinstance(pipeline.scheduler, DDPMScheduler):
         return DiffusionObjective(pipeline.transformer, pipeline.vae, pipeline.scheduler, **common)
     # The scheduler's shift is 1 / s of the objective's.
