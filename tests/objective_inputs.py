@@ -19,3 +19,10 @@ def trained(objective):
     parameters = dict(objective.named_parameters())
     assert all((p.grad is not None) == p.requires_grad for p in parameters.values())
     return {".".join(name.split(".")[:2]) for name, p in parameters.items() if p.requires_grad}
+
+
+def record_calls(model):
+    """The arguments of the model's calls from now on."""
+    calls = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    return calls

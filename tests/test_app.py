@@ -223,7 +223,7 @@ def test_bad_uploads_are_answered(saved, demo, event, kind):
     _, data = damaged_pictures()[kind]
     with pytest.raises(gr.Error) as error:
         getattr(demo, event)(str(saved / "dit"), data)
-    assert "picture" in error.value.message or "pixels" in error.value.message
+    assert "image" in error.value.message or "pixels" in error.value.message
     assert not error.value.print_exception
     assert "<" not in error.value.message  # which the page would take for HTML
 

@@ -187,7 +187,7 @@ def test_generate(page):
 def test_reconstruct(page, saved):
     page.open_tab("Reconstruct")
     page.upload(saved / "no_picture.png")
-    page.until_says("cannot identify a picture in these 5 bytes")
+    page.until_says("cannot identify an image in these 5 bytes")
     page.find("button[aria-label='Clear']")[0].click()
     page.upload(saved / "picture.png")
     page.until_says("feature cosine")

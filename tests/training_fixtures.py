@@ -1,4 +1,4 @@
-"""Synthetic data for the training tests: 32 pictures that can be told apart, in 4 classes."""
+"""Synthetic data for the training tests: 32 images that can be told apart, in 4 classes."""
 
 import importlib
 import io
@@ -20,7 +20,7 @@ SCRIPTS = Path(__file__).parents[1] / "training_scripts"
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def picture(number: int, size: int = 32) -> Image.Image:
+def numbered_image(number: int, size: int = 32) -> Image.Image:
     """Red says which one it is, green rises from left to right, so that a mirrored one is seen; blue differs, too."""
     pixels = np.zeros((size, size, 3), np.uint8)
     pixels[..., 0] = 7 * number
@@ -31,19 +31,19 @@ def picture(number: int, size: int = 32) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """An imagefolder: 32 train and 8 validation pictures, in folders named by class."""
+    """An imagefolder: 32 train and 8 validation images, in folders named by class."""
     folder = tmp_path_factory.mktemp("imagefolder")
     for split, numbers in (("train", range(32)), ("validation", range(32, 36))):
         for number in numbers:
             path = folder / split / CLASSES[number % 4]
             path.mkdir(parents=True, exist_ok=True)
-            picture(number).save(path / f"{number:02d}.png")
+            numbered_image(number).save(path / f"{number:02d}.png")
     return folder
 
 
 @pytest.fixture(scope="session")
 def parquet_folder(tmp_path_factory):
-    """The same pictures as parquet files (4 of train), with a column of strings and one of numbers."""
+    """The same images as parquet files (4 of train), with a column of strings and one of numbers."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
@@ -52,7 +52,7 @@ def parquet_folder(tmp_path_factory):
 
     def write(numbers, name):
         columns = {
-            "image": [picture(number) for number in numbers],
+            "image": [numbered_image(number) for number in numbers],
             "kind": [CLASSES[number % 4] for number in numbers],
             "number": [10 * (number % 4) for number in numbers],
         }

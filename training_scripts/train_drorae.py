@@ -4,11 +4,10 @@
     accelerate launch training_scripts/train_drorae.py --config .../drorae/drorae_dinov2_base_phase2.yaml
     accelerate launch training_scripts/train_drorae.py --config .../drorae/drorae_dinov2_base_phase3.yaml
 
-Phase 1 trains a decoder of the last layer's tokens: the result is an RAE. Phase 2 puts a fusion of all layers before
-it and trains that alone; it starts from an RAE, also from diffusers' published `AutoencoderRAE`. Phase 3 trains the
-decoder behind the fusion. `output_dir` becomes an `AutoencoderDRoRAE` with its frozen encoder and the statistics of
-its latents. With --layers, phase 1 is all of RAEv2's training: the decoder of the mean of these layers, an
-`AutoencoderRAEv2`.
+Phase 1 trains a decoder of the last layer's tokens: the result is an RAE. Phase 2 trains a fusion of all layers before
+this decoder; it starts from an RAE, also from diffusers' published `AutoencoderRAE`. Phase 3 trains the decoder after
+the fusion. `output_dir` becomes an `AutoencoderDRoRAE` with its frozen encoder and the statistics of its latents. With
+--layers, phase 1 is all of RAEv2's training: a decoder of the mean of these layers, an `AutoencoderRAEv2`.
 """
 
 import math
@@ -18,48 +17,50 @@ from typing import Literal
 import torch
 
 from hf_fae import AutoencoderDRoRAE, AutoencoderRAEv2, VisionEncoder
+from hf_fae.autoencoders.initialization import add_fusion, load_rae, read_fusion_type
 from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.statistics import measure_latent_statistics
 from hf_fae.objectives.drorae import DRoRAEObjective
+from hf_fae.objectives.reconstruction_losses import ReconstructionArguments, make_losses
+from hf_fae.objectives.validation import TokenizerValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, train_tokenizer
-from hf_fae.training.tokenizer import add_fusion, load_rae, read_fusion_type
 from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass
 class DRoRAEArguments:
-    """The phase, and the shape of what is new in it."""
+    """The phase, and the shape of its new parts."""
 
     phase: Literal[1, 2, 3] = field(default=1, metadata={"help": "1 and 3: the decoder; 2: the fusion."})
     tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "What to go on from, an AutoencoderDRoRAE or diffusers' AutoencoderRAE (Hub id or folder): the "
-            "phase before; in phase 1 none for a new decoder."
+            "help": "AutoencoderDRoRAE or diffusers' AutoencoderRAE (Hub id or folder) to continue from: the result "
+            "of the previous phase; in phase 1 none for a new decoder."
         },
     )
     image_encoder: str | None = field(
         default=None,
-        metadata={"help": "Frozen encoder (Hub id or folder) of a new tokenizer, or where a trained one lacks it."},
+        metadata={"help": "Frozen encoder (Hub id or folder) of a new tokenizer, or of one saved without it."},
     )
     layers: list[int] = field(
         default_factory=list,
-        metadata={"help": "RAEv2: blocks of the encoder, from 0, of whose outputs a new decoder sees the mean."},
+        metadata={"help": "RAEv2: blocks of the encoder, from 0, whose mean a new decoder reads."},
     )
     add_spatial_mean: bool = field(
         default=True, metadata={"help": "RAEv2: add the mean over the tokens of the last of the layers."}
     )
     decoder_noise: float = field(
-        default=0.8, metadata={"help": "tau: noise of up to this scale on what the decoder sees in training."}
+        default=0.8, metadata={"help": "tau: noise of up to this scale on the decoder's inputs in training."}
     )
     patch_size: int = field(default=16, metadata={"help": "New decoder: image pixels per latent, along each axis."})
-    decoder_hidden_size: int = field(default=1152, metadata={"help": "New decoder: its width."})
-    decoder_num_layers: int = field(default=28, metadata={"help": "New decoder: its layers."})
-    decoder_num_attention_heads: int = field(default=16, metadata={"help": "New decoder: its heads."})
+    decoder_hidden_size: int = field(default=1152, metadata={"help": "New decoder: width."})
+    decoder_num_layers: int = field(default=28, metadata={"help": "New decoder: layers."})
+    decoder_num_attention_heads: int = field(default=16, metadata={"help": "New decoder: heads."})
     decoder_intermediate_size: int = field(default=4096, metadata={"help": "New decoder: width of its feed-forward."})
     fusion_layers: int | None = field(
-        default=None, metadata={"help": "Phase 2: how many of the deepest layers are fused; none: all."}
+        default=None, metadata={"help": "Phase 2: number of the deepest layers to fuse; none: all."}
     )
     fusion_weight: float = field(default=0.2, metadata={"help": "Phase 2: beta, the share of the fusion."})
     expert_hidden_size: int = field(default=3072, metadata={"help": "Phase 2: width of an expert."})
@@ -73,7 +74,7 @@ def check_arguments(args: DRoRAEArguments, data_args: DataArguments) -> None:
     if args.phase == 1 and args.tokenizer is None and args.image_encoder is None:
         raise ValueError("image_encoder must name the frozen encoder of a new tokenizer, got None")
     if args.layers and (args.phase > 1 or args.tokenizer is not None):
-        raise ValueError(f"layers must be none but for a new decoder in phase 1, got {args.layers}")
+        raise ValueError(f"layers must be given for a new decoder in phase 1 only, got {args.layers}")
     if args.phase > 1 and args.tokenizer is None:
         raise ValueError(f"tokenizer must name the result of phase {args.phase - 1}, got None")
     fusion_type = "none" if args.tokenizer is None else read_fusion_type(args.tokenizer)
@@ -92,7 +93,7 @@ def check_arguments(args: DRoRAEArguments, data_args: DataArguments) -> None:
 
 
 def make_tokenizer(args: DRoRAEArguments, resolution: int) -> AutoencoderDRoRAE | AutoencoderRAEv2:
-    """What is trained, with its frozen encoder."""
+    """The tokenizer to train, with its frozen encoder."""
     if args.tokenizer is not None:
         model = load_rae(args.tokenizer, args.image_encoder, resolution)
         if args.phase != 2:
@@ -130,9 +131,19 @@ def main(argv: list[str] | None = None) -> None:
         model = make_tokenizer(args, data_args.resolution)
         losses = make_losses(loss_args)
     trained = "fusion" if args.phase == 2 else "decoder"
-    objective = DRoRAEObjective(model, trained, args.decoder_noise, **losses)
-    # Phase 3 leaves the latents as they are.
-    train_tokenizer(loop, objective, data, loss_args.grid_images, args.phase < 3, args.latent_statistics_images)
+    loop.print(data.describe())
+    objective = DRoRAEObjective(model, trained, args.decoder_noise, **losses).to(loop.device)
+    batch_size, num_workers = loop_args.train_batch_size, loop_args.dataloader_num_workers
+    validation = TokenizerValidation(objective, data.validation_batches(batch_size), loss_args.grid_images)
+
+    def save():
+        model.eval()
+        if args.phase < 3:  # phase 3 does not change the latents
+            with loop.accelerator.autocast():
+                measure_latent_statistics(model, data, args.latent_statistics_images, batch_size, num_workers)
+        model.save_pretrained(loop_args.output_dir)
+
+    loop.run(objective, data, validation, save)
 
 
 if __name__ == "__main__":

@@ -5,33 +5,25 @@
 `output_dir` becomes an `AutoencoderFAE` with its frozen encoder; its pixel decoder is still untrained (see
 train_pixel_decoder.py).
 
-With --fae and --latent_noise the feature decoder of a trained FAE is tuned to take off the noise that a STARFlow
-leaves on its samples (arXiv 2506.06276, section 3.3); encoder, latents and pixel decoder stay as they are.
+With --fae and --latent_noise the feature decoder of a trained FAE is tuned to remove the noise that a STARFlow leaves
+on its samples (arXiv 2506.06276, section 3.3); encoder, latents and pixel decoder stay unchanged.
 """
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch.nn import functional as F
 
 from hf_fae import AutoencoderFAE, VisionEncoder
-from hf_fae.autoencoders.frozen_encoder import frozen_features
+from hf_fae.autoencoders.initialization import load_trained_fae
 from hf_fae.data.feature_cache import FeatureData
 from hf_fae.data.images import DataArguments, ImageData
-from hf_fae.data.statistics import channel_statistics
-from hf_fae.objectives.base import add_noise
+from hf_fae.data.statistics import measure_feature_statistics, measure_sample_statistics
 from hf_fae.objectives.fae import FeatureObjective, NoisyLatentObjective
+from hf_fae.objectives.validation import FeatureValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.tokenizer import load_trained_fae
-from hf_fae.utils.image_metrics import feature_cosine
 from hf_fae.utils.parsing import parse_arguments
-from hf_fae.utils.randomness import ImageRandom
-
-
-SEEN = {"pixel_values", "features"}  # what the features of a batch come from
 
 
 @dataclass
@@ -39,7 +31,8 @@ class FAEArguments:
     """The tokenizer and its loss."""
 
     image_encoder: str | None = field(
-        default=None, metadata={"help": "Frozen vision encoder (Hub id or folder); with fae, where that lacks it."}
+        default=None,
+        metadata={"help": "Frozen encoder (Hub id or folder); with fae, if that was saved without it."},
     )
     fae: str | None = field(
         default=None, metadata={"help": "Trained AutoencoderFAE (Hub id or folder), whose feature decoder is tuned."}
@@ -49,15 +42,15 @@ class FAEArguments:
     )
     feature_cache: str | None = field(
         default=None,
-        metadata={"help": "Features of the training pictures, which cache_latents.py made with an identity FAE."},
+        metadata={"help": "Features of the training images, cached by cache_latents.py with an identity FAE."},
     )
     latent_channels: int = field(default=32, metadata={"help": "Channels of the latents."})
     patch_size: int = field(default=16, metadata={"help": "Image pixels per latent, along each axis."})
     encoder_type: Literal["attention", "linear", "identity"] = field(
         default="attention",
         metadata={
-            "help": "The paper's single attention layer, its linear ablation, or identity: features are the latents "
-            "(latent_channels is their width), so that there is nothing to train but the pixel decoder."
+            "help": "The paper's single attention layer, its linear ablation, or identity: the latents are the "
+            "features (latent_channels is their width), and only the pixel decoder can be trained."
         },
     )
     encoder_attention_head_dim: int = field(default=256, metadata={"help": "Head width of the attention layer."})
@@ -71,7 +64,7 @@ class FAEArguments:
     )
     kl_weight: float = field(default=1e-3, metadata={"help": "Weight of the KL term, both terms being means."})
     feature_statistics_images: int = field(
-        default=2048, metadata={"help": "Images for the features' mean and std; 0: leave the features as they are."}
+        default=2048, metadata={"help": "Images for the features' mean and std; 0: do not standardise features."}
     )
     latent_statistics_images: int = field(
         default=10_000, metadata={"help": "Images for the latents' mean and std, at the end."}
@@ -88,7 +81,7 @@ def check_arguments(args: FAEArguments) -> None:
 
 
 def new_fae(args: FAEArguments, resolution: int) -> AutoencoderFAE:
-    """A fresh FAE of the shape of the arguments, with its frozen encoder."""
+    """An untrained FAE of the shape of the arguments, with its frozen encoder."""
     return AutoencoderFAE.from_encoder(
         VisionEncoder.from_pretrained(args.image_encoder, dtype=torch.float32),
         latent_channels=args.latent_channels,
@@ -115,21 +108,12 @@ def main(argv: list[str] | None = None) -> None:
         data = ImageData(data_args, loop_args.seed)
         if args.fae is None:
             model = new_fae(args, data_args.resolution)
-            objective = None if args.encoder_type == "identity" else FeatureObjective(model, args.kl_weight)
         else:
             model = load_trained_fae(args.fae, args.image_encoder, data_args.resolution)
-            objective = NoisyLatentObjective(model, args.latent_noise)
     model.to(loop.device)
     loop.print(data.describe())
-    batch_size = loop_args.train_batch_size
-    validation_batches = list(data.validation_batches(batch_size))
-
-    def training_features(count):
-        """Features and grids of about `count` training images in whole batches, at most an epoch of them."""
-        count = count if data_args.streaming else min(count, len(data))
-        batches = data.batches(batch_size, num_workers=loop_args.dataloader_num_workers)
-        for batch in itertools.islice(batches, -(-count // batch_size)):
-            yield frozen_features(model, {name: batch[name].to(loop.device) for name in SEEN & batch.keys()})
+    batch_size, num_workers = loop_args.train_batch_size, loop_args.dataloader_num_workers
+    validation_batches = data.validation_batches(batch_size)
 
     if args.feature_cache is not None:
         data = FeatureData(data, args.feature_cache, model)
@@ -137,50 +121,30 @@ def main(argv: list[str] | None = None) -> None:
             model.set_feature_statistics(data.mean, data.std)
     elif args.fae is None and args.feature_statistics_images and loop.resume_from is None:
         with loop.accelerator.autocast():
-            statistics = channel_statistics(
-                features for features, _ in training_features(args.feature_statistics_images)
-            )
-        model.set_feature_statistics(*statistics)
+            measure_feature_statistics(model, data, args.feature_statistics_images, batch_size, num_workers)
         loop.print(f"raw features: rms of the channel stds {model.features_std.square().mean().sqrt():.3f}")
 
-    def validate(step):
-        """Of the features that come back from the mode of the posterior, with noise if that is what is trained on."""
-        cosines, errors, sizes = [], [], []
-        for batch in validation_batches:
-            features, grid = model.extract_features(batch["pixel_values"].to(loop.device))
-            latents = model.encode_features(features, grid).latent_dist.mode()
-            latents = add_noise(latents, args.latent_noise, ImageRandom(loop_args.seed, sum(sizes), loop.device))
-            reconstruction = model.decode_features(latents)
-            cosines.append(feature_cosine(reconstruction, features))
-            errors.append(F.mse_loss(*map(model.standardize_features, (reconstruction, features))))
-            sizes.append(len(features))
-        weights = torch.tensor(sizes, device=loop.device) / sum(sizes)
-        return {
-            "feature_cosine": (torch.stack(cosines) * weights).sum().item(),
-            "feature_mse": (torch.stack(errors) * weights).sum().item(),
-        }
-
-    @torch.no_grad()
-    def save():
-        model.eval()
-        if args.fae is None and args.encoder_type != "identity":
-            with loop.accelerator.autocast():
-                posteriors = (
-                    model.encode_features(*batch).latent_dist
-                    for batch in training_features(args.latent_statistics_images)
-                )
-                mean, std = channel_statistics(posterior.sample().movedim(1, -1) for posterior in posteriors)
-            model.set_latent_statistics(mean.view_as(model.latents_mean), std.view_as(model.latents_std))
-        model.save_pretrained(loop_args.output_dir)
-
-    if args.encoder_type == "identity":
+    if args.encoder_type == "identity" and args.fae is None:  # nothing to train
         if not loop_args.dry_run:
             if loop.is_main:
-                save()
+                model.eval().save_pretrained(loop_args.output_dir)
             loop.print(f"saved to {loop_args.output_dir}: the features are its latents")
         loop.accelerator.end_training()
         return
-    loop.run(objective, data, validate, save)
+    if args.fae is None:
+        objective = FeatureObjective(model, args.kl_weight)
+    else:
+        objective = NoisyLatentObjective(model, args.latent_noise)
+    validation = FeatureValidation(model, validation_batches, latent_noise=args.latent_noise, seed=loop_args.seed)
+
+    def save():
+        model.eval()
+        if args.fae is None:  # otherwise the latents have not changed
+            with loop.accelerator.autocast():
+                measure_sample_statistics(model, data, args.latent_statistics_images, batch_size, num_workers)
+        model.save_pretrained(loop_args.output_dir)
+
+    loop.run(objective, data, validation, save)
 
 
 if __name__ == "__main__":

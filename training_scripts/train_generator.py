@@ -1,16 +1,17 @@
-"""The class-conditional generator (arXiv 2512.07829, section 5): flow matching of a denoiser on latents, or DDPM.
+"""A class-conditional denoiser on latents (arXiv 2512.07829, section 5): flow matching, or DDPM.
 
     accelerate launch training_scripts/train_generator.py \\
         --config training_scripts/configs/denoisers/lightningdit_xl.yaml
 
-The data are pictures, or latents that cache_latents.py made of them: --dataset_name names either. With --pipeline a
-published generator is trained on; classes that it does not know are added.
+--dataset_name names images or their latents, cached by cache_latents.py. --pipeline continues from a published
+generator and adds the classes that it does not know.
 
-`output_dir` becomes an `FAEDiTPipeline` with the class names; its tokenizer comes without the frozen encoder, which
-drawing does not need.
+`output_dir` becomes an `FAEDiTPipeline` with the class names; its tokenizer is saved without the frozen encoder, which
+generation does not need.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -22,32 +23,31 @@ from hf_fae import (
     LightningDiTTransformer2DModel,
     RAEv2Transformer2DModel,
 )
-from hf_fae.data.images import DataArguments, ImageData
-from hf_fae.data.latent_cache import CachedLatents
+from hf_fae.data.conditions import prepare_condition
+from hf_fae.data.images import DataArguments
+from hf_fae.data.opening import latent_sample_size, open_pipeline, open_training_data
+from hf_fae.data.protocol import GeneratorData
 from hf_fae.layers.positions import grid_size
 from hf_fae.objectives.flow_matching import dimension_shift
+from hf_fae.objectives.from_pipeline import objective_of
+from hf_fae.objectives.generator import GeneratorArguments
+from hf_fae.objectives.validation import GeneratorValidation
 from hf_fae.schedulers.learned_variance import learned_variance_scheduler
 from hf_fae.training.arguments import LoopArguments
-from hf_fae.training.generation import (
-    GeneratorArguments,
-    class_names,
-    latent_size,
-    objective_of,
-    open_tokenizer,
-    train_generator,
-)
+from hf_fae.training.loop import TrainingLoop
+from hf_fae.training.publish import save_without_encoder
 from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass
 class DenoiserArguments(GeneratorArguments):
-    """The tokenizer, the denoiser, its loss, and how the pipeline draws."""
+    """The tokenizer, the denoiser, its loss, and the defaults of the pipeline."""
 
     denoiser: Literal["lightningdit", "dit_dh", "raev2"] = field(
         default="lightningdit", metadata={"help": "LightningDiT (or SiT, DiT); with a wide head DiT^DH or RAEv2's."}
     )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
-    num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser, in front of a wide head."})
+    num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser, before a wide head."})
     num_attention_heads: int = field(default=16, metadata={"help": "Heads of the denoiser."})
     attention_head_dim: int = field(default=72, metadata={"help": "Width of a head."})
     head_num_layers: int = field(default=2, metadata={"help": "DiT^DH, RAEv2: layers of the head."})
@@ -58,12 +58,10 @@ class DenoiserArguments(GeneratorArguments):
     )
     ff_type: Literal["swiglu", "gelu"] = field(default="swiglu", metadata={"help": "SiT, DiT: gelu."})
     use_rope: bool = field(default=True, metadata={"help": "Rotary positions; SiT, DiT: false."})
-    qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys."})
+    qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys; RAEv2 has it."})
     prediction_type: Literal["velocity", "sample", "epsilon"] = field(
         default="velocity",
-        metadata={
-            "help": "sample: the clean latents (RAEv2); epsilon: the noise and a variance, with DDPM's linear betas (DiT)."
-        },
+        metadata={"help": "sample: clean latents (RAEv2); epsilon: noise and a variance, with DDPM's betas (DiT)."},
     )
     base_head_layer: int | None = field(
         default=None, metadata={"help": "Blocks before a base head, for internal guidance (RAEv2: 8); none: no head."}
@@ -71,13 +69,13 @@ class DenoiserArguments(GeneratorArguments):
     base_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the base head."})
     shift: float = field(default=1.0, metadata={"help": "Time shift s in training and sampling (FAE: 0.4)."})
     dimension_shift: bool = field(
-        default=False, metadata={"help": "Take s from the size of the latents instead, as RAE does."}
+        default=False, metadata={"help": "Derive s from the size of the latents instead, as RAE does."}
     )
     timestep_sampling: Literal["uniform", "logit_normal"] = field(
         default="uniform", metadata={"help": "Noise times of training, before the shift (LightningDiT: logit_normal)."}
     )
     cosine_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the loss of the velocity's direction (LightningDiT: 1)."}
+        default=0.0, metadata={"help": "Weight of the loss on the velocity's direction (LightningDiT: 1)."}
     )
     sampler: Literal["ode", "sde"] = field(default="ode", metadata={"help": "Euler, or Euler-Maruyama."})
     num_inference_steps: int = field(default=250, metadata={"help": "Default steps of the pipeline."})
@@ -86,22 +84,22 @@ class DenoiserArguments(GeneratorArguments):
         default=1.0, metadata={"help": "Default scale of the pipeline's guidance by the base head (RAEv2: 1.78)."}
     )
     internal_guidance_t_low: float = field(
-        default=0.0, metadata={"help": "Noise time down to which the pipeline has that scale (RAEv2: 0.1)."}
+        default=0.0, metadata={"help": "Noise time above which the pipeline uses that scale (RAEv2: 0.1)."}
     )
-    validation_inference_steps: int = field(default=50, metadata={"help": "Steps for the pictures of a validation."})
+    validation_inference_steps: int = field(default=50, metadata={"help": "Steps of validation samples."})
 
 
-def new_pipeline(args: DenoiserArguments, data: ImageData | CachedLatents) -> FAEDiTPipeline:
-    """A pipeline with a fresh denoiser for the classes of the data."""
-    vae = open_tokenizer(args.vae, args.image_encoder, data)
+def new_pipeline(args: DenoiserArguments, data: GeneratorData) -> FAEDiTPipeline:
+    """A pipeline with an untrained denoiser for the classes of the data."""
+    vae = data.load_tokenizer(args.vae, args.image_encoder)
     common = {
-        "sample_size": latent_size(vae, data),
+        "sample_size": latent_sample_size(data, vae),
         "patch_size": args.patch_size,
         "in_channels": vae.config.latent_channels,
         "num_layers": args.num_layers,
         "num_attention_heads": args.num_attention_heads,
         "attention_head_dim": args.attention_head_dim,
-        "num_classes": len(class_names(data)),
+        "num_classes": len(data.class_names()),
         "prediction_type": args.prediction_type,
         "base_head_layer": args.base_head_layer,
     }
@@ -143,7 +141,7 @@ def new_pipeline(args: DenoiserArguments, data: ImageData | CachedLatents) -> FA
 
 def check_arguments(args: DenoiserArguments) -> None:
     if args.dimension_shift and args.shift != 1:
-        raise ValueError(f"shift must be 1 with dimension_shift, which takes its place, got {args.shift}")
+        raise ValueError(f"shift must be 1 with dimension_shift, which replaces it, got {args.shift}")
     if args.base_head_layer is None and args.internal_guidance_scale != 1:
         raise ValueError(
             f"internal_guidance_scale must be 1 without base_head_layer, got {args.internal_guidance_scale}"
@@ -157,21 +155,33 @@ def check_arguments(args: DenoiserArguments) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, *others = parse_arguments(DenoiserArguments, DataArguments, LoopArguments, argv=argv, description=__doc__)
+    args, data_args, loop_args, config = parse_arguments(
+        DenoiserArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
     check_arguments(args)
-
-    def make_objective(pipe, condition):
-        flow_matching = {"timestep_sampling": args.timestep_sampling, "cosine_weight": args.cosine_weight}
-        return objective_of(pipe, condition, args.label_dropout, args.base_weight, **flow_matching)
-
-    train_generator(
-        args,
-        *others,
-        FAEDiTPipeline,
-        lambda data: new_pipeline(args, data),
-        make_objective,
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = open_training_data(data_args, loop_args.seed)
+        if args.pipeline is None:
+            pipeline = new_pipeline(args, data)
+        else:
+            components = {"vae": args.vae, "image_encoder": args.image_encoder}
+            pipeline = open_pipeline(data, args.pipeline, FAEDiTPipeline, **components)
+    loop.print(data.describe())
+    data, condition = prepare_condition(pipeline, data)
+    loop.print(condition.describe())
+    flow_matching = {"timestep_sampling": args.timestep_sampling, "cosine_weight": args.cosine_weight}
+    objective = objective_of(pipeline, condition, args.label_dropout, args.base_weight, **flow_matching)
+    objective = objective.to(loop.device)
+    validation = GeneratorValidation(
+        pipeline,
+        objective,
+        data.validation_batches(loop_args.train_batch_size),
+        grid_images=args.grid_images,
+        seed=loop_args.seed,
         num_inference_steps=args.validation_inference_steps,
     )
+    loop.run(objective, data, validation, save=partial(save_without_encoder, pipeline, loop_args.output_dir))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""MAETok (arXiv 2502.03444): a tokenizer that learns from masked images, and then its pixel decoder alone.
+"""MAETok (arXiv 2502.03444): a tokenizer trained on masked images, and then its pixel decoder alone.
 
     accelerate launch training_scripts/train_maetok.py --config training_scripts/configs/maetok/maetok_b_256.yaml
     accelerate launch training_scripts/train_maetok.py \\
         --config training_scripts/configs/maetok/maetok_b_256_decoder.yaml
 
-`output_dir` becomes an `AutoencoderMAETok` with the statistics of its latents. Stage 1 saves its auxiliary decoders as
-well; stage 2 drops them, and starts from the averaged weights of encoder and pixel decoder.
+`output_dir` becomes an `AutoencoderMAETok` with the statistics of its latents. Stage 1 also saves its auxiliary
+decoders; stage 2 drops them and starts from the averaged weights of encoder and pixel decoder.
 """
 
 from dataclasses import dataclass, field
@@ -17,20 +17,22 @@ from torch import nn
 from hf_fae import AutoencoderMAETok
 from hf_fae.autoencoders.maetok import CAPTION
 from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.statistics import measure_latent_statistics
 from hf_fae.objectives.maetok import MAETokObjective
 from hf_fae.objectives.maetok_targets import load_targets, target_names
+from hf_fae.objectives.reconstruction_losses import ReconstructionArguments, make_losses
+from hf_fae.objectives.stages import PixelTokenizerArguments, check_stage_arguments, pixel_tokenizer_sizes
+from hf_fae.objectives.validation import TokenizerValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.pixel_tokenizer import PixelTokenizerArguments, check_pixel_tokenizer, pixel_tokenizer_sizes
-from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, train_tokenizer
 from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass
 class MAETokArguments(PixelTokenizerArguments):
-    """The tokenizer, its masks, and what else it has to tell of images in stage 1."""
+    """The tokenizer, its masks, and the auxiliary targets of stage 1."""
 
-    num_latent_tokens: int = field(default=128, metadata={"help": "Stage 1: latents of an image."})
+    num_latent_tokens: int = field(default=128, metadata={"help": "Stage 1: latents per image."})
     latent_channels: int = field(default=32, metadata={"help": "Stage 1: channels of the latents."})
     decoder_type: Literal["plain", "modulated"] = field(
         default="plain", metadata={"help": "Stage 1: the paper's blocks, or those of the released weights."}
@@ -41,20 +43,20 @@ class MAETokArguments(PixelTokenizerArguments):
     rope_theta: float = field(default=100.0, metadata={"help": "Stage 1: their base; 10 in the released weights."})
     min_mask_ratio: float = field(default=0.4, metadata={"help": "Stage 1: smallest share of masked patches."})
     max_mask_ratio: float = field(
-        default=0.6, metadata={"help": "Largest share of masked patches, from which stage 2 comes down; 0: no masks."}
+        default=0.6, metadata={"help": "Largest share of masked patches, at which stage 2 starts; 0: no masks."}
     )
     mask_std: float = field(
         default=0.25,
-        metadata={"help": "Stage 1: width of the share's normal law around the largest one; wide, it is uniform."},
+        metadata={"help": "Stage 1: std of the truncated normal around the largest share; if large, uniform."},
     )
     mask_scope: Literal["batch", "image"] = field(
-        default="batch", metadata={"help": "Stage 1: one share for a batch of a process, or for each image its own."}
+        default="batch", metadata={"help": "Stage 1: one share per batch of a process, or per image."}
     )
     mask_steps: int = field(default=50_000, metadata={"help": "Stage 2: steps after which no patch is masked."})
     auxiliary_targets: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Stage 1: what auxiliary decoders predict, and the weights of that: hog=WEIGHT, "
+            "help": "Stage 1: targets of auxiliary decoders and their weights: hog=WEIGHT, "
             "NAME:ENCODER=WEIGHT (timm or transformers), caption:TOKENIZER=WEIGHT."
         },
     )
@@ -62,18 +64,18 @@ class MAETokArguments(PixelTokenizerArguments):
         default="cosine", metadata={"help": "Stage 1: for tokens of encoders, 1 - cosine or the squared error."}
     )
     auxiliary_masked_only: bool = field(
-        default=True, metadata={"help": "Stage 1: losses of auxiliary targets on masked patches only."}
+        default=True, metadata={"help": "Stage 1: auxiliary losses on masked patches only."}
     )
     auxiliary_hidden_size: int = field(default=192, metadata={"help": "Stage 1: width of auxiliary decoders."})
     auxiliary_num_layers: int = field(default=3, metadata={"help": "Stage 1: layers of auxiliary decoders."})
     auxiliary_num_attention_heads: int = field(default=3, metadata={"help": "Stage 1: heads of auxiliary decoders."})
-    caption_length: int = field(default=32, metadata={"help": "Stage 1: tokens of a caption that are predicted."})
+    caption_length: int = field(default=32, metadata={"help": "Stage 1: predicted tokens per caption."})
 
 
 def new_tokenizer(args: MAETokArguments, resolution: int, widths: dict[str, int]) -> AutoencoderMAETok:
-    """An untrained one of the shape of the arguments, with auxiliary decoders of these widths.
+    """An untrained tokenizer, in stage 1 of the shape of the arguments, with auxiliary decoders of these widths.
 
-    In stage 2 of the shape of the trained one, without them.
+    In stage 2 it has the shape of the trained one, without auxiliary decoders.
     """
     if args.stage == 2:
         model = AutoencoderMAETok.from_config(AutoencoderMAETok.load_config(args.tokenizer))
@@ -91,7 +93,7 @@ def new_tokenizer(args: MAETokArguments, resolution: int, widths: dict[str, int]
 
 
 def objective_arguments(args: MAETokArguments) -> dict[str, Any]:
-    """Those of a `MAETokObjective` that are plain values."""
+    """The arguments of a `MAETokObjective` that are plain values."""
     return {
         "stage": args.stage,
         "min_mask_ratio": args.min_mask_ratio,
@@ -104,13 +106,13 @@ def objective_arguments(args: MAETokArguments) -> dict[str, Any]:
 
 
 def check_arguments(args: MAETokArguments, data_args: DataArguments) -> None:
-    check_pixel_tokenizer(args, data_args, AutoencoderMAETok)
+    check_stage_arguments(args, data_args, AutoencoderMAETok)
     names = target_names(args.auxiliary_targets, args.patch_size)
     if CAPTION in names and data_args.caption_column is None:
         raise ValueError(f"caption_column must name the captions for the target {CAPTION}, got None")
     if args.caption_length < 1:
         raise ValueError(f"caption_length must be at least 1, got {args.caption_length}")
-    with torch.device("meta"):  # costs nothing, and refuses what is out of range
+    with torch.device("meta"):  # costs nothing, and raises errors before anything is written
         model = new_tokenizer(args, data_args.resolution, dict.fromkeys(names, 1))
         stand_ins = nn.ModuleDict({name: nn.Module() for name in names})
         MAETokObjective(model, targets=stand_ins, **objective_arguments(args))
@@ -134,9 +136,20 @@ def main(argv: list[str] | None = None) -> None:
             model = AutoencoderMAETok.from_pretrained(args.tokenizer).float()
             model.remove_auxiliary_decoders()
         losses = make_losses(loss_args)
-    objective = MAETokObjective(model, targets=targets, target_weights=weights, **objective_arguments(args), **losses)
-    # Stage 2 leaves the latents as they are.
-    train_tokenizer(loop, objective, data, loss_args.grid_images, args.stage == 1, args.latent_statistics_images)
+    options = {"targets": targets, "target_weights": weights, **objective_arguments(args)}
+    loop.print(data.describe())
+    objective = MAETokObjective(model, **options, **losses).to(loop.device)
+    batch_size, num_workers = loop_args.train_batch_size, loop_args.dataloader_num_workers
+    validation = TokenizerValidation(objective, data.validation_batches(batch_size), loss_args.grid_images)
+
+    def save():
+        model.eval()
+        if args.stage == 1:  # stage 2 does not change the latents
+            with loop.accelerator.autocast():
+                measure_latent_statistics(model, data, args.latent_statistics_images, batch_size, num_workers)
+        model.save_pretrained(loop_args.output_dir)
+
+    loop.run(objective, data, validation, save)
 
 
 if __name__ == "__main__":

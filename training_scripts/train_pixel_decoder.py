@@ -7,45 +7,44 @@
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
+from hf_fae.autoencoders.initialization import add_overlap_head, copy_pixel_decoder, load_trained_fae
 from hf_fae.data.feature_cache import FeatureData
 from hf_fae.data.images import DataArguments, ImageData
-from hf_fae.objectives.base import add_noise
 from hf_fae.objectives.fae import PixelObjective
+from hf_fae.objectives.reconstruction_losses import ReconstructionArguments, make_losses
+from hf_fae.objectives.validation import PixelDecoderValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
-from hf_fae.training.reconstruction import ReconstructionArguments, make_losses, validate_reconstructions
-from hf_fae.training.tokenizer import add_overlap_head, copy_pixel_decoder, load_trained_fae
-from hf_fae.utils.image_metrics import psnr
 from hf_fae.utils.parsing import parse_arguments
-from hf_fae.utils.randomness import ImageRandom
 
 
 @dataclass
 class PixelDecoderArguments:
-    """The tokenizer whose pixel decoder is trained, and on what."""
+    """The FAE whose pixel decoder is trained, and the input of that decoder."""
 
     fae: str = field(metadata={"help": "AutoencoderFAE after stage Ia (or Ib): Hub id or local folder."})
     image_encoder: str | None = field(
-        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the FAE comes without it."}
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder), for an FAE saved without it."}
     )
     pixel_decoder: str | None = field(
         default=None,
-        metadata={"help": "FAE on the same features, whose pixel decoder to start from; none: that of fae."},
+        metadata={"help": "FAE on the same features, whose pixel decoder is the start; none: that of fae."},
     )
     overlap_head: bool = field(
-        default=False, metadata={"help": "Continue a linear pixel head as an overlap head: no seams between patches."}
+        default=False, metadata={"help": "Turn a linear pixel head into an overlap head: no seams between patches."}
     )
     feature_cache: str | None = field(
         default=None,
-        metadata={"help": "Features of the training pictures, which cache_latents.py made with an identity FAE."},
+        metadata={"help": "Features of the training images, cached by cache_latents.py with an identity FAE."},
     )
     stage: Literal["Ib", "II"] = field(default="Ib", metadata={"help": "Ib: noisy features; II: decoded features."})
     noise_sigma: float = field(default=0.4, metadata={"help": "Stage Ib: noise on standardised features."})
     latent_noise: float = field(
         default=0.0,
-        metadata={"help": "Stage II: noise on normalised latents, the noise_sigma of a flow whose samples have it."},
+        metadata={"help": "Stage II: noise on normalised latents, the noise_sigma of a flow with noisy samples."},
     )
 
 
@@ -64,24 +63,16 @@ def main(argv: list[str] | None = None) -> None:
         if args.feature_cache is not None:
             data = FeatureData(data, args.feature_cache, model)
         losses = make_losses(loss_args)
-    objective = PixelObjective(model, args.stage, args.noise_sigma, latent_noise=args.latent_noise, **losses)
-    objective.to(loop.device)
     loop.print(data.describe())
-    validation_batches = list(data.validation_batches(loop_args.train_batch_size))
-
-    def compare(images, first):
-        """PSNR of the whole tokenizer, with `latent_noise`, and of the pixel decoder on the encoder's own features."""
-        features, grid = model.extract_features(images)
-        latents = model.encode_features(features, grid).latent_dist.mode()
-        latents = add_noise(latents, args.latent_noise, ImageRandom(loop_args.seed, first, loop.device))
-        whole = model.decode(latents).sample
-        alone = model.decode_pixels(features, grid).sample
-        return whole, {"psnr": psnr(whole, images), "psnr_of_encoder_features": psnr(alone, images)}
-
-    def validate(step):
-        return validate_reconstructions(validation_batches, compare, loop.device, loss_args.grid_images)
-
-    loop.run(objective, data, validate, save=lambda: model.save_pretrained(loop_args.output_dir))
+    objective = PixelObjective(model, args.stage, args.noise_sigma, args.latent_noise, **losses).to(loop.device)
+    validation = PixelDecoderValidation(
+        model,
+        data.validation_batches(loop_args.train_batch_size),
+        loss_args.grid_images,
+        latent_noise=args.latent_noise,
+        seed=loop_args.seed,
+    )
+    loop.run(objective, data, validation, save=partial(model.save_pretrained, loop_args.output_dir))
 
 
 if __name__ == "__main__":

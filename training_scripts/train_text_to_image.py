@@ -1,17 +1,18 @@
-"""Text to image (arXiv 2512.07829, section 5.2): flow matching of a denoiser on latents, given captions.
+"""Text to image (arXiv 2512.07829, section 5.2): flow matching of a denoiser on latents, conditioned on captions.
 
     accelerate launch training_scripts/train_text_to_image.py \\
         --config training_scripts/configs/text_to_image/mmdit_cc12m.yaml
 
-The data are pictures with captions (--caption_column), or latents that cache_latents.py made of them: --dataset_name
-names either. A cache that was made with a text encoder has the captions' embeddings: the training itself then goes
-without one. With --pipeline a published model is trained on.
+--dataset_name names images with captions (--caption_column) or their latents, cached by cache_latents.py. A cache made
+with a text encoder holds the captions' embeddings: the training itself then needs none. --pipeline continues from a
+published model.
 
-`output_dir` becomes an `FAETextToImagePipeline` with the text encoder; its tokenizer comes without the frozen encoder,
-which drawing does not need.
+`output_dir` becomes an `FAETextToImagePipeline` with the text encoder; its tokenizer is saved without the frozen
+encoder, which generation does not need.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -22,32 +23,31 @@ from hf_fae import (
     MMDiTTransformer2DModel,
     RAEv2Transformer2DModel,
 )
-from hf_fae.data.images import DataArguments, ImageData
-from hf_fae.data.latent_cache import CachedLatents
+from hf_fae.data.conditions import prepare_condition
+from hf_fae.data.images import DataArguments
+from hf_fae.data.opening import latent_sample_size, open_caption_encoder, open_pipeline, open_training_data
+from hf_fae.data.protocol import GeneratorData
+from hf_fae.objectives.from_pipeline import objective_of
+from hf_fae.objectives.generator import CaptionArguments
+from hf_fae.objectives.validation import GeneratorValidation
 from hf_fae.training.arguments import LoopArguments
-from hf_fae.training.generation import (
-    CaptionArguments,
-    latent_size,
-    objective_of,
-    open_caption_encoder,
-    open_tokenizer,
-    train_generator,
-)
+from hf_fae.training.loop import TrainingLoop
+from hf_fae.training.publish import save_without_encoder
 from hf_fae.utils.parsing import parse_arguments
 
 
 @dataclass
 class TextToImageArguments(CaptionArguments):
-    """The tokenizer, the text encoder, the denoiser, its loss, and how the pipeline draws."""
+    """The tokenizer, the text encoder, the denoiser, its loss, and the defaults of the pipeline."""
 
     denoiser: Literal["mmdit", "raev2"] = field(
-        default="mmdit", metadata={"help": "MMDiT, or RAEv2's, whose head is by default its own, 2 x 2048."}
+        default="mmdit", metadata={"help": "MMDiT, or RAEv2's with its head of 2 layers of 2048."}
     )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
     num_layers: int = field(default=16, metadata={"help": "Layers of the denoiser."})
     num_attention_heads: int = field(default=16, metadata={"help": "Heads of the denoiser."})
     attention_head_dim: int = field(default=64, metadata={"help": "Width of a head."})
-    qk_norm: bool = field(default=False, metadata={"help": "MMDiT: RMSNorm on queries and keys."})
+    qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys; RAEv2 has it."})
     prediction_type: Literal["velocity", "sample"] = field(
         default="velocity", metadata={"help": "sample: the clean latents (RAEv2)."}
     )
@@ -60,17 +60,17 @@ class TextToImageArguments(CaptionArguments):
     num_inference_steps: int = field(default=250, metadata={"help": "Default steps of the pipeline."})
     guidance_scale: float = field(default=1.5, metadata={"help": "Default guidance scale of the pipeline."})
     guidance_t_high: float = field(
-        default=0.9, metadata={"help": "Noise time from which on the pipeline has this scale; before it, none."}
+        default=0.9, metadata={"help": "Noise time below which the pipeline uses this scale; above it, none."}
     )
-    validation_inference_steps: int = field(default=50, metadata={"help": "Steps for the pictures of a validation."})
+    validation_inference_steps: int = field(default=50, metadata={"help": "Steps of validation samples."})
 
 
-def new_pipeline(args: TextToImageArguments, data: ImageData | CachedLatents) -> FAETextToImagePipeline:
-    """A pipeline with a fresh denoiser for the captions of the data."""
-    vae = open_tokenizer(args.vae, args.image_encoder, data)
-    captions = open_caption_encoder(args.text_encoder, args.max_caption_length, data)
+def new_pipeline(args: TextToImageArguments, data: GeneratorData) -> FAETextToImagePipeline:
+    """A pipeline with an untrained denoiser for the captions of the data."""
+    vae = data.load_tokenizer(args.vae, args.image_encoder)
+    captions = open_caption_encoder(data, args.text_encoder, args.max_caption_length)
     common = {
-        "sample_size": latent_size(vae, data),
+        "sample_size": latent_sample_size(data, vae),
         "patch_size": args.patch_size,
         "in_channels": vae.config.latent_channels,
         "num_layers": args.num_layers,
@@ -99,16 +99,30 @@ def new_pipeline(args: TextToImageArguments, data: ImageData | CachedLatents) ->
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, *others = parse_arguments(TextToImageArguments, DataArguments, LoopArguments, argv=argv, description=__doc__)
-    train_generator(
-        args,
-        *others,
-        FAETextToImagePipeline,
-        lambda data: new_pipeline(args, data),
-        lambda pipe, condition: objective_of(pipe, condition, args.label_dropout, args.base_weight),
-        text_encoder=args.text_encoder,
+    args, data_args, loop_args, config = parse_arguments(
+        TextToImageArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    )
+    loop = TrainingLoop(loop_args, config)
+    with loop.accelerator.main_process_first():
+        data = open_training_data(data_args, loop_args.seed)
+        if args.pipeline is None:
+            pipeline = new_pipeline(args, data)
+        else:
+            components = {"vae": args.vae, "image_encoder": args.image_encoder, "text_encoder": args.text_encoder}
+            pipeline = open_pipeline(data, args.pipeline, FAETextToImagePipeline, **components)
+    loop.print(data.describe())
+    data, condition = prepare_condition(pipeline, data)
+    loop.print(condition.describe())
+    objective = objective_of(pipeline, condition, args.label_dropout, args.base_weight).to(loop.device)
+    validation = GeneratorValidation(
+        pipeline,
+        objective,
+        data.validation_batches(loop_args.train_batch_size),
+        grid_images=args.grid_images,
+        seed=loop_args.seed,
         num_inference_steps=args.validation_inference_steps,
     )
+    loop.run(objective, data, validation, save=partial(save_without_encoder, pipeline, loop_args.output_dir))
 
 
 if __name__ == "__main__":

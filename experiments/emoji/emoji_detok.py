@@ -29,7 +29,7 @@ from experiment import (
 
 from hf_fae import AutoencoderDeTok, FAEDiTPipeline
 from hf_fae.images import make_grid, to_pil
-from hf_fae.objectives.detok import draw_visible_patches
+from hf_fae.objectives.detok import select_visible_patches
 from hf_fae.utils.randomness import ImageRandom
 
 
@@ -104,7 +104,7 @@ def decode_damaged(vae: AutoencoderDeTok, images: torch.Tensor, random: ImageRan
     latents = vae.encode(images).latent_dist.mode()
     noise = random.normal(*latents.shape)
     decoded = {f"error_{tau}": vae.decode(torch.lerp(latents, noise, tau)).sample for tau in NOISE_LEVELS}
-    visible = draw_visible_patches(random.uniform(len(images), vae.grid[0] * vae.grid[1]), MASKED)
+    visible = select_visible_patches(random.uniform(len(images), vae.grid[0] * vae.grid[1]), MASKED)
     return {**decoded, "error_masked": vae(images, visible).sample}
 
 

@@ -154,7 +154,7 @@ def nearest(args, judges, data, labels) -> None:
     the class of the picture itself.
     """
     training = F.normalize(judges.training[DINO], dim=1)
-    classes = torch.tensor([data.class_label(data.train[row]) for row in judges.rows])
+    classes = torch.tensor([data.reader.class_label(data.train[row]) for row in judges.rows])
 
     def find(images, labels):
         similarity, places = (judges.directions(images) @ training.T).max(1)
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         DataArguments(args.data, label_column="subgroup", resolution=resolution, max_validation_samples=333)
     )
     chosen = torch.randint(len(data), (args.samples,), generator=torch.Generator().manual_seed(0))
-    labels = [data.class_label(data.train[place]) for place in chosen.tolist()]
+    labels = [data.reader.class_label(data.train[place]) for place in chosen.tolist()]
     TASKS[args.task](args, Judges(args.judges, data, args.output, args.training_samples), data, labels)
 
 

@@ -223,13 +223,13 @@ class Demo:
                 raise ValueError(f"model {name!r} has a {kind}, which has no features of a frozen encoder")
         picture = crop.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BICUBIC)
         patches = Patches(picture, {space: tokens[0].cpu() for space, tokens in spaces.items()}, grid)
-        return patches, *draw_patches(patches, grid[0] // 2 * grid[1] + grid[1] // 2)
+        return patches, *sample_visible_patches(patches, grid[0] // 2 * grid[1] + grid[1] // 2)
 
     def click_patch(self, patches: Patches, click: gr.SelectData):
         """The same for the patch under a click."""
         (x, y), (height, width) = click.index, patches.grid
         row, column = (min(int(place * cells / SHOWN_SIDE), cells - 1) for place, cells in ((y, height), (x, width)))
-        return draw_patches(patches, row * width + column)
+        return sample_visible_patches(patches, row * width + column)
 
     def _tokens(self, name, upload):
         """The square crop of an upload, the same as 8-bit images (1, 3, H, W), and what `token_spaces` gives."""
@@ -240,7 +240,7 @@ class Demo:
         return crop, images, *token_spaces(vae, images)
 
 
-def draw_patches(patches: Patches, query: int) -> tuple:
+def sample_visible_patches(patches: Patches, query: int) -> tuple:
     """The picture with a frame around a patch, the heat map of its cosines in each of `SPACES`, all on one scale, and
     that scale in words."""
     maps = {space: similarity_map(patches.spaces[space], query) for space in SPACES}

@@ -1,34 +1,50 @@
-"""Models as users name them: a folder or a Hub id, with errors in a sentence that names the argument."""
+"""Models as users name them, by folder or Hub id, with one-sentence errors that name the argument."""
 
 import contextlib
 import os
 import re
 
 import torch
-from diffusers import AutoencoderKL, AutoModel
+from diffusers import AutoencoderKL, AutoModel, DiffusionPipeline
 
 from .autoencoders.frozen_encoder import FrozenEncoderMixin
 from .latents import LatentAutoencoderMixin
 from .pipelines.latent_pipeline import LatentPipeline
 
 
-__all__ = ["complete_text_encoder", "loading", "open_tokenizer"]
+__all__ = ["complete_text_encoder", "load_tokenizer", "load_trained_pipeline", "loading", "open_tokenizer"]
 
 
 @contextlib.contextmanager
 def loading(argument: str, value: str):
-    """The libraries' errors about checkpoints, in the first sentence of theirs and with the argument's name.
+    """Turn the libraries' errors about checkpoints into one sentence that names the argument and its value.
 
     Raises:
-        ValueError: what is in the context fails to load.
+        ValueError: loading within this context failed.
     """
     try:
         yield
-    except Exception as error:  # each library has its own ways to fail
+    except Exception as error:  # each library fails in its own way
         sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
         place = value.rpartition("=")[2]
         absent = " is no folder here and" if "/" in place and not os.path.exists(place) else ""
         raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {sentence}") from error
+
+
+def load_tokenizer(path: str, **kwargs) -> LatentAutoencoderMixin | AutoencoderKL:
+    """A tokenizer of ours, or diffusers' `AutoencoderKL`, in fp32; with its frozen encoder only if it was saved so.
+
+    Args:
+        path: Hub id or folder.
+        kwargs: as in `from_pretrained`.
+
+    Raises:
+        ValueError: another model.
+    """
+    vae = AutoModel.from_pretrained(path, **kwargs)
+    if not isinstance(vae, (LatentAutoencoderMixin, AutoencoderKL)):
+        raise ValueError(f"{path!r} must be a tokenizer of hf_fae or an AutoencoderKL, got a {type(vae).__name__}")
+    return vae.float()
 
 
 def open_tokenizer(
@@ -38,10 +54,10 @@ def open_tokenizer(
 
     Args:
         path: Hub id or folder of either.
-        encoder: the frozen encoder of a tokenizer that comes without it; by default the one that it names.
+        encoder: the frozen encoder of a tokenizer saved without it; by default the one that its config names.
 
     Raises:
-        ValueError: it cannot be loaded, is no tokenizer, or has and names no encoder.
+        ValueError: it cannot be loaded, is no tokenizer, or has no encoder and names none.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -70,14 +86,30 @@ def open_tokenizer(
     return vae
 
 
-def complete_text_encoder(pipeline: LatentPipeline, text_encoder: str | None = None) -> None:
-    """Give a pipeline that reads texts the text encoder that it comes without.
+def load_trained_pipeline(path: str, pipeline_class: type[LatentPipeline] = LatentPipeline) -> LatentPipeline:
+    """A pipeline in fp32.
 
     Args:
-        text_encoder: Hub id or folder; by default the one that the pipeline names.
+        path: Hub id or folder.
+        pipeline_class: the required class.
 
     Raises:
-        ValueError: it cannot be loaded or does not fit, there is none, or one more than is needed.
+        ValueError: a pipeline of another class.
+    """
+    pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    if not isinstance(pipeline, pipeline_class):
+        raise ValueError(f"pipeline {path!r} must be a {pipeline_class.__name__}, got a {type(pipeline).__name__}")
+    return pipeline
+
+
+def complete_text_encoder(pipeline: LatentPipeline, text_encoder: str | None = None) -> None:
+    """Load the text encoder of a text-conditional pipeline that was saved without one.
+
+    Args:
+        text_encoder: Hub id or folder; by default the one that the pipeline's config names.
+
+    Raises:
+        ValueError: it cannot be loaded or does not fit, none is named, or one is named that is not needed.
     """
     needs_one = pipeline.reads_text and pipeline.text_encoder is None
     if text_encoder is not None and not needs_one:

@@ -12,7 +12,7 @@ from factories import (
 from objective_inputs import numbers
 
 from hf_fae.data.captions import CaptionEncoder, pack_embeds, unpack_embeds
-from hf_fae.data.conditions import ClassCondition, TextCondition, open_condition
+from hf_fae.data.conditions import ClassCondition, TextCondition, prepare_condition
 from hf_fae.objectives.flow_matching import FlowMatchingObjective
 from hf_fae.objectives.starflow import STARFlowObjective
 
@@ -102,6 +102,11 @@ def test_classes():
 class Rows:
     """Data, as far as their condition is concerned."""
 
+    text_encoder = None
+
+    def check_caption_encoder(self, captions):
+        """Any text encoder fits."""
+
     def __init__(self, has_captions, *names):
         self.has_captions, self.id2label = has_captions, dict(enumerate(names)) or None
 
@@ -111,9 +116,9 @@ class Rows:
 
 class TestOpen:
     def test_one_caption_for_all(self):
-        data, condition = open_condition(tiny_fae_text_to_image_pipeline(), Rows(False), instance_prompt="my dog")
+        data, condition = prepare_condition(tiny_fae_text_to_image_pipeline(), Rows(False), instance_prompt="my dog")
         assert next(data.batches(2))["captions"] == ["my dog"] * 2 and isinstance(condition, TextCondition)
-        assert condition.describe() == "captions of up to 6 tokens, read by the text encoder in each step"
+        assert condition.describe() == "captions of up to 6 tokens, embedded in each step"
 
     @pytest.mark.parametrize(
         ("has_captions", "arguments", "message"),
@@ -130,8 +135,8 @@ class TestOpen:
     )
     def test_texts(self, has_captions, arguments, message):
         with pytest.raises(ValueError, match=message):
-            open_condition(tiny_fae_text_to_image_pipeline(), Rows(has_captions), **arguments)
+            prepare_condition(tiny_fae_text_to_image_pipeline(), Rows(has_captions), **arguments)
 
     def test_classes_have_no_prompt(self):
         with pytest.raises(ValueError, match="instance_prompt must be None for a pipeline of classes, got 'a'"):
-            open_condition(tiny_fae_dit_pipeline(), Rows(False, "class 1"), instance_prompt="a")
+            prepare_condition(tiny_fae_dit_pipeline(), Rows(False, "class 1"), instance_prompt="a")

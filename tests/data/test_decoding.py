@@ -5,7 +5,7 @@ import pytest
 from damaged import damaged_pictures, encode, noise, odd_pictures
 from PIL import Image, ImageFile
 
-from hf_fae.data.corrupt import DamagedRow
+from hf_fae.data.corrupt import CorruptRow
 from hf_fae.data.decoding import center_crop, decode_image, lanczos_crop, random_crop, to_rgb
 
 
@@ -56,7 +56,7 @@ class TestDecoding:
         assert upright.size == (2, 4)
         assert upright.getpixel((1, 0)) == (0, 0, 0)
 
-    def test_paths_and_pictures_decode_too(self, tmp_path):
+    def test_paths_and_images_decode_too(self, tmp_path):
         Image.new("L", (3, 3), 9).save(tmp_path / "a.png")
         path = str(tmp_path / "a.png")
         for value in (path, {"bytes": None, "path": path}, Image.open(path)):
@@ -78,7 +78,7 @@ class TestDecoding:
         assert np.asarray(center_crop(image, 32)).max() == 0
 
     @pytest.mark.parametrize("size", [(20_000, 17), (17, 20_000)])
-    def test_a_long_picture_stays_small(self, size, monkeypatch):
+    def test_a_long_image_stays_small(self, size, monkeypatch):
         resize, sizes = Image.Image.resize, []
 
         def measured(image, size, *args, **kwargs):
@@ -118,31 +118,31 @@ class TestRandomCrop:
         assert first.size == (32, 32) and first.tobytes() == again.tobytes() != other.tobytes()
 
 
-class TestDamage:
+class TestCorruption:
     @pytest.mark.parametrize("name", list(damaged_pictures()))
     @pytest.mark.parametrize("tolerant", [False, True])
     def test_kinds(self, name, tolerant, monkeypatch):
         monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)  # as some libraries leave it
         kind, data = damaged_pictures()[name]
-        with pytest.raises(DamagedRow) as raised:
+        with pytest.raises(CorruptRow) as raised:
             decode_image({"bytes": data, "path": None}, min_side=16)
         assert raised.value.kind == kind
         assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
 
     @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG", "GIF", "BMP", "TIFF"])
     @pytest.mark.parametrize("share", [0.5, 0.9])
-    def test_no_part_of_a_picture_passes_for_a_whole_one(self, format, share):
+    def test_no_part_of_a_image_passes_for_a_whole_one(self, format, share):
         data = encode(noise(), format)
-        with pytest.raises(DamagedRow) as raised:
+        with pytest.raises(CorruptRow) as raised:
             decode_image(data[: int(len(data) * share)])
         assert raised.value.kind == "truncated"
 
     def test_limits(self, monkeypatch):
         assert decode_image(encode(noise(20, 16)), min_side=16).size == (20, 16)
-        with pytest.raises(DamagedRow, match="20 x 15 pixels, below 16"):
+        with pytest.raises(CorruptRow, match="20 x 15 pixels, below 16"):
             decode_image(encode(noise(20, 15)), min_side=16)
         monkeypatch.setattr("hf_fae.data.decoding.MAX_PIXELS", 299)
-        with pytest.raises(DamagedRow, match="20 x 15 pixels, above 299"):
+        with pytest.raises(CorruptRow, match="20 x 15 pixels, above 299"):
             decode_image(encode(noise(20, 15)))
 
     def test_no_file(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures with cached features: they are those of the encoder, and a cache of something else is refused."""
+"""Images with cached features: they are those of the encoder, and a cache of something else is refused."""
 
 import itertools
 import shutil
@@ -32,7 +32,7 @@ def cache(tmp_path_factory, parquet_folder):
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_features_are_those_of_the_pictures(cache, parquet_folder, flip):
+def test_features_are_those_of_the_images(cache, parquet_folder, flip):
     vae = tiny_fae()
     data = FeatureData(make_data(parquet_folder, seed=3, random_flip=flip), cache, vae)
     batches = list(itertools.islice(data.batches(8), 6))
@@ -46,7 +46,7 @@ def test_features_are_those_of_the_pictures(cache, parquet_folder, flip):
 
 
 def test_latents_from_cached_features(tmp_path, cache, parquet_folder):
-    """The moments are those of the pictures, up to float16's rounding of the features; pictures are not encoded."""
+    """The moments are those of the images, up to float16's rounding of the features; images are not encoded."""
     data = make_data(parquet_folder)
     encode(tmp_path / "pictures", tiny_fae(), data)
     vae = tiny_fae()
@@ -70,7 +70,7 @@ def test_rows_that_the_cache_leaves_out(cache, parquet_folder):
 
 
 def test_only_for_an_fae(cache, parquet_folder):
-    with pytest.raises(ValueError, match="feature_cache is for an AutoencoderFAE, got a AutoencoderKL"):
+    with pytest.raises(ValueError, match="feature_cache requires an AutoencoderFAE, got a AutoencoderKL"):
         FeatureData(make_data(parquet_folder), cache, tiny_kl())
 
 
@@ -87,7 +87,7 @@ def test_another_encoder(cache, parquet_folder):
     config = tiny_fae().config
     names = [name for name in config if name.startswith(("pixel", "decoder", "encoder", "latent", "sample", "patch"))]
     other = AutoencoderFAE.from_encoder(tiny_encoder("siglip"), **{name: config[name] for name in names})
-    with pytest.raises(ValueError, match="its image_encoder has the fingerprint"):
+    with pytest.raises(ValueError, match="whose image_encoder has the fingerprint"):
         FeatureData(make_data(parquet_folder), cache, other)
 
 
@@ -97,18 +97,18 @@ def test_latents_that_are_no_features(tmp_path, parquet_folder):
         FeatureData(make_data(parquet_folder), folder, tiny_fae())
 
 
-def test_other_pictures(tmp_path, cache, parquet_folder, image_folder):
-    with pytest.raises(ValueError, match="feature_cache .* has the features of other pictures"):
+def test_other_images(tmp_path, cache, parquet_folder, image_folder):
+    with pytest.raises(ValueError, match="feature_cache .* has the features of other images"):
         FeatureData(make_data(image_folder), cache, tiny_fae())
     folder = tmp_path / "fewer"
     shutil.copytree(parquet_folder, folder)
     (folder / "train-00003-of-00004.parquet").unlink()
-    with pytest.raises(ValueError, match="feature_cache .* has the features of other pictures"):
+    with pytest.raises(ValueError, match="feature_cache .* has the features of other images"):
         FeatureData(make_data(folder), cache, tiny_fae())
 
 
 @pytest.mark.parametrize("name, value", [("crop", "random"), ("resolution", 64), ("streaming", True)])
-def test_pictures_cut_otherwise(cache, parquet_folder, name, value):
+def test_images_cut_otherwise(cache, parquet_folder, name, value):
     data = ImageData(DataArguments(dataset_name=str(parquet_folder), **{"resolution": 32, name: value}))
     with pytest.raises(ValueError, match=f"{name} must be"):
         FeatureData(data, cache, tiny_fae())

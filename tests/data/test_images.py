@@ -10,13 +10,13 @@ import pytest
 import torch
 from damaged import NUM_ROWS, bomb, damaged_rows, encode, noise, odd_pictures
 
-from hf_fae.data.corrupt import BROKEN_SHARD, DAMAGE_KINDS, DamageReport
+from hf_fae.data.corrupt import BROKEN_SHARD, CORRUPTION_KINDS, CorruptionReport
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.splits import find_splits
 
 
 def numbers(batch):
-    """Which synthetic pictures a batch holds."""
+    """Which synthetic images a batch holds."""
     red = batch["pixel_values"][:, 0, 0, 0]
     return ((red + 1) * 127.5 / 7).round().long().tolist()
 
@@ -35,7 +35,7 @@ def take(data, count, batch_size=8, **kwargs):
 
 
 class TestOrder:
-    def test_an_epoch_has_every_picture_once_and_epochs_differ(self, image_folder):
+    def test_an_epoch_has_every_image_once_and_epochs_differ(self, image_folder):
         seen = [n for batch in take(make_data(image_folder), 8) for n in numbers(batch)]
         assert sorted(seen[:32]) == sorted(seen[32:]) == list(range(32))
         assert seen[:32] != seen[32:]
@@ -44,7 +44,7 @@ class TestOrder:
         seen = [n for batch in take(make_data(image_folder), 7, batch_size=10) for n in numbers(batch)]
         assert sorted(seen[:32]) == sorted(seen[32:64]) == list(range(32))
 
-    def test_pictures_are_in_range_and_half_of_them_mirrored(self, image_folder):
+    def test_images_are_in_range_and_half_of_them_mirrored(self, image_folder):
         batches = take(make_data(image_folder), 16)
         assert batches[0]["pixel_values"].shape == (8, 3, 32, 32)
         assert batches[0]["pixel_values"].dtype == torch.float32
@@ -79,7 +79,7 @@ class TestOrder:
         assert numbers(first) != numbers(other)
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_going_on_equals_never_having_stopped(self, image_folder, num_workers):
+    def test_continuing_equals_never_having_stopped(self, image_folder, num_workers):
         data = make_data(image_folder)
         whole = take(data, 6)
         rest = take(data, 4, images_seen=16, num_workers=num_workers)
@@ -105,7 +105,7 @@ class TestOrder:
 
 
 class TestStreaming:
-    def test_an_epoch_has_every_picture_once_and_is_shuffled(self, parquet_folder):
+    def test_an_epoch_has_every_image_once_and_is_shuffled(self, parquet_folder):
         seen = [
             n for batch in take(make_data(parquet_folder, streaming=True, shuffle_block=16), 8) for n in numbers(batch)
         ]
@@ -141,7 +141,7 @@ class TestStreaming:
         assert len(decoded) == 8
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_going_on_equals_never_having_stopped_twice_in_a_row(self, parquet_folder, num_workers):
+    def test_continuing_equals_never_having_stopped_twice_in_a_row(self, parquet_folder, num_workers):
         data = make_data(parquet_folder, streaming=True, shuffle_block=8)
         whole = take(data, 17, batch_size=5, num_workers=num_workers)
         for done in (3, 8, 15):  # in the first, the second and the third epoch
@@ -198,12 +198,12 @@ def damaged_ids(streaming):
     return {row // 70 * 10**9 + row % 70 if streaming else row: kind for row, kind in kinds.items()}
 
 
-class TestDamage:
+class TestCorruptRows:
     COLUMNS = {"label_column": "label", "caption_column": "caption"}
 
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_an_epoch_has_full_batches_and_reports_every_damaged_row(self, damaged_parquet, streaming, num_workers):
+    def test_an_epoch_has_full_batches_and_reports_every_corrupt_row(self, damaged_parquet, streaming, num_workers):
         data = make_data(damaged_parquet, streaming=streaming, shuffle_block=32, **self.COLUMNS)
         self.check_epoch(streaming, take(data, NUM_ROWS // 10, 10, num_workers=num_workers))
 
@@ -217,24 +217,24 @@ class TestDamage:
 
     def check_epoch(self, streaming, batches):
         rows, _ = damaged_rows()
-        kinds, report, used = damaged_ids(streaming), DamageReport(), []
+        kinds, report, used = damaged_ids(streaming), CorruptionReport(), []
         for batch in batches:
             assert batch["pixel_values"].shape == (10, 3, 32, 32) and batch["class_labels"].shape == (10,)
             used += batch["row_ids"].tolist()
-            report.add(batch["damaged"])
+            report.add(batch["corrupt"])
             for row_id, label, caption in zip(
                 batch["row_ids"].tolist(), batch["class_labels"].tolist(), batch["captions"], strict=True
             ):
                 row = rows[row_id // 10**9 * 70 + row_id % 10**9]
                 assert (label, caption) == (row["label"], row["caption"])
         assert report.counts() == Counter(kinds.values())
-        assert {*report.counts(), BROKEN_SHARD} == set(DAMAGE_KINDS)
+        assert {*report.counts(), BROKEN_SHARD} == set(CORRUPTION_KINDS)
         assert {row for ids in report.state().values() for row in ids} == set(kinds)
         assert not set(used) & set(kinds)
         good = {row // 70 * 10**9 + row % 70 if streaming else row for row in range(NUM_ROWS)} - set(kinds)
         assert set(used) == good
 
-    def test_odd_pictures_come_out_right(self, damaged_parquet):
+    def test_odd_images_come_out_right(self, damaged_parquet):
         data = make_data(damaged_parquet, random_flip=False, **self.COLUMNS)
         rows, _ = damaged_rows()
         numbers = {row["image"]: number for number, row in enumerate(rows)}
@@ -255,7 +255,7 @@ class TestDamage:
             for expected, batch in zip(whole[done:], take(data, 32 - done, 10, images_seen=10 * done), strict=True):
                 assert torch.equal(expected["pixel_values"], batch["pixel_values"])
                 assert torch.equal(expected["row_ids"], batch["row_ids"])
-                assert expected["damaged"] == batch["damaged"]
+                assert expected["corrupt"] == batch["corrupt"]
 
     def test_all_other_places_stay(self, damaged_parquet):
         """With the columns whose damage is looked for, more rows are replaced; the others are where they were."""
@@ -276,12 +276,12 @@ class TestDamage:
         (tmp_path / "train/b/03.png").write_text("Not found")
         (tmp_path / "train/b/05.png").write_bytes(encode(noise())[:1000])
         data = make_data(tmp_path, streaming=streaming, label_column="label", validation_split="train")
-        report = DamageReport()
+        report = CorruptionReport()
         for batch in take(data, 4, 5):
-            report.add(batch["damaged"])
+            report.add(batch["corrupt"])
         assert report.counts() == {"empty": 1, "undecodable": 1, "truncated": 1}
         assert sum(len(batch["row_ids"]) for batch in data.validation_batches(4)) == 17
-        assert data.validation_damage.counts() == report.counts()
+        assert data.corrupt_validation_rows.counts() == report.counts()
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_validation_leaves_damaged_rows_out(self, damaged_parquet, streaming):
@@ -290,8 +290,8 @@ class TestDamage:
         kinds = {row - 210: kind for row, kind in damaged_ids(streaming=False).items() if row >= 210}
         used = [row for batch in batches for row in batch["row_ids"].tolist()]
         assert kinds and used == [row for row in range(70) if row not in kinds]
-        assert data.validation_damage.counts() == Counter(kinds.values())
-        assert all("damaged" not in batch for batch in batches)
+        assert data.corrupt_validation_rows.counts() == Counter(kinds.values())
+        assert all("corrupt" not in batch for batch in batches)
 
     def write(self, folder, pictures, split="train"):
         from datasets import Dataset, Features
@@ -301,13 +301,13 @@ class TestDamage:
         Dataset.from_dict({"image": pictures}, features=features).to_parquet(folder / f"{split}.parquet")
         return folder
 
-    def test_a_block_that_is_all_damaged(self, tmp_path):
+    def test_a_block_that_is_all_corrupt(self, tmp_path):
         """Its rows are replaced by earlier ones, the same ones after a restart in a later epoch."""
         good = [encode(noise(seed=number)) for number in range(12)]
         data = make_data(self.write(tmp_path, good + [b""] * 4), streaming=True, shuffle_block=4)
         whole = take(data, 12, 4)
         for number, batch in enumerate(whole):
-            damaged = {row for row, _ in batch["damaged"]}
+            damaged = {row for row, _ in batch["corrupt"]}
             assert damaged == ({12, 13, 14, 15} if number % 4 == 3 else set())
         for batch, again in zip(whole[6:], take(data, 6, 4, images_seen=24), strict=True):
             assert torch.equal(batch["row_ids"], again["row_ids"]) and batch["row_ids"].max() < 12
@@ -315,7 +315,7 @@ class TestDamage:
     @pytest.mark.parametrize("streaming", [False, True])
     def test_giving_up(self, tmp_path, streaming):
         data = make_data(self.write(tmp_path, [b"", b"text", bomb(30_000, 30_000)]), streaming=streaming)
-        with pytest.raises(ValueError, match=r"100 rows.*damaged: 1 empty.*; 1 undecodable \(rows 1\); 1 too_large"):
+        with pytest.raises(ValueError, match=r"100 rows.*corrupt: 1 empty.*; 1 undecodable \(rows 1\); 1 too_large"):
             take(data, 1, 1)
 
     def test_no_validation_row_left(self, tmp_path):
@@ -344,25 +344,25 @@ class TestBrokenShards:
         return tmp_path
 
     def test_parquet(self, parquet):
-        data, report = make_data(parquet, streaming=True), DamageReport()
+        data, report = make_data(parquet, streaming=True), CorruptionReport()
         batches = take(data, 6)
         for batch in batches:
-            report.add(batch["damaged"])
+            report.add(batch["corrupt"])
         assert report.state() == {"broken_shard": [10**9]}
         assert sorted(n for batch in batches[:3] for n in numbers(batch)) == [*range(8), *range(16, 32)]
         assert [numbers(batch) for batch in take(data, 2, images_seen=32)] == [numbers(batch) for batch in batches[4:]]
 
     def test_tar(self, webdataset):
-        data, report, rows = make_data(webdataset, streaming=True, image_column="jpg"), DamageReport(), set()
+        data, report, rows = make_data(webdataset, streaming=True, image_column="jpg"), CorruptionReport(), set()
         for batch in take(data, 30, num_workers=1):
-            report.add(batch["damaged"])
+            report.add(batch["corrupt"])
             rows |= set(batch["row_ids"].tolist())
         (broken,) = report.state()["broken_shard"]
         assert 10**9 + 20 < broken < 10**9 + 60
         assert max(row for row in rows if row < 2 * 10**9) == broken - 1 and max(rows) > 3 * 10**9
         validated = [row for batch in data.validation_batches(10) for row in batch["row_ids"].tolist()]
         assert max(validated) == broken - 10**9 - 1
-        assert data.validation_damage.state()["broken_shard"] == [broken - 10**9]
+        assert data.corrupt_validation_rows.state()["broken_shard"] == [broken - 10**9]
 
     def test_labels_of_the_others_are_read(self, parquet):
         data = make_data(parquet, streaming=True, label_column="kind")
@@ -385,7 +385,7 @@ class TestSharing:
 
 
 class TestFolders:
-    """Of pictures in a local folder: what is the train split, whatever files and folders are called."""
+    """Of images in a local folder: what is the train split, whatever files and folders are called."""
 
     def write(self, root, *names):
         for number, name in enumerate(names):
@@ -427,9 +427,7 @@ class TestFolders:
 
     def test_unclear(self, tmp_path):
         self.write(tmp_path, "train/1.png", "validation/2.png", "extra/3.png")
-        with pytest.raises(
-            ValueError, match="like splits, train, validation, and others, extra: take the others away"
-        ):
+        with pytest.raises(ValueError, match="like splits, train, validation, and others, extra: remove the others"):
             make_data(tmp_path)
 
     def test_data_files_and_readmes_decide_themselves(self, tmp_path, parquet_folder, damaged_webdataset):
@@ -440,7 +438,7 @@ class TestFolders:
         (tmp_path / "README.md").write_text(readme)
         assert len(make_data(tmp_path)) == 2
 
-    def test_captions_beside_pictures(self, tmp_path):
+    def test_captions_beside_images(self, tmp_path):
         self.write(tmp_path, "train_1.png", "2.png")
         lines = [{"file_name": name, "text": name[:-4]} for name in ("train_1.png", "2.png")]
         (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -523,7 +521,7 @@ class TestLabels:
         data = make_data(parquet_folder, label_column="kind", max_train_samples=2)
         assert data.id2label == {0: "circle", 1: "cross"}
         assert [numbers(batch) for batch in data.validation_batches(4)] == [[32, 33]]
-        assert data.validation_damage.state() == {"bad_label": [2, 3]}
+        assert data.corrupt_validation_rows.state() == {"bad_label": [2, 3]}
 
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("num_classes", [None, 3])
@@ -542,7 +540,7 @@ class TestLabels:
 
 
 class TestCaptionFields:
-    """Several captions of a picture in one WebDataset file: files with extensions of their own, and fields of JSON."""
+    """Several captions of a image in one WebDataset file: files with extensions of their own, and fields of JSON."""
 
     @pytest.fixture
     def shards(self, tmp_path):
@@ -580,7 +578,7 @@ class TestCaptionFields:
         return take(data, 1, 7)[0]
 
     def test_json_of_another_form_ends_a_shard(self, shards):
-        assert (6, BROKEN_SHARD) in self.read_with(shards, "[1, 2]")["damaged"]
+        assert (6, BROKEN_SHARD) in self.read_with(shards, "[1, 2]")["corrupt"]
 
     def test_half_a_surrogate_pair_is_replaced(self, shards):
         assert "a bear ?" in self.read_with(shards, json.dumps({"llava": "a bear \ud83d"}))["captions"]

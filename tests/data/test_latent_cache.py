@@ -19,13 +19,13 @@ from factories import tiny_detok, tiny_fae, tiny_maetok
 from PIL import Image
 
 from hf_fae import AutoencoderFAE
+from hf_fae.autoencoders.initialization import load_trained_fae
 from hf_fae.data.captions import load_caption_encoder
 from hf_fae.data.encode_dataset import encode_dataset
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.latent_cache import CachedLatents, is_latent_cache, tokenizer_fingerprint
+from hf_fae.data.opening import latent_sample_size
 from hf_fae.latents import normalized_posterior
-from hf_fae.training.generation import latent_size, open_tokenizer
-from hf_fae.training.tokenizer import load_trained_fae
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -91,11 +91,11 @@ def test_tokenizers_without_a_frozen_encoder(make, size, tmp_path, image_folder)
     assert list(latents.shape) == [8, *size]
     mean, expected_mean = stored.chunk(2, dim=1)[0], expected.chunk(2, dim=1)[0]
     torch.testing.assert_close(mean, expected_mean, rtol=2**-10, atol=1e-4)
-    tokenizer = open_tokenizer(None, None, latents)
+    tokenizer = latents.load_tokenizer(None)
     assert type(tokenizer) is type(vae)
     latents.check_tokenizer(tokenizer)
-    sides = latent_size(tokenizer, latents)
-    assert sides == latent_size(tokenizer, data) == (4 if size == [4, 4] else size)
+    sides = latent_sample_size(latents, tokenizer)
+    assert sides == latent_sample_size(data, tokenizer) == (4 if size == [4, 4] else size)
     posterior = normalized_posterior(
         latents.read(latents.train, list(range(32)), [False] * 32)["moments"],
         tokenizer.latents_mean,
@@ -171,7 +171,7 @@ class TestContents:
 
 
 class TestCaptions:
-    """Captions and what a text encoder has made of them, beside the moments."""
+    """Captions and their embeddings, next to the moments."""
 
     @pytest.fixture(scope="class")
     def captioned(self, tmp_path_factory, fae, parquet_folder, text_encoder):
@@ -206,7 +206,7 @@ class TestCaptions:
             latents.check_caption_encoder(load_caption_encoder(str(text_encoder), 6))
         other = load_caption_encoder(str(text_encoder), 5)
         other.text_encoder.embeddings.word_embeddings.weight += 1
-        with pytest.raises(ValueError, match="text_encoder did not read the captions in .*: its fingerprint is"):
+        with pytest.raises(ValueError, match="text_encoder must be that of the captions in .*, whose fingerprint is"):
             latents.check_caption_encoder(other)
 
     def test_resuming_with_another_one(self, captioned, fae, parquet_folder, text_encoder, tmp_path):
@@ -234,7 +234,7 @@ class TestCaptions:
 
 
 class TestReading:
-    def test_batches_are_those_of_the_pictures(self, cache, fae, image_folder):
+    def test_batches_are_those_of_the_images(self, cache, fae, image_folder):
         """The same rows in the same order, the same ones of them mirrored, over two epochs."""
         vae = AutoencoderFAE.from_pretrained(fae)
         latents = CachedLatents(cache, seed=3)
@@ -255,7 +255,7 @@ class TestReading:
             assert torch.equal(ours["row_ids"], theirs["row_ids"])
             assert torch.equal(ours["class_labels"], theirs["class_labels"])
 
-    def test_validation_batches_are_those_of_the_pictures(self, cache, fae, image_folder):
+    def test_validation_batches_are_those_of_the_images(self, cache, fae, image_folder):
         vae = AutoencoderFAE.from_pretrained(fae)
         ours = list(CachedLatents(cache).validation_batches(3))
         theirs = list(make_data(image_folder, label_column="label").validation_batches(3))
@@ -273,7 +273,7 @@ class TestReading:
         for batch, parts in zip(whole, zip(*ranks, strict=True), strict=True):
             assert same(batch, {name: torch.cat([part[name] for part in parts]) for name in batch})
 
-    def test_going_on_with_workers_equals_never_having_stopped(self, cache):
+    def test_continuing_with_workers_equals_never_having_stopped(self, cache):
         latents = CachedLatents(cache)
         whole, rest = take(latents, 6), take(latents, 4, images_seen=16, num_workers=2)
         assert all(same(*pair) for pair in zip(whole[2:], rest, strict=True))
@@ -301,11 +301,11 @@ class TestReading:
         latents.check_tokenizer(vae)
         with torch.no_grad():
             vae.encoder.proj_out.bias[0] += 1e-3
-        with pytest.raises(ValueError, match="vae did not make the latents.*its encoder has the fingerprint"):
+        with pytest.raises(ValueError, match="vae must be the tokenizer of .*whose encoder has the fingerprint"):
             latents.check_tokenizer(vae)
         vae = AutoencoderFAE.from_pretrained(fae)
         vae.image_encoder.image_mean = [0.5, 0.5, 0.5]
-        with pytest.raises(ValueError, match="its image_encoder has the fingerprint"):
+        with pytest.raises(ValueError, match="whose image_encoder has the fingerprint"):
             latents.check_tokenizer(vae)
 
     def test_folders_that_are_no_finished_cache(self, tmp_path):
@@ -455,7 +455,7 @@ class TestResuming:
 
     @pytest.fixture
     def interrupted(self, tmp_path, fae, image_folder):
-        """A copy of the pictures, and a cache of it that lacks a shard."""
+        """A copy of the images, and a cache of it that lacks a shard."""
         pictures = Path(shutil.copytree(image_folder, tmp_path / "pictures"))
         encode(tmp_path / "latents", fae, make_data(pictures, label_column="label"))
         (tmp_path / "latents/train/00001.parquet").unlink()
@@ -474,7 +474,7 @@ class TestResuming:
             encode(folder, fae, make_data(pictures, label_column="label"))
 
     @pytest.mark.parametrize("split", ["train", "validation"])
-    def test_a_replaced_picture(self, interrupted, fae, split):
+    def test_a_replaced_image(self, interrupted, fae, split):
         pictures, folder = interrupted
         path = sorted((pictures / split).rglob("*.png"))[-1]
         pixels = np.asarray(Image.open(path)).copy()
@@ -518,7 +518,7 @@ class TestResuming:
 
 @pytest.fixture(scope="module")
 def damaged_folder(tmp_path_factory):
-    """120 rows, of which 10 to 19 hold no picture, 25 is text and 50 has no class."""
+    """120 rows, of which 10 to 19 hold no image, 25 is text and 50 has no class."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
@@ -537,10 +537,10 @@ def damaged_folder(tmp_path_factory):
     return folder
 
 
-class TestDamagedRows:
+class TestCorruptRows:
     def test_are_left_out_and_counted(self, tmp_path, fae, damaged_folder):
         data = make_data(damaged_folder, label_column="kind", max_validation_samples=20)
-        index = encode(tmp_path, fae, data, max_damaged_share=0.2)
+        index = encode(tmp_path, fae, data, max_corrupt_share=0.2)
         content = index["splits"]["train"]
         assert content["damaged"] == {"empty": 10, "undecodable": 1, "bad_label": 1}
         assert content["rows"] == 108 and content["shards"]["train/00001.parquet"] == 0
@@ -551,16 +551,16 @@ class TestDamagedRows:
         # Validation leaves them out, too, of the same choice of rows.
         chosen = [row for batch in data.validation_batches(8) for row in batch["row_ids"].tolist()]
         assert [row for batch in latents.validation_batches(8) for row in batch["row_ids"].tolist()] == chosen
-        assert index["splits"]["validation"]["damaged"] == data.validation_damage.counts()
+        assert index["splits"]["validation"]["damaged"] == data.corrupt_validation_rows.counts()
 
     def test_too_many(self, tmp_path, fae, damaged_folder):
         data = make_data(damaged_folder, label_column="kind")
-        with pytest.raises(ValueError, match="12 of the .* rows read are damaged.*max_damaged_share=0.05"):
-            encode(tmp_path, fae, data, max_damaged_share=0.05, num_workers=1)
+        with pytest.raises(ValueError, match="12 of the .* rows read are corrupt.*max_corrupt_share=0.05"):
+            encode(tmp_path, fae, data, max_corrupt_share=0.05, num_workers=1)
 
     def test_too_many_of_a_few(self, tmp_path, fae, damaged_folder):
         data = make_data(damaged_folder, label_column="kind", max_train_samples=20)
-        with pytest.raises(ValueError, match="10 of the 20 rows read are damaged"):
+        with pytest.raises(ValueError, match="10 of the 20 rows read are corrupt"):
             encode(tmp_path, fae, data)
 
     def test_values_beyond_float16(self, tmp_path, image_folder):

@@ -9,29 +9,19 @@ import sys
 
 import pytest
 import torch
-from factories import tiny_encoder
+from gan_inputs import gradients, images, tiny_discriminator
 from torch import distributed, nn
 
 from hf_fae.losses.diffaugment import DiffAugment
-from hf_fae.losses.discriminators import NLayerDiscriminator, PatchDiscriminator, TokenDiscriminator, _TokenHead
+from hf_fae.losses.discriminators import NLayerDiscriminator, PatchDiscriminator
 from hf_fae.losses.gan import (
     AdversarialLoss,
     LeCam,
     adaptive_weight,
-    hinge_loss_discriminator,
-    hinge_loss_generator,
+    adversarial_hinge_loss,
+    discriminator_hinge_loss,
 )
 from hf_fae.utils.randomness import ImageRandom
-
-
-def images(batch_size=4, size=32):
-    return torch.rand(batch_size, 3, size, size) * 2 - 1
-
-
-def tiny_discriminator(kind):
-    if kind == "patch":
-        return PatchDiscriminator(base_channels=32, num_stages=2)
-    return TokenDiscriminator(tiny_encoder())
 
 
 @pytest.fixture(params=["patch", "token"])
@@ -56,19 +46,15 @@ class Painter(nn.Module):
         return {**losses, "fakes": fakes, "loss": reconstruction + losses["loss"]}
 
 
-def gradients(module):
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-
-
 class TestLosses:
     def test_hinge_at_zero_logits_is_one(self):
-        assert hinge_loss_discriminator(torch.zeros(3, 7), torch.zeros(3, 7)) == 1.0
+        assert discriminator_hinge_loss(torch.zeros(3, 7), torch.zeros(3, 7)) == 1.0
 
     def test_hinge(self):
         real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, -0.5, 1.0])
         # real: 0 and 0.5; fake: 0, 0.5 and 2
-        torch.testing.assert_close(hinge_loss_discriminator(real, fake), torch.tensor((0.25 + 2.5 / 3) / 2))
-        torch.testing.assert_close(hinge_loss_generator(fake), torch.tensor(2.5 / 3))
+        torch.testing.assert_close(discriminator_hinge_loss(real, fake), torch.tensor((0.25 + 2.5 / 3) / 2))
+        torch.testing.assert_close(adversarial_hinge_loss(fake), torch.tensor(2.5 / 3))
 
     def test_adaptive_weight(self):
         weight = torch.ones(2, 2, requires_grad=True)
@@ -100,111 +86,10 @@ class TestLosses:
         assert LeCam()(torch.tensor([-1.0]), torch.tensor([2.0])) == 0
 
 
-class TestPatchDiscriminator:
-    def test_logits(self):
-        logits = PatchDiscriminator(32, num_stages=3)(images(2, 64))
-        assert logits.shape == (2, 1, 8, 8) and logits.dtype == torch.float32 and logits.std() > 0
-
-    def test_size(self):
-        with torch.device("meta"):
-            count = sum(p.numel() for p in PatchDiscriminator().parameters())
-        convs = [(3, 128, 25), (128, 128, 9), (128, 256, 9), (256, 512, 9), (512, 512, 1), (512, 1, 25)]
-        assert count == sum(i * o * k + o for i, o, k in convs) + 2 * (128 + 256 + 512)
-
-    def test_downsampling_blurs(self):
-        """A checkerboard, which plain strides turn into a constant of either sign, vanishes."""
-        blur = PatchDiscriminator(32, 1).layers[3]
-        board = ((torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1).expand(1, 2, 16, 16)
-        assert blur(board)[..., 1:-1, 1:-1].abs().max() < 1e-6
-        torch.testing.assert_close(blur(torch.ones(1, 2, 16, 16))[..., 1:-1, 1:-1], torch.ones(1, 2, 6, 6))
-
-    @pytest.mark.parametrize("kwargs", [{"base_channels": 48}, {"num_stages": 0}])
-    def test_bad_sizes(self, kwargs):
-        ((name, value),) = kwargs.items()
-        with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
-            PatchDiscriminator(**kwargs)
-
-
-class TestTokenDiscriminator:
-    def test_logits_of_five_heads(self):
-        logits = tiny_discriminator("token")(images(2))
-        assert logits.shape == (2, 5 * 16) and logits.dtype == torch.float32
-
-    def test_size_of_the_heads(self):
-        """7.39M in MAETok's table, of five heads on DINO ViT-S."""
-        assert 5 * sum(p.numel() for p in _TokenHead(384).parameters()) == 7_386_245
-
-    def test_layers_are_those_of_rae(self):
-        """Blocks 2, 5, 8, 11 of 12, and the last once more; class token dropped."""
-        network = tiny_encoder("vit", num_hidden_layers=12)
-        discriminator = TokenDiscriminator(network)
-        x = images(2)
-        states = network(x, output_hidden_states=True).hidden_states
-        discriminator.eval()
-        expected = [head(states[block + 1]) for head, block in zip(discriminator.heads, (2, 5, 8, 11, 11))]
-        torch.testing.assert_close(discriminator(x), torch.cat(expected, dim=1))
-
-    def test_head_against_plain_arithmetic(self):
-        head, tokens = _TokenHead(6, kernel_size=3).eval(), torch.randn(2, 5, 6)
-
-        def spectral(conv):
-            matrix = conv.parametrizations.weight.original.detach()
-            return matrix / torch.linalg.matrix_norm(matrix.flatten(1), 2)
-
-        def block(layers, x):
-            kernel = spectral(layers[0])
-            reach = kernel.shape[2] // 2
-            shifted = [x.roll(-offset, dims=1) @ kernel[:, :, offset + reach].T for offset in range(-reach, reach + 1)]
-            x = sum(shifted) + layers[0].bias
-            x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
-            return torch.where(x > 0, x, 0.2 * x)
-
-        with torch.no_grad():
-            x = block(head.input, tokens)
-            x = (x + block(head.residual, x)) / 2**0.5
-            expected = x @ spectral(head.output)[0] + head.output.bias
-            torch.testing.assert_close(head(tokens), expected[..., 0], rtol=0.02, atol=0.02)
-
-    def test_only_heads_are_trained(self):
-        discriminator, x = tiny_discriminator("token"), images(2).requires_grad_()
-        discriminator.train()(x).square().sum().backward()
-        assert x.grad.abs().sum() > 0
-        trained = {name for name, p in discriminator.named_parameters() if p.requires_grad}
-        assert trained == set(gradients(discriminator)) and all(name.startswith("heads.") for name in trained)
-
-    def test_spectral_norms_move_in_training_mode_only(self):
-        discriminator = tiny_discriminator("token")
-        before = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
-        discriminator.eval()(images(2))
-        assert all(torch.equal(buffer, before[name]) for name, buffer in discriminator.named_buffers())
-        discriminator.train()(images(2))
-        moved = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
-        assert any(not torch.equal(buffer, before[name]) for name, buffer in moved.items())
-        # By the weights, not by the images: what keeps processes equal.
-        discriminator.load_state_dict(before, strict=False)
-        discriminator(images(3))
-        assert all(torch.equal(buffer, moved[name]) for name, buffer in discriminator.named_buffers())
-
-    def test_under_bf16_autocast(self):
-        discriminator, x = tiny_discriminator("token").eval(), images(2)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = discriminator(x)
-        assert half.dtype == torch.float32
-        torch.testing.assert_close(half, discriminator(x), rtol=0.1, atol=0.1)
-
-    def test_from_pretrained(self, tmp_path):
-        encoder = tiny_encoder("vit")
-        encoder.save_pretrained(tmp_path)
-        loaded = TokenDiscriminator.from_pretrained(tmp_path)
-        assert len(loaded.heads) == 5
-        for name, value in encoder.state_dict().items():
-            assert torch.equal(value, loaded.network.encoder.state_dict()[name]), name
-
-
-def test_logits_of_an_image_do_not_depend_on_the_batch(discriminator):
-    discriminator.eval()
-    x = images(4)
-    torch.testing.assert_close(discriminator(x)[:1], discriminator(x[:1]), rtol=1e-4, atol=1e-5)
+def test_eps_of_the_adaptive_weight():
+    weight = torch.ones(2, requires_grad=True)
+    loss, game = 3e-4 * weight.sum(), 1e-4 * weight[0]
+    assert adaptive_weight(loss, game, weight, eps=1e-4).item() == pytest.approx(3e-4 * 2**0.5 / 2e-4, rel=1e-4)
 
 
 class TestAdversarialLoss:
@@ -242,7 +127,7 @@ class TestAdversarialLoss:
     def test_the_generators_term_leaves_the_discriminator_alone(self, discriminator):
         adversarial = AdversarialLoss(discriminator)
         x = images().requires_grad_()
-        hinge_loss_generator(adversarial._judge_as_constant(x, ImageRandom(0, 0))).backward()
+        adversarial_hinge_loss(adversarial._judge_as_constant(x, ImageRandom(0, 0))).backward()
         assert x.grad.abs().sum() > 0 and not gradients(discriminator)
 
     def test_the_discriminators_term_leaves_the_generator_alone(self, discriminator):
@@ -257,7 +142,7 @@ class TestAdversarialLoss:
         keys = {
             2: set(),
             3: {"discriminator", "lecam", "logits_real", "logits_fake"},
-            5: {"discriminator", "lecam", "logits_real", "logits_fake", "generator"},
+            5: {"discriminator", "lecam", "logits_real", "logits_fake", "decoder"},
         }
         inputs, targets, state = images(), images(), discriminator.state_dict()
         state = {name: value.clone() for name, value in state.items()}
@@ -316,6 +201,44 @@ class TestAdversarialLoss:
         with pytest.raises(ValueError, match=message):
             AdversarialLoss(nn.Identity(), **kwargs)
 
+    def test_batch_statistics_of_real_images_and_reconstructions_stay_apart(self):
+        """Or the statistics of a batch would reveal its other half."""
+        discriminator, calls = NLayerDiscriminator(8), []
+        game = AdversarialLoss(discriminator).train()
+        fakes, reals = images().requires_grad_(), images()
+        discriminator.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+        losses = game(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
+        assert calls == [4, 4, 4]
+        rounded = ((fakes.detach() + 1) * 127.5).round() / 127.5 - 1
+        expected = discriminator_hinge_loss(discriminator(reals), discriminator(rounded))
+        torch.testing.assert_close(losses["discriminator"], expected)
+
+
+def test_consistency_is_the_difference_that_holes_make():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(3.0))
+            self.seen = []
+
+        def forward(self, pictures):
+            self.seen.append(pictures.detach())
+            return self.factor * pictures.mean((1, 2, 3))
+
+    discriminator = Mean()
+    game = AdversarialLoss(discriminator, consistency_weight=4.0).train()
+    fakes, reals = images(), images()
+    without = AdversarialLoss(Mean())(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
+    losses = game(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
+    plain, holes = discriminator.seen[1].chunk(2)  # one call, for the same spectral norms
+    assert len(discriminator.seen) == 2
+    assert (holes == 0).float().mean() > 0.05 and not (plain == 0).all(1).any(1).any()
+    expected = (3 * (plain - holes).mean((1, 2, 3))).square().mean()
+    torch.testing.assert_close(losses["consistency"], expected)
+    torch.testing.assert_close(losses["loss"], without["loss"] + 4 * expected)
+    with pytest.raises(ValueError, match="consistency_weight must not be negative, got -1"):
+        AdversarialLoss(Mean(), consistency_weight=-1)
+
 
 def play(kind, rank=0, world_size=1):
     """Three steps of four images on `world_size` processes: the state and the last gradients, averaged over them."""
@@ -367,77 +290,6 @@ def play_as_process(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save({kind: play(kind, rank, 2) for kind in ("patch", "token")}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
-
-
-class TestNLayerDiscriminator:
-    def test_published_shape(self):
-        """pix2pix's 70 x 70 PatchGAN."""
-        with torch.device("meta"):
-            discriminator = NLayerDiscriminator()
-        assert sum(p.numel() for p in discriminator.parameters()) == 2_765_633
-        assert discriminator(torch.empty(2, 3, 256, 256, device="meta")).shape == (2, 1, 30, 30)
-        assert not list(discriminator.buffers())
-
-    def test_real_and_made_pictures_are_judged_apart(self):
-        """Or the statistics of a batch would tell of its other half."""
-        discriminator, calls = NLayerDiscriminator(8), []
-        game = AdversarialLoss(discriminator).train()
-        fakes, reals = images().requires_grad_(), images()
-        discriminator.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
-        losses = game(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
-        assert calls == [4, 4, 4]
-        rounded = ((fakes.detach() + 1) * 127.5).round() / 127.5 - 1
-        expected = hinge_loss_discriminator(discriminator(reals), discriminator(rounded))
-        torch.testing.assert_close(losses["discriminator"], expected)
-
-    @pytest.mark.parametrize("kwargs", [{"base_channels": 0}, {"num_stages": 0}])
-    def test_bad_input(self, kwargs):
-        (name,) = kwargs
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            NLayerDiscriminator(**kwargs)
-
-
-@pytest.mark.parametrize(("with_embeddings", "wanted"), [(False, [1, 2, 3, 3, 3]), (True, [0, 1, 2, 3, 3])])
-def test_the_fifth_head_reads_the_last_layer_again_or_the_embeddings(with_embeddings, wanted):
-    encoder, pictures, read = tiny_encoder(), images(), []
-    states = encoder(pictures, output_hidden_states=True).hidden_states
-    discriminator = TokenDiscriminator(encoder, with_embeddings)
-    for head in discriminator.heads:
-        head.register_forward_pre_hook(lambda module, args: read.append(args[0]))
-    assert discriminator(pictures).shape == (4, 5 * 16)
-    assert all(torch.equal(tokens, states[layer]) for tokens, layer in zip(read, wanted, strict=True))
-
-
-def test_consistency_is_the_difference_that_holes_make():
-    class Mean(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.factor = nn.Parameter(torch.tensor(3.0))
-            self.seen = []
-
-        def forward(self, pictures):
-            self.seen.append(pictures.detach())
-            return self.factor * pictures.mean((1, 2, 3))
-
-    discriminator = Mean()
-    game = AdversarialLoss(discriminator, consistency_weight=4.0).train()
-    fakes, reals = images(), images()
-    without = AdversarialLoss(Mean())(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
-    losses = game(fakes, reals, fakes.mean(), fakes, ImageRandom(0, 0))
-    plain, holes = discriminator.seen[1].chunk(2)  # one call, for the same spectral norms
-    assert len(discriminator.seen) == 2
-    assert (holes == 0).float().mean() > 0.05 and not (plain == 0).all(1).any(1).any()
-    expected = (3 * (plain - holes).mean((1, 2, 3))).square().mean()
-    torch.testing.assert_close(losses["consistency"], expected)
-    torch.testing.assert_close(losses["loss"], without["loss"] + 4 * expected)
-    with pytest.raises(ValueError, match="consistency_weight must not be negative, got -1"):
-        AdversarialLoss(Mean(), consistency_weight=-1)
-
-
-def test_eps_of_the_adaptive_weight():
-    weight = torch.ones(2, requires_grad=True)
-    loss, game = 3e-4 * weight.sum(), 1e-4 * weight[0]
-    assert adaptive_weight(loss, game, weight, eps=1e-4).item() == pytest.approx(3e-4 * 2**0.5 / 2e-4, rel=1e-4)
 
 
 if __name__ == "__main__":

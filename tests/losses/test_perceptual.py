@@ -82,7 +82,7 @@ def images(batch_size=2, size=64):
     return torch.rand(batch_size, 3, size, size) * 2 - 1
 
 
-def test_zero_for_equal_pictures_and_growing_with_noise(distance):
+def test_zero_for_equal_images_and_growing_with_noise(distance):
     x, noise = images(), torch.randn(2, 3, 64, 64)
     distances = [distance(x + scale * noise, x).item() for scale in (0.0, 0.05, 0.5)]
     assert 0 == distances[0] < distances[1] < distances[2]
@@ -97,7 +97,7 @@ def test_features_have_length_one_in_several_stages(feature_distance):
         torch.testing.assert_close(stage.norm(dim=-1), torch.ones(stage.shape[:2]))
 
 
-def test_gradients_reach_the_first_picture_only(distance):
+def test_gradients_reach_the_first_image_only(distance):
     x, target = images().requires_grad_(), images().requires_grad_()
     distance.train()(x, target).backward()
     assert x.grad.abs().sum() > 0 and target.grad is None

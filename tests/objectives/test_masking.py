@@ -1,25 +1,15 @@
 """Laws of masked shares and the patches they hide: section 1 of the specifications of l-DeTok and MAETok."""
 
-import math
-
 import pytest
 import torch
 from torch.distributions import Normal
 
-from hf_fae.objectives.detok import detok_mask_ratio, draw_visible_patches
-from hf_fae.objectives.maetok import draw_patch_mask, falling_mask_ratio
+from hf_fae.objectives.detok import select_visible_patches
+from hf_fae.objectives.maetok import select_patch_mask
 from hf_fae.objectives.masking import truncated_normal_mask_ratio
 
 
 GRID = (torch.arange(100_000) + 0.5) / 100_000  # uniform numbers without chance: means over them are integrals
-
-
-def test_detok_law():
-    ratios = detok_mask_ratio(GRID)
-    assert (ratios == 0).float().mean().item() == pytest.approx(0.125, abs=1e-4)
-    assert ratios.mean().item() == pytest.approx(0.30625, abs=1e-4)
-    assert 0.699 < ratios.max() < 0.7
-    assert not detok_mask_ratio(GRID, 0.0).any()
 
 
 def test_truncated_normal_law():
@@ -47,7 +37,7 @@ def test_law_of_mar():
 def test_kept_tokens(ratio, count):
     """ceil(256 (1 - m))."""
     scores = torch.rand(3, 256)
-    visible, mask = draw_visible_patches(scores, ratio), draw_patch_mask(scores, ratio)
+    visible, mask = select_visible_patches(scores, ratio), select_patch_mask(scores, ratio)
     assert visible.shape == (3, count) and (~mask).sum(1).tolist() == [count] * 3
     for image in range(3):
         assert visible[image].tolist() == (~mask[image]).nonzero().flatten().tolist()  # once each, in raster order
@@ -55,36 +45,17 @@ def test_kept_tokens(ratio, count):
 
 
 def test_rounding_does_not_add_a_token():
-    assert draw_visible_patches(torch.rand(1, 10), 0.7).shape == (1, 3)
-    assert (~draw_patch_mask(torch.rand(1, 10), torch.tensor([0.7]))).sum() == 3
-
-
-def test_a_share_of_each_image():
-    ratios = torch.tensor([0.0, 0.4, 0.6])
-    hidden = draw_patch_mask(torch.rand(3, 256), ratios).sum(1).tolist()
-    assert hidden == [256 - math.ceil(256 * (1 - ratio)) for ratio in (0.0, 0.4, 0.6)]
-
-
-def test_all_patches_are_equally_likely():
-    mask = draw_patch_mask(torch.rand(4000, 16), 0.5)
-    torch.testing.assert_close(mask.float().mean(0), torch.full((16,), 0.5), atol=0.04, rtol=0)
+    assert select_visible_patches(torch.rand(1, 10), 0.7).shape == (1, 3)
+    assert (~select_patch_mask(torch.rand(1, 10), torch.tensor([0.7]))).sum() == 3
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda u: detok_mask_ratio(u, 1.0), r"max_ratio must be in \[0, 1\), got 1.0"),
         (lambda u: truncated_normal_mask_ratio(u, 0.6, 0.4), "min_ratio and max_ratio must rise .* got 0.6 and 0.4"),
         (lambda u: truncated_normal_mask_ratio(u, std=0.0), "std must be positive and finite, got 0.0"),
-        (lambda u: draw_visible_patches(u, 1.0), r"mask_ratio must be in \[0, 1\), got 1.0"),
-        (lambda u: draw_patch_mask(u, -0.1), r"mask_ratio must be in \[0, 1\), got -0.1"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.rand(2, 4))
-
-
-@pytest.mark.parametrize(("step", "share"), [(0, 0.6), (12_500, 0.45), (25_000, 0.3), (50_000, 0.0), (70_000, 0.0)])
-def test_falling_share(step, share):  # maetok spec, section 1
-    assert falling_mask_ratio(step, 0.6, 50_000) == pytest.approx(share)

@@ -61,7 +61,7 @@ class TestAll:
         assert losses[-1] < 0.8 * losses[0]
 
     def test_what_the_model_gets(self, make, objective, vae):
-        objective, inputs = objective(make(), vae, noise_draws=3).eval(), batch()
+        objective, inputs = objective(make(), vae, num_noise_samples=3).eval(), batch()
         recorder = Recorder(objective.model)
         losses = objective(inputs, numbers(2))
         latents, noisy, timestep, labels, order = recorder.calls[0]
@@ -90,7 +90,7 @@ class TestAll:
         """But for the share of masked tokens, which is one for all of them."""
         objective, inputs = objective(make(), vae).eval(), batch()
         recorder = Recorder(objective.model)
-        objective.count_drawn = lambda random: 5
+        objective.num_targets = lambda random: 5
         objective(inputs, numbers())
         objective({name: value[2:] for name, value in inputs.items()}, ImageRandom(0, first_image=2))
         for whole, part in zip(*recorder.calls):
@@ -100,18 +100,18 @@ class TestAll:
 def test_mask_ratio_is_the_papers_law(vae):
     """Section 1 of the l-DeTok specification: mean 0.867."""
     objective = MARObjective(tiny_mar(sample_size=[16, 16]), vae)
-    ratios = [objective.count_drawn(ImageRandom(0, first_image=image)) / 256 for image in range(4000)]
+    ratios = [objective.num_targets(ImageRandom(0, first_image=image)) / 256 for image in range(4000)]
     assert min(ratios) >= 0.7 and max(ratios) <= 1
     assert sum(ratios) / len(ratios) == pytest.approx(0.867, abs=0.005)
 
 
 def test_all_tokens_are_learned_in_a_causal_model(vae):
-    assert AutoregressiveObjective(tiny_autoregressive(), vae).count_drawn(numbers()) == 16
+    assert AutoregressiveObjective(tiny_autoregressive(), vae).num_targets(numbers()) == 16
 
 
 def test_arguments(vae):
     for make, options, message in (
-        (AutoregressiveObjective, {"noise_draws": 0}, "noise_draws must be at least 1, got 0"),
+        (AutoregressiveObjective, {"num_noise_samples": 0}, "num_noise_samples must be at least 1, got 0"),
         (MARObjective, {"min_mask_ratio": 0.0}, r"min_mask_ratio must be in \(0, 1\], got 0.0"),
         (MARObjective, {"label_dropout": 2.0}, "label_dropout must be from 0 to 1, got 2.0"),
     ):

@@ -273,7 +273,7 @@ def test_guidance_forms(mar):
 def test_lora_brings_a_class(pipe, tmp_path):
     from peft import LoraConfig
 
-    from hf_fae.training.lora import LORA_TARGETS, lora_weights
+    from hf_fae.generators.lora_layers import LORA_TARGETS, lora_weights
 
     make = MODELS[pipe.transformer.config.get("order", "mar")]
     trained, fresh = (tiny_fae_mar_pipeline(**SETTINGS, transformer=make()) for _ in range(2))

@@ -67,7 +67,7 @@ def test_class_or_prompt_is_the_first_argument(pipe, text_pipe):
 def test_lora_of_a_flow_brings_a_class(tmp_path):
     from peft import LoraConfig
 
-    from hf_fae.training.lora import lora_weights
+    from hf_fae.generators.lora_layers import lora_weights
 
     pipe = tiny_fae_starflow_pipeline(**SETTINGS, transformer=tiny_starflow())
     plain = draw(pipe, 2)

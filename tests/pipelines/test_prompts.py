@@ -112,6 +112,6 @@ def test_text_encoder_of_another_width_is_not_taken(make, tmp_path):
 
 def test_lora_with_classes_is_refused(pipe):
     weights = {f"transformer.to_q.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
-    with pytest.raises(ValueError, match=r"has new classes \['my-dog'\], but this pipeline draws no classes"):
+    with pytest.raises(ValueError, match=r"has new classes \['my-dog'\], but this pipeline is not class-conditional"):
         pipe.load_lora_weights({**weights, "new_classes.my-dog": torch.zeros(32)})
     assert not getattr(pipe.transformer, "peft_config", None)

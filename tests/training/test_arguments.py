@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from hf_fae.data.images import DataArguments
+from hf_fae.objectives.generator import GeneratorArguments
+from hf_fae.objectives.reconstruction_losses import ReconstructionArguments
 from hf_fae.training.arguments import LoopArguments
-from hf_fae.training.generation import GeneratorArguments
-from hf_fae.training.reconstruction import ReconstructionArguments
 from hf_fae.utils.parsing import parse_arguments
 
 
@@ -40,6 +40,13 @@ def test_file_then_flags(tmp_path):
 def test_flags_alone():
     model, loop, _ = parse_arguments(Model, LoopArguments, argv=["--name", "a", "--output_dir", "o", "--no_rope"])
     assert (model.rope, loop.output_dir) == (False, "o")
+
+
+def test_former_names_of_arguments(tmp_path):
+    assert parse(tmp_path, {"name": "a", "output_dir": "o", "max_damaged_share": 0.5})[1].max_corrupt_share == 0.5
+    for flags in (["--max_damaged_share", "0.2"], ["--max-damaged-share=0.2"], ["--max_corrupt_share", "0.2"]):
+        _, loop, config = parse(tmp_path, {"name": "a", "output_dir": "o", "max_damaged_share": 0.5}, *flags)
+        assert loop.max_corrupt_share == config["max_corrupt_share"] == 0.2
 
 
 def test_null_is_the_default_and_numbers_without_a_dot_are_numbers(tmp_path):
@@ -117,7 +124,7 @@ def test_saved_config_is_one_to_start_from(script, tmp_path, monkeypatch):
 
 
 def script_arguments(config):
-    """What the script of a config takes beside the data."""
+    """The arguments of a config's script, except those of the data."""
     if "latents" in config:
         return [import_module("cache_latents").CacheArguments]
     if "starflow" in config:

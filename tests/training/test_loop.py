@@ -133,7 +133,7 @@ class TestCheckpoints:
         def killed(*args):
             raise Stopped
 
-        monkeypatch.setattr("hf_fae.training.loop.commit_checkpoint", killed)
+        monkeypatch.setattr("hf_fae.training.checkpoints.commit_checkpoint", killed)
         with pytest.raises(Stopped):
             run(tmp_path)
         assert checkpoints(tmp_path) == []

@@ -24,7 +24,7 @@ def data(image_folder):
     return ImageData(DataArguments(str(image_folder), resolution=32, label_column="label", max_validation_samples=50))
 
 
-def test_facts_of_pictures(data, image_folder):
+def test_facts_of_images(data, image_folder):
     facts = {"dataset": str(image_folder), "split": "train", "validation_split": "validation", "resolution": 32}
     assert ClassData(data, [0, 1, 2, 3]).facts() == {**facts, "validation_samples": None}
     for _ in range(2):
@@ -32,7 +32,7 @@ def test_facts_of_pictures(data, image_folder):
     assert data.facts() == {**facts, "validation_samples": 4}
 
 
-def test_facts_of_latents_are_those_of_their_pictures(tmp_path, data, image_folder):
+def test_facts_of_latents_are_those_of_their_images(tmp_path, data, image_folder):
     encode_dataset(tmp_path, tiny_fae(with_encoder=True), data, Accelerator(cpu=True), source="tester/fae")
     defaults = {"dataset_name": str(tmp_path), "resolution": 256, "max_validation_samples": 256}
     trained = training_run(defaults, 10, 320, {"loss": 0.5}, CachedLatents(tmp_path))

@@ -444,7 +444,7 @@ def test_train_on_damaged_rows_to_the_end(tmp_path, decoded, damaged_parquet, tr
     for row, kind in sorted(damaged_rows()[1].items()):
         kinds.setdefault(kind, []).append(row)
     assert json.loads((tmp_path / "damaged_rows.json").read_text()) == kinds
-    assert last(tmp_path, "images") == 36 * 8 and last(tmp_path, "damaged_rows") == sum(map(len, kinds.values()))
+    assert last(tmp_path, "images") == 36 * 8 and last(tmp_path, "corrupt_rows") == sum(map(len, kinds.values()))
     printed = capsys.readouterr().out
     assert all(f"{len(rows)} {kind}" in printed for kind, rows in kinds.items())
 

@@ -1,4 +1,4 @@
-"""Training on captions by the scripts: a denoiser and a flow, on pictures and on cached latents, and LoRAs."""
+"""Training on captions by the scripts: a denoiser and a flow, on images and on cached latents, and LoRAs."""
 
 import json
 
@@ -31,7 +31,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def pictures(fae, text_encoder, parquet_folder):
-    """Flags of training on pictures whose captions are circle, cross, dot and ring."""
+    """Flags of training on images whose captions are circle, cross, dot and ring."""
     flags = ["--vae", str(fae), "--dataset_name", str(parquet_folder), "--caption_column", "kind"]
     return [*flags, "--text_encoder", str(text_encoder), "--max_caption_length", "12"]
 
@@ -42,12 +42,12 @@ def latents(tmp_path, pictures, train_here):
     return tmp_path / "latents"
 
 
-def draw(pipe, prompt, **arguments):
+def generate(pipe, prompt, **arguments):
     pipe.set_progress_bar_config(disable=True)
     return pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="pt", **arguments).images
 
 
-def test_cached_latents_and_captions_train_as_the_pictures_do(tmp_path, pictures, latents, train_here):
+def test_cached_latents_and_captions_train_as_the_images_do(tmp_path, pictures, latents, train_here):
     """Order, mirroring, noise and dropout are the same: what differs is the rounding of float16."""
     exact = ["--mixed_precision", "no", "--checkpointing_steps", "2"]
     cached, direct, parts = (tmp_path / name for name in ("cached", "direct", "parts"))
@@ -61,7 +61,7 @@ def test_cached_latents_and_captions_train_as_the_pictures_do(tmp_path, pictures
     one, other = (load_file(run / "checkpoint-4" / "model.safetensors") for run in (cached, direct))
     assert one.keys() == other.keys() and not any("caption" in name for name in one if "projection" not in name)
     pipes = [FAETextToImagePipeline.from_pretrained(run) for run in (cached, direct)]
-    assert (draw(pipes[0], "ring") - draw(pipes[1], "ring")).abs().mean() < 0.02
+    assert (generate(pipes[0], "ring") - generate(pipes[1], "ring")).abs().mean() < 0.02
 
 
 def test_pipeline_of_a_run(tmp_path, latents, train_here, parquet_folder, fae):
@@ -73,7 +73,7 @@ def test_pipeline_of_a_run(tmp_path, latents, train_here, parquet_folder, fae):
     assert (config.caption_channels, config.max_caption_length, config.sample_size) == (24, 12, 4)
     assert pipe.scheduler.config.shift == pytest.approx(2.5) and pipe.config.num_inference_steps == 4
     assert pipe.guidance.scale_at(0.5) == 1.5 and pipe.guidance.scale_at(0.95) == 1
-    assert draw(pipe, ["ring", "a cross"]).shape == (2, 3, 32, 32)
+    assert generate(pipe, ["ring", "a cross"]).shape == (2, 3, 32, 32)
     with Image.open(first / "validation" / "samples-0000004.png") as grid:
         assert grid.width == 2 * 36
     card = (first / "README.md").read_text()
@@ -118,7 +118,7 @@ def test_flow_of_captions(tmp_path, latents, text_encoder, train_here):
     train_here(*flow, tmp_path / "flow", *flags)
     pipe = FAEStarFlowPipeline.from_pretrained(tmp_path / "flow")
     assert pipe.transformer.config.num_classes is None and pipe.transformer.config.max_caption_length == 12
-    assert draw(pipe, ["ring", "a cross"]).shape == (2, 3, 32, 32)
+    assert generate(pipe, ["ring", "a cross"]).shape == (2, 3, 32, 32)
     assert 1.5 < last(tmp_path / "flow", "validation/bits_per_dim") < 3
     assert "- text: circle" in (tmp_path / "flow" / "README.md").read_text()
     with pytest.raises(ValueError, match="max_caption_length must be that of the latents in .*, 12, got 6"):
@@ -143,17 +143,17 @@ class TestLora:
         assert any("add_q_proj" in name for name in weights) and any("ff_context" in name for name in weights)
         assert all(name.startswith("transformer.") for name in weights)
         pipe = FAETextToImagePipeline.from_pretrained(published)
-        plain = draw(pipe, "ring")
+        plain = generate(pipe, "ring")
         pipe.load_lora_weights(run)
-        assert not torch.equal(draw(pipe, "ring"), plain)
-        assert torch.equal(draw(pipe, "ring", attention_kwargs={"scale": 0.0}), plain)
+        assert not torch.equal(generate(pipe, "ring"), plain)
+        assert torch.equal(generate(pipe, "ring", attention_kwargs={"scale": 0.0}), plain)
         pipe.unload_lora_weights()
-        assert torch.equal(draw(pipe, "ring"), plain)
+        assert torch.equal(generate(pipe, "ring"), plain)
         assert last(run, "validation/loss") > 0
         assert "pipe.load_lora_weights(" in (run / "README.md").read_text()
 
-    def test_a_folder_of_captioned_pictures(self, tmp_path, tune):
-        """As diffusers' users have it: metadata.jsonl beside the pictures; nothing to validate on."""
+    def test_a_folder_of_captioned_images(self, tmp_path, tune):
+        """As diffusers' users have it: metadata.jsonl next to the images; nothing to validate on."""
         folder = tmp_path / "pictures"
         folder.mkdir()
         lines = []
@@ -174,11 +174,18 @@ class TestLora:
 
 
 def test_pushed_to_the_hub(hub, fae, parquet_folder):
-    """What a training pushes draws a prompt by the snippet that the Hub prints, and knows its text encoder."""
+    """A pushed pipeline generates images by the snippet that the Hub prints, and finds its text encoder."""
     from pathlib import Path
 
-    scripts = Path(__file__).parents[2] / "training_scripts"
-    flags = ["--config", str(scripts / "configs" / SCRIPT[1]), "--vae", str(fae), "--output_dir", "run"]
+    scripts, configs = Path(__file__).parents[2] / "training_scripts", Path(__file__).parents[1] / "configs"
+    flags = [
+        "--config",
+        str(configs / SCRIPT[1]),
+        "--vae",
+        str(fae),
+        "--output_dir",
+        "run",
+    ]
     flags += ["--dataset_name", str(parquet_folder), "--caption_column", "kind", "--text_encoder", "tester/words"]
     hub.run(
         "from factories import tiny_text_encoder\n"

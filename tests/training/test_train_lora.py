@@ -1,4 +1,4 @@
-"""LoRA fine-tuning with new classes, from a folder of pictures to pictures of its classes."""
+"""LoRA fine-tuning with new classes, from a folder of images to images of its classes."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from hf_fae import FAEDiTPipeline, FlowMatchEulerMaruyamaScheduler
 from hf_fae.data.conditions import match_classes
-from hf_fae.training.lora import LORA_TARGETS, add_lora, lora_weights
+from hf_fae.generators.lora_layers import LORA_TARGETS, add_lora, lora_weights
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -33,7 +33,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 @pytest.fixture
 def train(monkeypatch, published, encoder, image_folder):
-    """Runs the script on the pictures of circle, cross, dot and ring; flags that are given replace these."""
+    """Runs the script on the images of circle, cross, dot and ring; flags that are given replace these."""
     monkeypatch.syspath_prepend(SCRIPTS)
 
     def train(output_dir, **flags):
@@ -73,7 +73,7 @@ def log(folder, name):
     return [entry[name] for entry in entries if name in entry]
 
 
-def draw(pipe, labels):
+def generate(pipe, labels):
     return pipe(labels, generator=torch.Generator().manual_seed(0), output_type="pt").images
 
 
@@ -104,11 +104,11 @@ def test_known_and_new_classes(tmp_path, train, published):
     # lora_alpha travels with the file.
     assert tuned.transformer.blocks[0].attn.to_q.scaling == {"default_0": 2.0}
 
-    image, other = draw(tuned, ["cross", "dot"])
+    image, other = generate(tuned, ["cross", "dot"])
     assert not torch.equal(image, other)
     tuned.unload_lora_weights()
     assert tuned.id2label == plain.id2label
-    assert torch.equal(draw(tuned, ["circle"]), draw(plain, ["circle"]))
+    assert torch.equal(generate(tuned, ["circle"]), generate(plain, ["circle"]))
 
 
 def test_resumed_run_is_the_same(tmp_path, train):
@@ -134,7 +134,7 @@ def test_known_classes_only(tmp_path, train, published, image_folder):
     tuned, plain = load(published), load(published)
     tuned.load_lora_weights(run)
     assert tuned.transformer.config.num_classes == 5
-    assert not torch.equal(draw(tuned, "ring"), draw(plain, "ring"))
+    assert not torch.equal(generate(tuned, "ring"), generate(plain, "ring"))
 
 
 def test_a_folder_of_one_class(tmp_path, train, published, image_folder):
@@ -144,7 +144,7 @@ def test_a_folder_of_one_class(tmp_path, train, published, image_folder):
     pipe = load(published)
     dog = pipe.transformer.class_embedding.weight[4].detach()
     pipe.load_lora_weights(run)
-    assert pipe.id2label[5] == "my-dog" and len(draw(pipe, "my-dog")) == 1
+    assert pipe.id2label[5] == "my-dog" and len(generate(pipe, "my-dog")) == 1
     learnt = pipe.transformer.class_embedding.weight[5].detach()
     torch.testing.assert_close(learnt, dog, atol=1.01e-4, rtol=0)
     assert not torch.equal(learnt, dog)
@@ -215,7 +215,7 @@ def test_numbers_are_no_names_to_go_by():
     data, _, new_classes = match_classes(pipe, Labels(*numbers))
     assert data.class_ids.tolist() == list(range(10)) and new_classes == []
     for labels in (Labels("0", "1"), Labels("star", "7")):
-        with pytest.raises(ValueError, match="numbers may mean something else there"):
+        with pytest.raises(ValueError, match="label_column must hold names, got the numbers"):
             match_classes(pipe, labels)
     assert pipe.transformer.config.num_classes == 10
     pipe = tiny_fae_dit_pipeline()
@@ -230,7 +230,7 @@ def test_encoder_that_comes_with_the_pipeline(tmp_path, train, image_folder):
     assert (train(tmp_path / "run", **flags) / WEIGHTS).is_file()
 
 
-def test_pictures_named_like_splits_are_no_validation_split(tmp_path, train, image_folder):
+def test_images_named_like_splits_are_no_validation_split(tmp_path, train, image_folder):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number, path in enumerate(sorted((image_folder / "train").rglob("*.png"))[:8]):

@@ -30,7 +30,7 @@ def test_psnr_is_the_mean_over_images_and_clamps():
     assert psnr(white * 5, white * 0.8).item() == pytest.approx(20, abs=1e-4)
 
 
-def test_ssim_is_that_of_torchmetrics_on_pictures_from_0_to_1():
+def test_ssim_is_that_of_torchmetrics_on_images_from_0_to_1():
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     images = 1.2 * torch.rand(3, 3, 32, 32) - 0.6

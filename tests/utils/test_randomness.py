@@ -1,4 +1,4 @@
-"""Random numbers of images: the same whoever draws them, and as random as they should be."""
+"""Random numbers of images: the same in any process, and as random as they should be."""
 
 import torch
 

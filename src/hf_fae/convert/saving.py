@@ -1,6 +1,7 @@
-"""Saving of models whose weights are mapped from other files: as `save_pretrained`, in the memory of one shard."""
+"""Saving of models whose weights are mapped from other files: as `save_pretrained`, in the memory of one tensor."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -8,7 +9,6 @@ from accelerate.utils import set_module_tensor_to_device
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..autoencoders.frozen_encoder import SUBFOLDER, FrozenEncoderMixin
@@ -17,11 +17,21 @@ from .files import cast
 
 __all__ = ["consume"]
 
-SHARD_SIZE = "1GB"
+SHARD_SIZE = "10GB"  # diffusers' own
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def consume(model: ModelMixin | DiffusionPipeline, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Save a model or a pipeline, and let go of its weights as they are written: it is of no use afterwards.
+    """Save a model or a pipeline, and let go of each weight once it is written: it is of no use afterwards.
 
     Args:
         folder: what `from_pretrained` loads; made if need be.
@@ -29,12 +39,11 @@ def consume(model: ModelMixin | DiffusionPipeline, folder: Path, dtype: torch.dt
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = model.components if isinstance(model, DiffusionPipeline) else {"": model}
-    size = sum(
-        tensor.nbytes for part in parts.values() if isinstance(part, ModelMixin) for tensor in _state(part).values()
-    )
-    with tqdm(total=size, desc=f"Writing {folder.name}", unit="B", unit_scale=True) as progress:
+    models = {name: part for name, part in parts.items() if isinstance(part, ModelMixin)}
+    size = sum(tensor.nbytes for part in models.values() for tensor in _state(part).values())
+    with tqdm(total=size, desc="Converting", unit="B", unit_scale=True) as progress:
         for name, part in parts.items():
-            if isinstance(part, ModelMixin):
+            if name in models:
                 _consume_weights(part, folder / name, dtype, progress)
             elif part is not None:
                 part.save_pretrained(folder / name)
@@ -50,17 +59,38 @@ def _consume_weights(model, folder, dtype, progress):
         model.image_encoder.save_pretrained(folder / SUBFOLDER)
     model.save_config(folder)
     state, keep = _state(model), getattr(model, "_keep_in_fp32_modules", None)
-    # Sizes and names alone: on the meta device, nothing of the weights is read for it.
+    # Sizes and dtypes alone: on the meta device, nothing of the weights is read for it.
     saved = {name: cast(name, torch.empty_like(tensor, device="meta"), keep, dtype) for name, tensor in state.items()}
     pattern = SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", "{suffix}.safetensors")
     split = split_torch_state_dict_into_shards(saved, max_shard_size=SHARD_SIZE, filename_pattern=pattern)
-    for filename, names in split.filename_to_tensors.items():
-        shard = {name: cast(name, state.pop(name), keep, dtype).contiguous() for name in names}
-        save_file(shard, folder / filename, metadata={"format": "pt"})
+
+    def weights(names) -> Iterator[torch.Tensor]:
         for name in names:
-            progress.update(saved[name].nbytes)
+            tensor = state.pop(name)
             set_module_tensor_to_device(model, name, "meta")
-        del shard
+            progress.update(tensor.nbytes)
+            yield cast(name, tensor, keep, dtype)
+
+    for filename, names in split.filename_to_tensors.items():
+        names = sorted(names, key=lambda name: -saved[name].itemsize)  # each is aligned to its own size
+        _write(folder / filename, {name: saved[name] for name in names}, weights(names))
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write(path: Path, shapes: dict[str, torch.Tensor], tensors: Iterator[torch.Tensor]) -> None:
+    """A safetensors file, tensor by tensor: `save_file` takes all of them at once.
+
+    The format is the length of a header, the header in JSON, and the tensors' bytes in its order.
+    """
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in shapes.items():
+        offsets, offset = [offset, offset + tensor.nbytes], offset + tensor.nbytes
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,4 +1,4 @@
-"""Captions as generators read them: what a frozen text encoder makes of them, at once or kept in a latent cache."""
+"""Caption embeddings of a frozen text encoder, computed in each step or kept in a latent cache."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ CAPTION_LENGTH = 128  # tokens, of FAE's and STARFlow's models
 
 
 class CaptionEncoder(nn.Module):
-    """A frozen text encoder and how many tokens of a text it is asked for.
+    """A frozen text encoder and the number of tokens that it embeds per text.
 
     Args:
         tokenizer, text_encoder: as in `hf_fae.text.encode_text`.
-        max_length: tokens that texts are padded and cut to.
-        source: Hub id or folder that they came from, for the record.
+        max_length: tokens that texts are padded and truncated to.
+        source: Hub id or folder that they were loaded from, for the record.
 
     Raises:
         ValueError: `max_length` is not positive.
@@ -47,22 +47,22 @@ class CaptionEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of the embeddings."""
+        """Channels of the embeddings."""
         return self.text_encoder.config.hidden_size
 
     @property
     def hub_id(self) -> str | None:
-        """Where everybody finds the text encoder; None if it came from a folder."""
+        """Hub id of the text encoder; None if it was loaded from a folder."""
         return None if self.source is None or Path(self.source).is_dir() else self.source
 
     def forward(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings (texts, max_length, width) in fp32, zero behind the end of each text."""
+        """Embeddings (texts, max_length, width) in fp32, zero after the end of each text."""
         return encode_text(self.tokenizer, self.text_encoder, texts, self.max_length, warns=False)[0].float()
 
     def fingerprint(self) -> str:
-        """Hash of what embeddings depend on, but for `max_length`: weights, as those of tokenizers, and vocabulary.
+        """Hash of what embeddings depend on, except for `max_length`: weights and vocabulary.
 
-        Poolers do not count: nobody reads them, and often they are drawn at random.
+        Poolers do not count: nothing reads them, and their weights are often random.
         """
         weights = [p for name, p in self.text_encoder.named_parameters() if "pooler" not in name]
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
@@ -70,7 +70,7 @@ class CaptionEncoder(nn.Module):
 
 
 def load_caption_encoder(path: str, max_length: int = CAPTION_LENGTH) -> CaptionEncoder:
-    """The text encoder of a Hub id or a folder, in fp32.
+    """The text encoder in a Hub repository or a folder, in fp32.
 
     Raises:
         ValueError: it cannot be loaded, or as `CaptionEncoder`.
@@ -87,6 +87,6 @@ def pack_embeds(embeds: torch.Tensor) -> list[bytes]:
 
 
 def unpack_embeds(cells: Sequence, width: int) -> torch.Tensor:
-    """What `pack_embeds` was given, in fp32 and padded to the longest of these texts; `cells` are buffers of bytes."""
+    """The inverse of `pack_embeds`, in fp32 and padded to the longest of these texts; `cells` are buffers of bytes."""
     rows = [torch.from_numpy(np.frombuffer(cell, np.float16).reshape(-1, width).astype(np.float32)) for cell in cells]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)

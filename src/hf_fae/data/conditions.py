@@ -1,10 +1,11 @@
-"""What generators are told to draw, as training sees it: classes, or captions.
+"""The condition of a generator in training: classes or captions.
 
-A condition turns a batch into keyword arguments of the model, and knows what the pictures of a validation are to show.
+A condition turns a batch into keyword arguments of the model, and chooses the classes or captions of validation
+samples.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,19 +13,20 @@ from torch.nn import functional as F
 
 from ..pipelines.latent_pipeline import LatentPipeline
 from .captions import CaptionEncoder
-from .latent_cache import CAPTION_EMBEDS, CachedLatents
+from .latent_cache import CAPTION_EMBEDS
+from .protocol import DataWrapper, GeneratorData, TrainingData
 
 
-__all__ = ["ClassCondition", "ClassData", "PromptData", "TextCondition", "match_classes", "open_condition"]
+__all__ = ["ClassCondition", "ClassData", "PromptData", "TextCondition", "match_classes", "prepare_condition"]
 
 
 class ClassCondition(nn.Module):
-    """Class labels, of which the null class can take the place.
+    """Class labels, which dropout replaces by the null class.
 
     Args:
         null_class: its id.
-        names: of the classes that are trained.
-        new_classes: those among them that the pipeline did not have.
+        names: of the trained classes.
+        new_classes: those among them that the pipeline did not know.
     """
 
     def __init__(self, null_class: int, names: Sequence[str] = (), new_classes: Sequence[str] = ()):
@@ -32,12 +34,12 @@ class ClassCondition(nn.Module):
         self.null_class, self.names, self.new_classes = null_class, names, new_classes
 
     def forward(self, batch: dict, dropped: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The condition of a batch with "class_labels" (B,), without that of images where `dropped` (B,) is true."""
+        """The condition of a batch with "class_labels" (B,); the null class where `dropped` (B,) is true."""
         labels = batch["class_labels"]
         return {"class_labels": labels if dropped is None else labels.masked_fill(dropped, self.null_class)}
 
     def prompts(self, batches: list[dict], count: int) -> tuple[list[str], dict]:
-        """What `count` pictures are to show, spread over the classes, in words and as arguments of the pipeline."""
+        """Names for `count` samples, spread over the classes, and the pipeline's arguments for them."""
         names = _spread(self.names, count)
         return names, {"class_labels": names}
 
@@ -48,55 +50,57 @@ class ClassCondition(nn.Module):
 
 
 class TextCondition(nn.Module):
-    """Captions as a frozen text encoder reads them, of which the empty text can take the place.
+    """Captions embedded by a frozen text encoder, which dropout replaces by the empty text.
 
     Args:
-        transformer: takes `encoder_hidden_states` and, unless it sees padding, `encoder_attention_mask`.
-        captions: the text encoder. It stays out of this module where batches have its embeddings already.
-        has_embeds: whether they have.
+        transformer: accepts `encoder_hidden_states` and, unless it sees padding, `encoder_attention_mask`.
+        captions: the text encoder; it does not become part of this module if batches hold its embeddings.
+        has_embeds: whether they do.
     """
 
     new_classes = ()
 
     def __init__(self, transformer: nn.Module, captions: CaptionEncoder, has_embeds: bool = False):
         super().__init__()
-        self.takes_mask = "encoder_attention_mask" in inspect.signature(transformer.forward).parameters
+        self.accepts_mask = "encoder_attention_mask" in inspect.signature(transformer.forward).parameters
         self.max_length = captions.max_length
         self.captions = None if has_embeds else captions
         self.register_buffer("empty", captions([""]), persistent=False)  # (1, max_length, width)
         self.empty_length = int(self.empty.any(dim=-1).sum())
 
     def forward(self, batch: dict, dropped: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The condition of a batch with "caption_embeds" (B, length, width), as `CachedLatents` gives them, or with
-        "captions", without that of images where `dropped` (B,) is true."""
+        """The condition of a batch with "captions" or, as from `CachedLatents`, "caption_embeds" (B, length, width).
+
+        Where `dropped` (B,) is true it is that of the empty text.
+        """
         embeds = batch[CAPTION_EMBEDS] if self.captions is None else self.captions(batch["captions"])
-        # Behind a mask padding is nothing but work.
-        length = max(embeds.shape[1], self.empty_length) if self.takes_mask else self.max_length
+        # Masked padding only costs compute.
+        length = max(embeds.shape[1], self.empty_length) if self.accepts_mask else self.max_length
         embeds = _pad(embeds, length)
         if dropped is not None:
             embeds = torch.where(dropped[:, None, None], self.empty[:, :length], embeds)
         condition = {"encoder_hidden_states": embeds}
-        if self.takes_mask:
+        if self.accepts_mask:
             condition["encoder_attention_mask"] = embeds.any(dim=-1)
         return condition
 
     def prompts(self, batches: list[dict], count: int) -> tuple[list[str], dict]:
-        """What `count` pictures are to show: captions spread over those of `batches`, in words and as arguments of the
-        pipeline, which then needs no text encoder."""
-        rows = [(batch, place) for batch in batches for place in range(len(batch["captions"]))]
+        """Captions for `count` samples, spread over those of `batches`, and the pipeline's arguments for them, with
+        which it needs no text encoder."""
+        rows = [(batch, index) for batch in batches for index in range(len(batch["captions"]))]
         rows = _spread(rows, count)
-        texts = [batch["captions"][place] for batch, place in rows]
+        texts = [batch["captions"][index] for batch, index in rows]
         if self.captions is not None:
             embeds = self.captions(texts)
         else:
-            embeds = [_pad(batch[CAPTION_EMBEDS][place : place + 1], self.max_length) for batch, place in rows]
+            embeds = [_pad(batch[CAPTION_EMBEDS][index : index + 1], self.max_length) for batch, index in rows]
             embeds = torch.cat(embeds).to(self.empty.device)
         return texts, {"prompt_embeds": embeds, "negative_prompt_embeds": self.empty}
 
     def describe(self) -> str:
         """The captions in one line, for the start of a run."""
-        reader = "read beforehand" if self.captions is None else "read by the text encoder in each step"
-        return f"captions of up to {self.max_length} tokens, {reader}"
+        source = "embedded in the cache" if self.captions is None else "embedded in each step"
+        return f"captions of up to {self.max_length} tokens, {source}"
 
 
 def _spread(values, count):
@@ -107,90 +111,57 @@ def _pad(embeds, length):
     return F.pad(embeds, (0, 0, 0, length - embeds.shape[1]))
 
 
-class _ConditionedData:
-    """Pictures or latents with a condition that is not, or not in this form, in their rows.
+class ClassData(DataWrapper):
+    """Data with the class ids of a pipeline.
 
     Args:
-        data: `ImageData` or `CachedLatents`.
-    """
-
-    def __init__(self, data):
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def condition(self, batch: dict) -> dict:
-        """The batch with its condition."""
-        raise NotImplementedError
-
-    def signature(self, *place: int) -> dict:
-        """As `ImageData.signature`."""
-        return self.data.signature(*place)
-
-    def batches(self, batch_size: int, **place) -> Iterator[dict]:
-        """As `ImageData.batches`."""
-        return map(self.condition, self.data.batches(batch_size, **place))
-
-    def validation_batches(self, batch_size: int) -> Iterator[dict]:
-        """As `ImageData.validation_batches`."""
-        return map(self.condition, self.data.validation_batches(batch_size))
-
-    def facts(self) -> dict:
-        """As `ImageData.facts`."""
-        return self.data.facts()
-
-
-class ClassData(_ConditionedData):
-    """Pictures or latents with the class ids of a pipeline.
-
-    Args:
-        data: `ImageData` or `CachedLatents`.
+        data: any `TrainingData`.
         class_ids: the class id of each label of `data`; a single one for data without labels.
     """
 
-    def __init__(self, data, class_ids: list[int]):
+    def __init__(self, data: TrainingData, class_ids: list[int]):
         super().__init__(data)
         self.class_ids = torch.tensor(class_ids)
 
-    def condition(self, batch: dict) -> dict:
+    def extend(self, batch: dict) -> dict:
+        """The batch with the pipeline's "class_labels"."""
         labels = batch.get("class_labels", torch.zeros(len(batch["row_ids"]), dtype=torch.long))
         return {**batch, "class_labels": self.class_ids[labels]}
 
 
-class PromptData(_ConditionedData):
-    """Pictures or latents without captions, all of which one text speaks of.
+class PromptData(DataWrapper):
+    """Data without captions, with one caption for all rows.
 
     Args:
-        data: `ImageData` or `CachedLatents`.
-        prompt: the text.
+        data: any `TrainingData`.
+        prompt: the caption.
     """
 
-    def __init__(self, data, prompt: str):
+    def __init__(self, data: TrainingData, prompt: str):
         super().__init__(data)
         self.prompt = prompt
 
-    def condition(self, batch: dict) -> dict:
+    def extend(self, batch: dict) -> dict:
+        """The batch with "captions"."""
         return {**batch, "captions": [self.prompt] * len(batch["row_ids"])}
 
 
-def open_condition(
+def prepare_condition(
     pipeline: LatentPipeline,
-    data,
+    data: GeneratorData,
     class_name: str | None = None,
     init_class: str | None = None,
     instance_prompt: str | None = None,
-) -> tuple[object, ClassCondition | TextCondition]:
-    """The data as the pipeline is to be trained on them, and its condition; classes are added to it where need be.
+) -> tuple[TrainingData, ClassCondition | TextCondition]:
+    """The data as the pipeline is trained on them, and the condition; adds new classes to the pipeline.
 
     Args:
-        data: `ImageData` or `CachedLatents`.
-        class_name, init_class: as `match_classes`, of a pipeline of classes.
-        instance_prompt: the caption of all rows, for data without captions, of a pipeline that reads texts.
+        class_name, init_class: as in `match_classes`, for a class-conditional pipeline.
+        instance_prompt: the caption of all rows, for a text-conditional pipeline and data without captions.
 
     Raises:
-        ValueError: an argument of the other kind of pipeline, those of `match_classes`; or the captions come neither
-            from the data nor from `instance_prompt`, or from both, or another text encoder has read them.
+        ValueError: an argument for the other kind of pipeline; as `match_classes`; the captions come neither from the
+            data nor from `instance_prompt`, or from both; or another text encoder has embedded them.
     """
     if pipeline.transformer.config.get("caption_channels") is None:
         if instance_prompt is not None:
@@ -207,33 +178,31 @@ def open_condition(
         )
     max_length = pipeline.transformer.config.max_caption_length
     captions = CaptionEncoder(pipeline.tokenizer, pipeline.text_encoder, max_length)
-    has_embeds = isinstance(data, CachedLatents) and data.text_encoder is not None
-    if has_embeds:
-        data.check_caption_encoder(captions)
-    condition = TextCondition(pipeline.transformer, captions, has_embeds)
+    data.check_caption_encoder(captions)
+    condition = TextCondition(pipeline.transformer, captions, has_embeds=data.text_encoder is not None)
     return data if instance_prompt is None else PromptData(data, instance_prompt), condition
 
 
 def match_classes(
-    pipeline: LatentPipeline, data, class_name: str | None = None, init_class: str | None = None
+    pipeline: LatentPipeline, data: GeneratorData, class_name: str | None = None, init_class: str | None = None
 ) -> tuple[ClassData, list[str], list[str]]:
-    """Give the pipeline those classes of the data that it does not know by name.
+    """Match the classes of the data with those of the pipeline by name, and add the unknown ones to the pipeline.
 
     A pipeline without names has its classes matched by number, if the data have as many, and gets their names. Names
-    that are numbers say nothing about a pipeline with names (class 3 of one data set is not that of another): they are
-    new classes, unless the pipeline has the very classes of the data.
+    that are numbers do not identify classes (class 3 of one data set is not that of another): they are new classes,
+    unless the pipeline has exactly the classes of the data.
 
     Args:
-        data: `ImageData` or `CachedLatents`.
         class_name: the class of all rows, for data without labels.
-        init_class: class whose embedding new classes start from; by default the mean of all.
+        init_class: class from whose embedding new classes start; by default the mean of all.
 
     Returns:
-        The data with the pipeline's class ids, the names of all their classes, and those that are new.
+        The data with the pipeline's class ids, the names of all their classes, and the new ones among them.
 
     Raises:
-        ValueError: the classes come neither from labels nor from `class_name`, or from both; unknown `init_class`; the
-            pipeline has no names and another number of classes; or it has a class whose name is the same number.
+        ValueError: the classes come neither from labels nor from `class_name`, or from both; `init_class` is unknown;
+            the pipeline has no names and another number of classes; or the name of one of its classes is a number that
+            the data use, too.
     """
     if (data.id2label is None) == (class_name is None):
         raise ValueError(
@@ -245,8 +214,8 @@ def match_classes(
         num_classes = pipeline.transformer.config.num_classes
         if len(names) != num_classes:
             raise ValueError(
-                f"label_column has {len(names)} classes, and the pipeline {num_classes} without names: there is no "
-                "way to match them; give the pipeline names with register_labels({0: ..., 1: ...})"
+                f"label_column has {len(names)} classes, and the pipeline {num_classes} without names: they cannot be "
+                "matched; give the pipeline names with register_labels({0: ..., 1: ...})"
             )
         pipeline.register_labels(data.id2label)
     if data.id2label == pipeline.id2label:
@@ -254,8 +223,8 @@ def match_classes(
     numbers = [name for name in names if name.isdigit() and name in pipeline.label2id]
     if numbers:
         raise ValueError(
-            f"the data have the classes {numbers[:5]}, and the pipeline classes of these names, but numbers may mean "
-            "something else there, as its other classes are not those of the data: give the classes names"
+            f"label_column must hold names, got the numbers {numbers[:5]}: the pipeline has classes so named, but "
+            "not the other classes of the data, so that they may mean something else"
         )
     new_classes = [name for name in names if name not in pipeline.label2id]
     if new_classes:

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: what is wrong with them, what takes their place, and the record of them."""
+"""Corrupt rows: the kinds of corruption, the rows that replace them, and the record of them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -6,28 +6,28 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 
-__all__ = ["DAMAGE_KINDS", "MAX_ATTEMPTS", "DamageReport", "DamagedRow", "first_good"]
+__all__ = ["CORRUPTION_KINDS", "MAX_ATTEMPTS", "CorruptRow", "CorruptionReport", "first_good"]
 
-EMPTY = "empty"  # no picture, or zero bytes
-UNDECODABLE = "undecodable"  # bytes that are no picture
-TRUNCATED = "truncated"  # they begin as a picture does, but its pixels cannot all be read
+EMPTY = "empty"  # no image, or zero bytes
+UNDECODABLE = "undecodable"  # bytes that are no image
+TRUNCATED = "truncated"  # they start like an image, but not all of its pixels can be read
 TOO_SMALL = "too_small"  # the shorter side is below `min_image_side`
 TOO_LARGE = "too_large"  # a decompression bomb
 NO_CAPTION = "no_caption"  # missing or blank
 BAD_LABEL = "bad_label"  # missing, or none of the classes
-BROKEN_SHARD = "broken_shard"  # a streamed file breaks off at this row: the rest of it is skipped
-DAMAGE_KINDS = (EMPTY, UNDECODABLE, TRUNCATED, TOO_SMALL, TOO_LARGE, NO_CAPTION, BAD_LABEL, BROKEN_SHARD)
+BROKEN_SHARD = "broken_shard"  # a streamed file ends early at this row: the rest of it is skipped
+CORRUPTION_KINDS = (EMPTY, UNDECODABLE, TRUNCATED, TOO_SMALL, TOO_LARGE, NO_CAPTION, BAD_LABEL, BROKEN_SHARD)
 
-MAX_ATTEMPTS = 100  # rows tried for one place
-MIN_ROWS = 100  # before so many rows have been read, or all that there are, a share says little
+MAX_ATTEMPTS = 100  # rows tried for one position
+MIN_ROWS = 100  # the share is not checked before so many rows, or all that there are, have been read
 SHOWN_ROWS = 5
 
 
-class DamagedRow(ValueError):
+class CorruptRow(ValueError):
     """A row that cannot be used.
 
     Args:
-        kind: one of `DAMAGE_KINDS`.
+        kind: one of `CORRUPTION_KINDS`.
         message: what is wrong with this row.
     """
 
@@ -40,28 +40,28 @@ def first_good(
     make_example: Callable[[dict, np.random.Generator], dict],
     candidates: Iterable[tuple[int, dict, np.random.Generator]],
 ) -> dict:
-    """The example of the first candidate (row id, row, random numbers) that is not damaged.
+    """The example of the first candidate (row id, row, random numbers) that is not corrupt.
 
     Returns:
-        What `make_example(row, random)` gives, with the row's id as `"row_ids"` and, as `"damaged"`, the list of
+        The result of `make_example(row, random)`, with the row's id as "row_ids" and, as "corrupt", the list of
         (row id, kind) of the candidates before it.
 
     Raises:
-        ValueError: all candidates are damaged.
+        ValueError: all candidates are corrupt.
     """
-    damaged = []
+    corrupt = []
     for row_id, row, random in candidates:
         try:
-            return {**make_example(row, random), "row_ids": row_id, "damaged": damaged}
-        except DamagedRow as error:
-            damaged.append((row_id, error.kind))
-    report = DamageReport()
-    report.add(damaged)
-    raise ValueError(f"{len(damaged)} rows, drawn one after the other for the same place, are all damaged: {report}")
+            return {**make_example(row, random), "row_ids": row_id, "corrupt": corrupt}
+        except CorruptRow as error:
+            corrupt.append((row_id, error.kind))
+    report = CorruptionReport()
+    report.add(corrupt)
+    raise ValueError(f"{len(corrupt)} rows, tried in turn for one position, are all corrupt: {report}")
 
 
-class DamageReport:
-    """The damaged rows of a run: each counts once, however often it is met."""
+class CorruptionReport:
+    """The corrupt rows of a run; each counts once, however often it is met."""
 
     def __init__(self):
         self._kinds: dict[int, str] = {}
@@ -72,39 +72,39 @@ class DamageReport:
             for kind, rows in self.state().items()
         )
 
-    def add(self, damaged: Iterable[tuple[int, str]]) -> None:
-        """Add pairs (row id, kind), such as the `"damaged"` of a batch."""
-        self._kinds.update(damaged)
+    def add(self, corrupt: Iterable[tuple[int, str]]) -> None:
+        """Add pairs (row id, kind), such as the "corrupt" of a batch."""
+        self._kinds.update(corrupt)
 
     def counts(self) -> dict[str, int]:
         """Kind -> number of distinct rows, for the kinds that were met."""
         found = Counter(self._kinds.values())
-        return {kind: found[kind] for kind in DAMAGE_KINDS if kind in found}
+        return {kind: found[kind] for kind in CORRUPTION_KINDS if kind in found}
 
     def check(self, rows_seen: int, max_share: float, num_rows: int | None = None) -> None:
         """Stop a run on bad data.
 
         Args:
             rows_seen: rows read so far, with repetitions.
-            max_share: the part of the distinct rows among them that may be damaged.
-            num_rows: how many rows there are, if that is known; nothing is checked before all or 100 have been read.
+            max_share: largest accepted share of corrupt rows among the distinct rows read.
+            num_rows: number of rows, if known; nothing is checked before all or 100 of them have been read.
 
         Raises:
-            ValueError: more are damaged; the message has the kinds and some of the rows.
+            ValueError: more are corrupt; the message names the kinds and some of the rows.
         """
         rows = rows_seen if num_rows is None else min(rows_seen, num_rows)
         enough = MIN_ROWS if num_rows is None else min(MIN_ROWS, num_rows)
         if rows >= enough and len(self._kinds) > max_share * rows:
             raise ValueError(
-                f"{len(self._kinds)} of the {rows} rows read are damaged, more than a share of "
-                f"max_damaged_share={max_share}: {self}"
+                f"{len(self._kinds)} of the {rows} rows read are corrupt, more than a share of "
+                f"max_corrupt_share={max_share}: {self}"
             )
 
     def state(self) -> dict[str, list[int]]:
-        """Kind -> ids of its rows in ascending order: JSON, and what `load` takes."""
-        rows = {kind: sorted(row for row, other in self._kinds.items() if other == kind) for kind in DAMAGE_KINDS}
+        """Kind -> row ids in ascending order: JSON-able, for `load`."""
+        rows = {kind: sorted(row for row, other in self._kinds.items() if other == kind) for kind in CORRUPTION_KINDS}
         return {kind: ids for kind, ids in rows.items() if ids}
 
     def load(self, state: dict[str, list[int]]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         self._kinds = {row: kind for kind, rows in state.items() for row in rows}

@@ -1,4 +1,4 @@
-"""Pictures with their frozen encoder's features: the stages of a tokenizer train on them at several times the speed.
+"""Images with cached features of a frozen encoder: the stages of a tokenizer train on them several times as fast.
 
 The cache is the latent cache of an FAE of `encoder_type="identity"`, whose latents are the features (see
 `latent_cache.py`).
@@ -10,22 +10,22 @@ from dataclasses import fields, replace
 import torch
 
 from ..autoencoders.fae import AutoencoderFAE
-from .fingerprints import fingerprint_split
 from .images import DataArguments, ImageData
 from .latent_cache import CachedLatents
+from .protocol import DataWrapper
 
 
 __all__ = ["FeatureData"]
 
-# Of `DataArguments`: what a picture's features depend on.
+# The fields of `DataArguments` that an image's features depend on.
 SAME = ("train_split", "resolution", "crop", "min_image_side")
 
 
-class FeatureData:
+class FeatureData(DataWrapper):
     """`ImageData` whose training batches have "features": (B, C, h, w) float32, raw, at the precision of float16.
 
     Args:
-        data: the pictures; of each, all training rows are in the cache.
+        data: the images; the cache must hold all training rows.
         folder: of the cache.
         model: the tokenizer to be trained, with its frozen encoder.
 
@@ -33,16 +33,16 @@ class FeatureData:
         mean, std: of the cached features (C,), by which the cache's FAE standardises them.
 
     Raises:
-        ValueError: `folder` is no cache of features, or one of other pictures or of another encoder; or the pictures
-            are streamed, or `model` is no `AutoencoderFAE`. Reading rows: the cache leaves them out.
+        ValueError: `folder` is no cache of features, or one of other images or of another encoder; the images are
+            streamed; or `model` is no `AutoencoderFAE`. When reading: the cache lacks a row.
     """
 
     def __init__(self, data: ImageData, folder: str, model: AutoencoderFAE):
         if data.args.streaming:
             raise ValueError("streaming must be False with feature_cache, got True")
         if not isinstance(model, AutoencoderFAE):
-            raise ValueError(f"feature_cache is for an AutoencoderFAE, got a {type(model).__name__}")
-        self.data = data
+            raise ValueError(f"feature_cache requires an AutoencoderFAE, got a {type(model).__name__}")
+        super().__init__(data)
         self.cache = CachedLatents(folder, data.seed, data.args.random_flip)
         source = AutoencoderFAE.from_pretrained(self.cache.folder / "tokenizer", image_encoder=None)
         if source.config.encoder_type != "identity":
@@ -51,18 +51,32 @@ class FeatureData:
                 f"{source.config.encoder_type!r} in {folder!r}"
             )
         self.cache.check_image_encoder(model)
-        self._check_pictures()
+        self._check_images()
         self.mean, self.std = source.features_mean, source.features_std
         self.rows = {"train": self.cache.train, "validation": self.cache.validation}
-        self.places = {
-            split: {row: place for place, row in enumerate(rows["row_id"].to_pylist())}
+        self.indices = {
+            split: {row: index for index, row in enumerate(rows["row_id"].to_pylist())}
             for split, rows in self.rows.items()
         }
 
-    def __len__(self) -> int:
-        return len(self.data)
+    def extend(self, batch: dict) -> dict:
+        """A training batch with "features"."""
+        return {**batch, "features": self.read("train", batch["row_ids"].tolist(), batch["mirrored"].tolist())}
 
-    def _check_pictures(self):
+    def validation_batches(self, batch_size: int) -> Iterator[dict]:
+        """As `ImageData.validation_batches`: without features."""
+        return self.data.validation_batches(batch_size)
+
+    def read(self, split: str, row_ids: list[int], mirrored: list[bool]) -> torch.Tensor:
+        """Features (B, C, h, w) of rows of "train" or "validation", in float32."""
+        if missing := [row for row in row_ids if row not in self.indices[split]]:
+            raise ValueError(f"feature_cache {str(self.cache.folder)!r} has no row {missing[0]} of {split!r}")
+        indices = [self.indices[split][row] for row in row_ids]
+        moments = self.cache.read(self.rows[split], indices, mirrored)["moments"]
+        # The cache's latents are standardised features: undo it.
+        return moments.chunk(2, dim=1)[0] * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+
+    def _check_images(self):
         settings, args = self.cache.index["settings"], self.data.args
         for name in SAME:
             if settings[name] != getattr(args, name):
@@ -73,35 +87,5 @@ class FeatureData:
         counts = {name: settings[name] for name in ("max_train_samples", "max_validation_samples")}
         cached = ImageData(replace(args, **counts, **columns), settings["seed"])
         for split, fingerprint in self.cache.index["content"].items():
-            if fingerprint_split(cached, split) != fingerprint:
-                raise ValueError(f"feature_cache {str(self.cache.folder)!r} has the features of other pictures")
-
-    def signature(self, *place: int) -> dict:
-        """As `ImageData.signature`."""
-        return self.data.signature(*place)
-
-    def describe(self) -> str:
-        """As `ImageData.describe`."""
-        return self.data.describe()
-
-    def facts(self) -> dict:
-        """As `ImageData.facts`."""
-        return self.data.facts()
-
-    def validation_batches(self, batch_size: int) -> Iterator[dict]:
-        """As `ImageData.validation_batches`: without features."""
-        return self.data.validation_batches(batch_size)
-
-    def batches(self, batch_size: int, **place) -> Iterator[dict]:
-        """As `ImageData.batches`, with "features"."""
-        for batch in self.data.batches(batch_size, **place):
-            yield {**batch, "features": self.read("train", batch["row_ids"].tolist(), batch["mirrored"].tolist())}
-
-    def read(self, split: str, row_ids: list[int], mirrored: list[bool]) -> torch.Tensor:
-        """Features (B, C, h, w) of rows of "train" or "validation", in float32."""
-        if missing := [row for row in row_ids if row not in self.places[split]]:
-            raise ValueError(f"feature_cache {str(self.cache.folder)!r} has no row {missing[0]} of {split!r}")
-        places = [self.places[split][row] for row in row_ids]
-        moments = self.cache.read(self.rows[split], places, mirrored)["moments"]
-        # The cache's latents are standardised features: here they are wanted as the encoder gives them.
-        return moments.chunk(2, dim=1)[0] * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+            if cached.fingerprint(split) != fingerprint:
+                raise ValueError(f"feature_cache {str(self.cache.folder)!r} has the features of other images")

@@ -1,4 +1,4 @@
-"""What the rows of a data set or the weights of a model hold, in one short string."""
+"""The content of data sets and weights as short strings."""
 
 import hashlib
 import json
@@ -6,32 +6,32 @@ from collections.abc import Iterable
 
 import torch
 
-from .images import ImageData
+from .source import ImageSource
 
 
-__all__ = ["fingerprint_parameters", "fingerprint_rows", "fingerprint_split"]
+__all__ = ["fingerprint_parameters", "fingerprint_rows"]
 
-TAIL = 4096  # of compressed pictures the end depends on all of it: entropy codes, checksums
+TAIL = 4096  # the end of a compressed image depends on all of it: entropy codes, checksums
 
 
 def fingerprint_parameters(parameters: Iterable[torch.Tensor], settings=None) -> str:
     """Hash of weights in fp32, without their names, which transformers changes between releases.
 
     Args:
-        settings: whatever else is to count, as plain values.
+        settings: whatever else counts, as plain values.
     """
     digests = [hashlib.sha256(tensor.detach().float().cpu().numpy()).hexdigest() for tensor in parameters]
     return hashlib.sha256(json.dumps([sorted(digests), settings]).encode()).hexdigest()[:32]
 
 
-def fingerprint_rows(data: ImageData, rows) -> str:
-    """Hash of the rows in their order: length and last 4 KiB of every picture, labels, captions and groups.
+def fingerprint_rows(data: ImageSource, rows) -> str:
+    """Hash of the rows in their order: length and last 4 KiB of every image, labels, captions and groups.
 
-    It does not depend on where the files lie. Pictures behind URLs count by their URL: they are not fetched.
+    Paths are ignored. Images behind URLs count by their URL: they are not fetched.
 
     Args:
         data: says which columns these are.
-        rows: an indexed data set whose pictures are not decoded, of `data`.
+        rows: indexed rows of `data`, images undecoded.
     """
     args, digest = data.args, hashlib.sha256()
     names = [name for name in (args.label_column, args.caption_column, args.balance_column) if name]
@@ -42,11 +42,6 @@ def fingerprint_rows(data: ImageData, rows) -> str:
         values = [table[name].to_pylist() for name in columns]
         digest.update(json.dumps(values, default=str).encode())
     return digest.hexdigest()[:32]
-
-
-def fingerprint_split(data: ImageData, split: str) -> str:
-    """What identifies the rows of "train" or "validation"."""
-    return fingerprint_rows(data, data.rows(split)[1])
 
 
 def _end(cell):
@@ -64,5 +59,5 @@ def _end(cell):
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL))
             return b"%d:%b" % (size, file.read())
-    except FileNotFoundError:  # a damaged row
+    except FileNotFoundError:  # a corrupt row
         return b"none"

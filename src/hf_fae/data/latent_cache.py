@@ -1,16 +1,16 @@
-"""A data set encoded once: posterior moments in parquet shards, on which generators train without the encoder.
+"""A data set encoded once: posterior moments in parquet shards, so that generators train without the encoder.
 
-    folder/index.json            what was encoded with which tokenizer; shards, class names, damaged rows, statistics
+    folder/index.json            what was encoded with which tokenizer; shards, class names, corrupt rows, statistics
     folder/train/00000.parquet   rows in the order of the data set; likewise validation/
     folder/tokenizer/            the tokenizer with the statistics of these latents
 
-`latent_encoding.py` writes it. The moments are those of unnormalised latents: they stay valid when the tokenizer's
-statistics change. They are kept in float16, whose error (2^-11 of a mean, at most 0.008 of a log-variance within
-[-30, 20]) is far below the posterior's own spread. A cell holds the bytes of one (2C, h, w) array, which are read five
+`encode_dataset.py` writes it. The moments are those of unnormalised latents: they stay valid when the tokenizer's
+statistics change. They are stored in float16, whose error (2^-11 of a mean, at most 0.008 of a log-variance within
+[-30, 20]) is far below the posterior's own spread. A cell holds the bytes of one (2C, h, w) array, which is read five
 times as fast as a list of numbers.
 
-Of captions there may be embeddings as well, which depend on the text encoder and the length it was asked for: float16,
-a cell the bytes of one (tokens, width) array, without padding.
+There may be caption embeddings as well, which depend on the text encoder and its maximum length: float16, a cell the
+bytes of one (tokens, width) array, without padding.
 """
 
 import json
@@ -23,21 +23,22 @@ import torch
 from torch.utils.data import Dataset
 
 from ..latents import LatentAutoencoderMixin
+from ..loading import load_tokenizer
 from .captions import CaptionEncoder, unpack_embeds
 from .fingerprints import fingerprint_parameters
-from .images import DataArguments
 from .order import choose_row, group_rows, indexed_batches, is_mirrored, row_random
+from .source import DataArguments
 
 
 __all__ = ["CAPTION_EMBEDS", "COPIES", "INDEX", "LABELS", "CachedLatents", "is_latent_cache", "tokenizer_fingerprint"]
 
 INDEX = "index.json"
 COPIES = ("moments", "moments_flipped")
-# Columns beside the moments, and what batches call them.
+# Columns next to the moments -> their names in batches.
 LABELS = {"row_id": "row_ids", "label": "class_labels", "caption": "captions"}
-CAPTION_EMBEDS = "caption_embeds"  # a column, and what batches call it
-GROUP = "group"  # column of the values by which the data set is balanced, if it is
-READING = ("dataset_name", "random_flip", "max_train_samples")  # those of `DataArguments` that a cache is read with
+CAPTION_EMBEDS = "caption_embeds"  # a column, and its name in batches
+GROUP = "group"  # column of the values by which a balanced data set is grouped
+READING = ("dataset_name", "random_flip", "max_train_samples")  # the fields of `DataArguments` that apply to a cache
 
 
 def is_latent_cache(folder: str | Path) -> bool:
@@ -50,9 +51,9 @@ def is_latent_cache(folder: str | Path) -> bool:
 
 
 def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
-    """Hashes of what moments depend on: `"encoder"` (with its feature statistics) and `"image_encoder"`.
+    """Hashes of what moments depend on: "encoder" (with its feature statistics) and "image_encoder".
 
-    Decoders and latent statistics do not count. `"image_encoder"` is None where none is attached, or needed.
+    Decoders and latent statistics do not count. "image_encoder" is None where none is attached or needed.
     """
     if not isinstance(vae, LatentAutoencoderMixin):  # diffusers' `AutoencoderKL`
         parts = [vae.encoder, vae.quant_conv] if vae.config.use_quant_conv else [vae.encoder]
@@ -66,27 +67,27 @@ def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
 
 
 class CachedLatents:
-    """The latents that `encode_dataset` wrote, as batches: what a generator trains on instead of `ImageData`.
+    """The latents that `encode_dataset` wrote, as batches: a `GeneratorData` in place of `ImageData`.
 
-    A batch is `{"moments": (B, 2C, h, w) float32, "row_ids": (B,) long}`, with `"class_labels": (B,) long` and
-    `"captions": list of str` where the data set has them, and `"caption_embeds": (B, length, width) float32`, zero
-    behind the end of each text, where a text encoder has read them. `latents.normalized_posterior` turns moments into
-    the posterior of normalised latents. Order and mirroring are those of `ImageData` on the same rows.
+    A batch is a dict of "moments" (B, 2C, h, w) float32 and "row_ids" (B,) long, with "class_labels" (B,) long and
+    "captions", a list of strings, where the data set has them, and "caption_embeds" (B, length, width) float32, zero
+    after the end of each text, where a text encoder has embedded them. `latents.normalized_posterior` turns moments
+    into the posterior of normalised latents. Order and mirroring are those of `ImageData` on the same rows.
 
-    Opening a cache for the first time, `datasets` copies its rows into a memory-mapped file of its own cache.
+    When a cache is opened for the first time, `datasets` copies its rows into a memory-mapped file of its own cache.
 
     Args:
         folder: the cache.
         seed: of order and mirroring.
-        random_flip: take the mirrored copy of half of the training rows.
+        random_flip: use the mirrored copy of half of the training rows.
         max_train_samples: train on the first N rows only.
 
     Attributes:
-        groups: as those of `ImageData`, if the data set was balanced when it was encoded.
+        groups: as in `ImageData`, if the data set was balanced when it was encoded.
         id2label: class id -> name; None without labels.
-        shape: of one row's moments, (2C, h, w).
+        shape: (2C, h, w) of one row's moments.
         has_captions: whether the rows have captions.
-        text_encoder: what has read the captions, {"source", "max_length", "width"}; None without embeddings.
+        text_encoder: what has embedded the captions, {"source", "max_length", "width"}; None without embeddings.
 
     Raises:
         ValueError: `folder` is no finished cache, or `random_flip` is set and it has no mirrored copies.
@@ -120,7 +121,7 @@ class CachedLatents:
         """The cache in the folder `args.dataset_name`.
 
         Raises:
-            ValueError: as above, or an argument that speaks of pictures differs from its default and from what the
+            ValueError: as above, or an argument about images differs both from its default and from the value that the
                 cache was made with: it would have no effect.
         """
         latents = cls(args.dataset_name, seed, args.random_flip, args.max_train_samples)
@@ -140,7 +141,7 @@ class CachedLatents:
         return len(self.train)
 
     def check_tokenizer(self, vae: torch.nn.Module) -> None:
-        """Refuse a tokenizer to which these latents mean nothing; its frozen encoder is compared if it is attached.
+        """Refuse a tokenizer with another latent space; its frozen encoder is compared if it is attached.
 
         Raises:
             ValueError: another encoder made them.
@@ -148,11 +149,9 @@ class CachedLatents:
         self._check_parts(vae, tokenizer_fingerprint(vae))
 
     def check_caption_encoder(self, captions: CaptionEncoder) -> None:
-        """Refuse a text encoder, or a length, with which the captions were not read.
-
-        Raises:
-            ValueError: another text encoder or another length.
-        """
+        """As `GeneratorData.check_caption_encoder`; without embeddings any text encoder fits."""
+        if self.text_encoder is None:
+            return
         if captions.max_length != self.text_encoder["max_length"]:
             raise ValueError(
                 f"max_caption_length must be that of the latents in {str(self.folder)!r}, "
@@ -161,12 +160,12 @@ class CachedLatents:
         ours, theirs = self.index["fingerprint"]["text_encoder"], captions.fingerprint()
         if theirs != ours:
             raise ValueError(
-                f"text_encoder did not read the captions in {str(self.folder)!r}, which "
-                f"{self.text_encoder['source']!r} has read: its fingerprint is {theirs}, that one's {ours}"
+                f"text_encoder must be that of the captions in {str(self.folder)!r}, {self.text_encoder['source']!r}, "
+                f"whose fingerprint is {ours}, got {theirs}"
             )
 
     def check_image_encoder(self, vae: torch.nn.Module) -> None:
-        """As `check_tokenizer`, of the frozen encoder alone: the features of one serve all tokenizers on it."""
+        """As `check_tokenizer`, for the frozen encoder alone: its features serve all tokenizers on it."""
         self._check_parts(vae, {"image_encoder": tokenizer_fingerprint(vae)["image_encoder"]})
 
     def _check_parts(self, vae, theirs):
@@ -174,19 +173,39 @@ class CachedLatents:
         for part in theirs:
             if theirs[part] not in (None, ours[part]):
                 raise ValueError(
-                    f"vae did not make the latents in {str(self.folder)!r}, which are those of {self.index['vae']!r}: "
-                    f"its {part} has the fingerprint {theirs[part]}, theirs {ours[part]}"
+                    f"vae must be the tokenizer of the latents in {str(self.folder)!r}, {self.index['vae']!r}, whose "
+                    f"{part} has the fingerprint {ours[part]}, got {theirs[part]}"
                 )
+
+    def class_names(self) -> dict[int, str]:
+        """As `GeneratorData.class_names`."""
+        if self.id2label is None:
+            raise ValueError(f"dataset_name must have classes, but the latents in {str(self.folder)!r} have none")
+        return self.id2label
+
+    def load_tokenizer(self, path: str | None, image_encoder: str | None = None):
+        """As `GeneratorData.load_tokenizer`: by default the one in the cache; no frozen encoder is loaded."""
+        vae = load_tokenizer(str(path or self.folder / "tokenizer"), image_encoder=None)
+        self.check_tokenizer(vae)
+        return vae
+
+    def prepare_tokenizer(self, vae, image_encoder: str | None = None) -> None:
+        """As `check_tokenizer`: no frozen encoder is needed."""
+        self.check_tokenizer(vae)
+
+    def latent_size(self, vae) -> tuple[int, int]:
+        """As `GeneratorData.latent_size`."""
+        return self.shape[-2:]
 
     def batches(
         self, batch_size: int, *, images_seen: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
     ) -> Iterator[dict]:
-        """Endless training batches of one process; arguments as in `ImageData.batches`."""
-        place = {"images_seen": images_seen, "rank": rank, "world_size": world_size, "num_workers": num_workers}
-        return indexed_batches(_CachedRows(self), _as_it_is, self.seed, batch_size, **place)
+        """Endless training batches of one process; as `TrainingData.batches`."""
+        position = {"images_seen": images_seen, "rank": rank, "world_size": world_size, "num_workers": num_workers}
+        return indexed_batches(_CachedRows(self), _identity, self.seed, batch_size, **position)
 
     def signature(self, batch_size: int, world_size: int = 1, num_workers: int = 0) -> dict:
-        """As `ImageData.signature`, and the same where no row is left out: the order is the same, too."""
+        """As `ImageData.signature`, and equal to it if no row was left out: the order is then equal, too."""
         signature = {"rows": len(self), "split": self.index["settings"]["train_split"], "seed": self.seed}
         return signature | ({"groups": len(self.groups)} if self.groups else {})
 
@@ -205,11 +224,11 @@ class CachedLatents:
         """The validation rows in their order, unmirrored; the last batch may be smaller."""
         rows = self.validation
         for start in range(0, len(rows), batch_size):
-            places = list(range(start, min(start + batch_size, len(rows))))
-            yield self.read(rows, places, [False] * len(places))
+            indices = list(range(start, min(start + batch_size, len(rows))))
+            yield self.read(rows, indices, [False] * len(indices))
 
     def facts(self) -> dict:
-        """What a card tells of the data: of those that were encoded, as `ImageData.facts`."""
+        """As `TrainingData.facts`, for the data set that was encoded."""
         settings = self.index["settings"]
         return {
             "dataset": settings["dataset_name"],
@@ -225,9 +244,9 @@ class CachedLatents:
         files = [str(self.folder / file) for file, rows in self.index["splits"][split]["shards"].items() if rows]
         return load_dataset("parquet", data_files=files, split="train").with_format("arrow")
 
-    def read(self, rows, places: list[int], mirrored: list[bool]) -> dict:
-        """Rows as one batch. `datasets` gives slices of its memory-mapped file: only the copy in use is read."""
-        table = rows[places]
+    def read(self, rows, indices: list[int], mirrored: list[bool]) -> dict:
+        """Rows as one batch. `datasets` slices its memory-mapped file: only the copy in use is read."""
+        table = rows[indices]
         copies = [table[name] for name in COPIES if name in table.column_names]
         cells = [cell[mirror] for *cell, mirror in zip(*copies, mirrored, strict=True)]
         moments = np.stack([np.frombuffer(cell.as_buffer(), np.float16) for cell in cells])
@@ -255,5 +274,5 @@ class _CachedRows(Dataset):
         return latents.read(latents.train, [choose_row(latents.groups, latents.seed, *key) for key in keys], mirrored)
 
 
-def _as_it_is(batch):
+def _identity(batch):
     return batch

@@ -1,4 +1,4 @@
-"""Reading from a network or disk that fails now and then: what may pass is tried again, what is broken is left."""
+"""Reading from an unreliable network or disk: transient errors are retried, broken files are skipped."""
 
 import asyncio
 import itertools
@@ -16,44 +16,44 @@ logger = logging.getLogger(__name__)
 
 WAITS = (1, 5, 25)  # seconds before the second, third and fourth attempt
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-# The last two are how `datasets` fails on JSON of another form than that of the first rows.
+# `datasets` raises the last two on JSON of another form than that of the first rows.
 BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, AttributeError, TypeError)
 NETWORK_LIBRARIES = ("aiohttp", "botocore", "httpx", "requests")  # not all of their errors are OSErrors
 
 
 def wait_before_retry(error: Exception, failures: int) -> None:
-    """Wait after an error that may pass; raise one that will not, or that came too often.
+    """Wait after a transient error; raise any other, or one that came too often.
 
     Args:
-        failures: errors in a row before this one.
+        failures: consecutive errors before this one.
     """
     library = type(error).__module__.split(".")[0]
-    passing = isinstance(error, (OSError, asyncio.TimeoutError)) or library in NETWORK_LIBRARIES
-    if not passing or isinstance(error, FINAL) or failures >= len(WAITS):
+    transient = isinstance(error, (OSError, asyncio.TimeoutError)) or library in NETWORK_LIBRARIES
+    if not transient or isinstance(error, FINAL) or failures >= len(WAITS):
         raise error
-    logger.warning("trying again in %d s: %s: %s", WAITS[failures], type(error).__name__, error)
+    logger.warning("retrying in %d s: %s: %s", WAITS[failures], type(error).__name__, error)
     time.sleep(WAITS[failures])
 
 
 def read_rows(rows, broken: Callable[[int], object]) -> Iterator[tuple[int, dict]]:
     """(number, row) of an `IterableDataset`, usually one shard.
 
-    After an error that may pass the rows are opened anew and those before it passed over. Where the file itself is
-    broken, a tar or parquet file that ends too early for instance, the rows end: `broken` is called with the number
-    of the row that could not be read.
+    After a transient error the rows are reopened and those already read are skipped. Where the file itself is broken,
+    such as a tar or parquet file that ends too early, the rows end: `broken` is called with the number of the row
+    that could not be read.
     """
     number = failures = 0
     while True:
         try:
             # `iter` rather than `__iter__`: the latter would split the rows among the workers of a loader. One by one,
-            # since `datasets` 4 cannot join rows of a WebDataset of which some lack a file.
+            # since `datasets` 4 cannot batch rows of a WebDataset if some lack a file.
             for columns in itertools.islice(rows.iter(batch_size=1), number, None):
                 yield number, {name: values[0] for name, values in columns.items()}
                 number, failures = number + 1, 0
             return
         except Exception as error:
             if _is_broken(error):
-                logger.warning("a shard breaks off at row %d: %s: %s", number, type(error).__name__, error)
+                logger.warning("a shard ends early at row %d: %s: %s", number, type(error).__name__, error)
                 broken(number)
                 return
             wait_before_retry(error, failures)

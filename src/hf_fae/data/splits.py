@@ -1,7 +1,7 @@
-"""Which files of a local folder of pictures belong to which split.
+"""Which files of a local folder of images belong to which split.
 
-`datasets` looks for words such as "train" and "test" in all file and folder names and keeps the files that have them:
-one picture called `steam-train-1.png` would be the whole train split. Here only folders at one level can be splits.
+`datasets` looks for words such as "train" and "test" in all file and folder names and keeps only matching files: one
+image called `steam-train-1.png` would be the whole train split. Here only folders at one level can be splits.
 """
 
 import glob
@@ -21,24 +21,24 @@ CONTAINERS = {".arrow", ".gz", ".parquet", ".tar", ".tgz", ".zip"}
 
 
 def find_splits(folder: str) -> dict[str, list[str]] | None:
-    """Glob patterns of the pictures of each split.
+    """Glob patterns of the images of each split.
 
-    Where all folders at the top are named like splits (`train/`, `val/`, `test_images/`), they are; pictures beside
-    them belong to none. A single folder around them does not count as a level. Otherwise every picture is a training
-    picture, whatever its own name or that of its class.
+    If all top-level folders are named like splits (`train/`, `val/`, `test_images/`), they are the splits; images next
+    to them belong to none. A single folder around them does not count as a level. Otherwise every image is a training
+    image, whatever its own name or that of its class.
 
     Returns:
-        Split -> patterns relative to `folder`. None where `datasets` is to decide: `folder` is no local folder,
-        consists of data files (parquet, tar, ...), or says in its README.md which files are what.
+        Split -> patterns relative to `folder`. None where `datasets` decides: `folder` is no local folder, consists of
+        data files (parquet, tar, ...), or its README.md declares the splits.
 
     Raises:
-        ValueError: some of the folders are named like splits, train among them, and others are not.
+        ValueError: some folders are named like splits, including train, and others are not.
     """
     root = Path(folder)
     if not root.is_dir() or _has_configs(root / "README.md"):
         return None
-    places, pictures, containers = _look_through(root)
-    if containers >= pictures:
+    places, images, containers = _scan(root)
+    if containers >= images:
         return None
     above: tuple[str, ...] = ()
     while len({place[:1] for place in places}) == 1 and () not in places:
@@ -57,7 +57,7 @@ def find_splits(folder: str) -> dict[str, list[str]] | None:
         others = [name for name in names if name not in splits]
         raise ValueError(
             f"dataset_name {folder!r} has folders named like splits, {', '.join(splits)}, and others, "
-            f"{', '.join(others[:5])}{', ...' * (len(others) > 5)}: take the others away, or put all into one train/"
+            f"{', '.join(others[:5])}{', ...' * (len(others) > 5)}: remove the others, or put all into one train/"
         )
     return {"train": ["**"]}
 
@@ -73,18 +73,18 @@ def _has_configs(readme):
     return readme.is_file() and re.search(r"^configs:", readme.read_text(errors="replace"), re.MULTILINE) is not None
 
 
-def _look_through(root):
-    """The folders that hold pictures, as tuples of names below `root`; how many pictures; how many containers."""
+def _scan(root):
+    """The folders that hold images, as tuples of names below `root`; the number of images and of containers."""
     from PIL import Image
 
     extensions = Image.registered_extensions().keys() - CONTAINERS
-    places, pictures, containers = set(), 0, 0
+    places, images, containers = set(), 0, 0
     for folder, below, files in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if not name.startswith((".", "__"))]  # as `datasets` leaves them out
+        below[:] = [name for name in below if not name.startswith((".", "__"))]  # as `datasets` skips them
         endings = [os.path.splitext(name)[1].lower() for name in files if not name.startswith((".", "metadata."))]
         here = sum(ending in extensions for ending in endings)
         if here:
             places.add(Path(folder).relative_to(root).parts)
-        pictures += here
+        images += here
         containers += sum(ending in CONTAINERS for ending in endings)
-    return places, pictures, containers
+    return places, images, containers

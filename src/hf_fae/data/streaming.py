@@ -1,4 +1,4 @@
-"""Rows that are read while training: an order that is shuffled and still found again by counting."""
+"""Streamed rows: read while training, in a shuffled order that a resumed run finds again by counting."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .corrupt import BROKEN_SHARD, MAX_ATTEMPTS, DamageReport, first_good
+from .corrupt import BROKEN_SHARD, MAX_ATTEMPTS, CorruptionReport, first_good
 from .order import row_random
 from .reading import read_rows
 
@@ -24,40 +24,40 @@ def open_shard(rows, num_shards: int, shard: int):
 
 
 class StreamedRows(IterableDataset):
-    """The endless examples of one reader, a reader being one worker of one rank.
+    """The endless examples of one reader; a reader is one worker of one rank.
 
-    Where there are shards for all, they are dealt out: reader r of n has the shards r, r + n, ... and nobody reads a
-    file twice. Otherwise readers share shards in groups, as many groups as divide both numbers, and the readers of a
-    group deal out its rows among them, in turn. In every epoch a reader's shards come in another order, and rows are
-    shuffled within blocks. A place in the sequence is found again by counting: the rows before it are read but not
+    With at least as many shards as readers, reader r of n has the shards r, r + n, ..., and no file is read twice.
+    Otherwise readers share shards in groups, whose number is the greatest common divisor of shards and readers, and
+    the readers of a group take its rows in turn. In every epoch the order of a reader's shards changes, and rows are
+    shuffled within blocks. A position in the sequence is found again by counting: the rows before it are read but not
     decoded, at most two epochs of them.
 
-    An epoch is a reader's own: it has each of its rows once. Where n does not divide the number of shards, some
-    readers have a shard more than others, and their epochs are longer by its rows. As all readers give the same number
-    of rows, those of the longer epochs come up less often: with 294 shards and 64 readers, 4 times instead of 5. Many
-    shards per reader make that small.
+    Every reader has its own epochs, each with all of its rows once. Where n does not divide the number of shards, some
+    readers have one shard more than others, and their epochs are longer by its rows. As all readers yield the same
+    number of rows, those of the longer epochs appear less often: with 294 shards and 64 readers, 4 times instead of 5.
+    Many shards per reader make the difference small.
 
-    A damaged row is replaced by one of its block or, as the block may be short or a whole shard damaged, by one of a
-    reserve: rows from all over the first epoch, which every reader passes through, also when a run is resumed. Of a
-    shard that breaks off, the rest is skipped, and the next example reports it.
+    A row of the same block replaces a corrupt one or, as the block may be short or a whole shard corrupt, a row of a
+    reserve: rows from the whole first epoch, which every reader passes through, also when a run is resumed. The rest
+    of a shard that ends early is skipped, and the next example reports it.
 
     Args:
         data: the `ImageData`.
-        batch_size: rows in a batch: the loader takes a whole batch from one worker, then one from the next.
-        first_batch: batches of this rank to pass over.
-        rank, world_size: this process, and how many share the data.
+        batch_size: rows per batch: the loader takes a whole batch from one worker, then one from the next.
+        first_batch: batches of this rank to skip.
+        rank, world_size: this process, and the number of processes that share the data.
     """
 
     def __init__(self, data, batch_size: int, first_batch: int, rank: int, world_size: int):
         self.data, self.batch_size, self.first_batch = data, batch_size, first_batch
         self.rank, self.world_size = rank, world_size
-        self.broken: list[tuple[int, str]] = []  # (row id, kind), not reported yet
+        self.broken: list[tuple[int, str]] = []  # (row id, kind), not yet reported
 
     def __iter__(self) -> Iterator[dict]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        # Batches come from the workers in turn, always starting with worker 0: after a restart this worker takes the
-        # part of the one whose turn it was.
+        # Batches come from the workers in turn, always starting with worker 0: after a restart this worker takes over
+        # from the one whose turn it was.
         worker = (self.first_batch + worker) % num_workers
         reader, num_readers = self.rank * num_workers + worker, self.world_size * num_workers
         skip = len(range(worker, self.first_batch, num_workers)) * self.batch_size
@@ -76,17 +76,17 @@ class StreamedRows(IterableDataset):
                 length += len(block)
                 rng = np.random.default_rng((seed, epoch, reader, number))
                 order = rng.permutation(len(block))
-                if epoch == 0:  # each block so far has the same part of the reserve
+                if epoch == 0:  # each block so far has the same share of the reserve
                     for slot in np.flatnonzero(rng.random(RESERVE_ROWS) < 1 / (number + 1)):
                         reserve[slot] = block[rng.integers(len(block))]
-                for place in order[skip:]:
-                    example = first_good(self.data.example, self._candidates(epoch, block[place], block, reserve))
-                    example["damaged"] += self.broken
+                for index in order[skip:]:
+                    example = first_good(self.data.example, self._candidates(epoch, block[index], block, reserve))
+                    example["corrupt"] += self.broken
                     self.broken = []
                     yield example
                 skip = max(0, skip - len(block))
             if length == 0:
-                report = DamageReport()
+                report = CorruptionReport()
                 report.add(self.broken)
                 reason = f"its shards are broken: {report}" if self.broken else "use fewer workers"
                 raise ValueError(f"{args.dataset_name!r} has no rows for reader {reader}: {reason}")
@@ -98,7 +98,7 @@ class StreamedRows(IterableDataset):
         group, turn, turns = reader % groups, reader // groups, num_readers // groups
         mine = range(group, num_shards, groups)
         order = np.random.default_rng((self.data.seed, epoch, group)).permutation(len(mine))
-        shards = itertools.chain.from_iterable(self._shard_rows(mine[place]) for place in order)
+        shards = itertools.chain.from_iterable(self._shard_rows(mine[index]) for index in order)
         return itertools.islice(shards, turn, None, turns)
 
     def _shard_rows(self, shard):

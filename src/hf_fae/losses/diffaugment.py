@@ -1,4 +1,4 @@
-"""DiffAugment (arXiv 2006.10738): what a discriminator sees is changed at random, and gradients pass through."""
+"""DiffAugment (arXiv 2006.10738): differentiable random augmentation of a discriminator's inputs."""
 
 import torch
 
@@ -9,16 +9,16 @@ __all__ = ["DiffAugment"]
 
 
 class DiffAugment:
-    """Random colour, position and holes, every image its own; the defaults are RAE's.
+    """Random colour, translation and cutout, different for every image; the defaults are RAE's.
 
-    A strength of 0 leaves a kind out.
+    A strength of 0 disables an augmentation.
 
     Args:
-        brightness: added, from -brightness to brightness.
-        saturation: distances from the pixel's grey are multiplied by 1 - saturation to 1 + saturation.
-        contrast: distances from the image's mean, by 1 - contrast to 1 + contrast.
-        translation: shift in whole pixels, up to this share of the side; zeros come in.
-        cutout: side of a square of zeros, as a share of the image's sides; its middle may be anywhere.
+        brightness: an offset from -brightness to brightness.
+        saturation: a factor from 1 - saturation to 1 + saturation, on distances from the pixel's grey.
+        contrast: a factor from 1 - contrast to 1 + contrast, on distances from the image's mean.
+        translation: a shift in whole pixels, up to this share of the side, padded with zeros.
+        cutout: side of a square of zeros, as a share of the image's sides, centred anywhere in it.
 
     Raises:
         ValueError: a strength outside [0, 1].
@@ -47,12 +47,12 @@ class DiffAugment:
         return f"DiffAugment({', '.join(f'{name}={value}' for name, value in self.strengths.items())})"
 
     def __call__(self, images: torch.Tensor, random: ImageRandom) -> torch.Tensor:
-        """Images (B, 3, H, W), fp32 and unclamped, of images in about [-1, 1]; differentiable.
+        """Augmented images (B, 3, H, W), fp32 and unclamped, of images in about [-1, 1]; differentiable.
 
-        Seven numbers an image are drawn, whatever is switched on.
+        It consumes seven random numbers per image, whatever is enabled.
         """
         strength, images = self.strengths, images.float()
-        colour, shift, middle = random.uniform(len(images), 7).to(images.device).split([3, 2, 2], dim=1)
+        colour, shift, center = random.uniform(len(images), 7).to(images.device).split([3, 2, 2], dim=1)
         brightness, saturation, contrast = (2 * colour - 1).view(-1, 3, 1, 1, 1).unbind(1)
         images = images + strength["brightness"] * brightness
         images = torch.lerp(images.mean(1, keepdim=True), images, 1 + strength["saturation"] * saturation)
@@ -60,12 +60,12 @@ class DiffAugment:
         if strength["translation"]:
             images = _translate(images, strength["translation"], shift)
         if strength["cutout"]:
-            images = images * _outside(images, strength["cutout"], middle)
+            images = images * _outside(images, strength["cutout"], center)
         return images
 
 
 def _translate(images, share, numbers):
-    """Images moved down and right by whole pixels, evenly from -share to share; numbers (B, 2) in [0, 1)."""
+    """Images shifted down and right by whole pixels, uniformly from -share to share; numbers (B, 2) in [0, 1)."""
     for dim, number in zip((2, 3), numbers.unbind(1)):
         side = images.shape[dim]
         limit = round(share * side)
@@ -78,10 +78,10 @@ def _translate(images, share, numbers):
     return images
 
 
-def _outside(images, share, middle):
-    """A mask (B, 1, H, W): 0 in a rectangle of `share` of both sides around `middle` (B, 2) in [0, 1), else 1."""
+def _outside(images, share, center):
+    """A mask (B, 1, H, W): 0 in a rectangle of `share` of both sides around `center` (B, 2) in [0, 1), else 1."""
     inside = []
-    for side, position in zip(images.shape[2:], middle.unbind(1)):
+    for side, position in zip(images.shape[2:], center.unbind(1)):
         width = round(share * side)
         start = (position * side).long()[:, None] - width // 2
         cells = torch.arange(side, device=images.device)

@@ -12,10 +12,25 @@ from .perceptual import EncoderLayers
 __all__ = ["NLayerDiscriminator", "PatchDiscriminator", "TokenDiscriminator"]
 
 
+class _BlurDownsample(nn.Module):
+    """Halves height and width of (B, C, H, W) after a binomial filter of 4 x 4 (arXiv 1904.11486)."""
+
+    def __init__(self):
+        super().__init__()
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(row, row)[None, None], persistent=False)
+
+    def forward(self, hidden_states):
+        channels = hidden_states.shape[1]
+        kernel = self.kernel.to(hidden_states.dtype).expand(channels, -1, -1, -1)
+        return F.conv2d(hidden_states, kernel, stride=2, padding=1, groups=channels)
+
+
 class PatchDiscriminator(nn.Module):
     """Convolutional discriminator of patches with blurred downsampling (MaskBit, arXiv 2409.16211).
 
-    The channels of the stages are base, 2 base, 4 base, ...; each halves the sides. Nothing depends on the batch.
+    The channels of the stages are base, 2 base, 4 base, ...; each halves the sides. The logits of an image do not
+    depend on its batch.
 
     Args:
         base_channels: a multiple of 32, the number of groups of the norms.
@@ -52,11 +67,11 @@ class PatchDiscriminator(nn.Module):
 class NLayerDiscriminator(nn.Module):
     """PatchGAN (pix2pix, arXiv 1611.07004, appendix 6.1.2; taming-transformers), the discriminator of l-DeTok.
 
-    Its batch norms take the statistics of each call, in every mode: real and made pictures are judged in calls of
-    their own, and the logits of a picture depend on the others of its process.
+    Its batch norms use the statistics of each call, in every mode: real images and reconstructions are judged in
+    separate calls, and the logits of an image depend on the others in its process.
 
     Args:
-        base_channels: of the first of `num_stages` + 2 layers; they double up to eightfold.
+        base_channels: of the first of `num_stages` + 2 layers; they double up to eight times as many.
         num_stages: layers that halve the sides, at least 1.
 
     Raises:
@@ -93,59 +108,13 @@ class NLayerDiscriminator(nn.Module):
         return self.layers(images).float()
 
 
-class _BlurDownsample(nn.Module):
-    """Halves height and width of (B, C, H, W) behind a binomial filter of 4 x 4 (arXiv 1904.11486)."""
-
-    def __init__(self):
-        super().__init__()
-        row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("kernel", torch.outer(row, row)[None, None], persistent=False)
-
-    def forward(self, hidden_states):
-        channels = hidden_states.shape[1]
-        kernel = self.kernel.to(hidden_states.dtype).expand(channels, -1, -1, -1)
-        return F.conv2d(hidden_states, kernel, stride=2, padding=1, groups=channels)
-
-
-class TokenDiscriminator(nn.Module):
-    """Heads on the tokens of a frozen vision transformer (StyleGAN-T, arXiv 2301.09515, section 3.2; RAE's settings).
-
-    Five heads: at the ends of the network's four quarters, and once more on the last (RAE) or on what the first layer
-    reads (MAETok). Only they are trained; gradients reach the images through the frozen network. (Some zero that
-    network's key biases: attention does not feel them.)
-
-    Args:
-        network: any encoder; its input size is the size at which images are judged (RAE: DINO ViT-S/8 at 224).
-        with_embeddings: whether the fifth head is on what the first layer reads.
-    """
-
-    def __init__(self, network: VisionEncoder, with_embeddings: bool = False):
-        super().__init__()
-        self.network = EncoderLayers(network.requires_grad_(False), with_embeddings)
-        self.heads = nn.ModuleList(_TokenHead(network.hidden_size) for _ in range(EncoderLayers.count + 1))
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str = "facebook/dino-vits8", with_embeddings: bool = False
-    ) -> "TokenDiscriminator":
-        """With fresh heads on a pretrained network.
-
-        Args:
-            pretrained_model_name_or_path: Hub id or folder, as `VisionEncoder.from_pretrained` takes it.
-            with_embeddings: as above.
-        """
-        network = VisionEncoder.from_pretrained(pretrained_model_name_or_path, dtype=torch.float32)
-        return cls(network, with_embeddings)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 5 N), fp32, of images (B, 3, H, W) in [-1, 1]: one of every head for each of N patches."""
-        layers = self.network(images)
-        if not self.network.with_embeddings:
-            layers = [*layers, layers[-1]]
-        # In fp32: the spectral norms are quotients of small differences.
-        with torch.autocast(images.device.type, enabled=False):
-            pairs = zip(self.heads, layers, strict=True)
-            return torch.cat([head(tokens.float()) for head, tokens in pairs], dim=1)
+def _token_block(channels, kernel_size):
+    return nn.Sequential(
+        spectral_norm(nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, padding_mode="circular")),
+        # Per image and channel over the tokens, so that the logits do not depend on the batch.
+        nn.InstanceNorm1d(channels, eps=1e-6, affine=True),
+        nn.LeakyReLU(0.2),
+    )
 
 
 class _TokenHead(nn.Module):
@@ -163,10 +132,42 @@ class _TokenHead(nn.Module):
         return self.output(hidden_states).squeeze(1)
 
 
-def _token_block(channels, kernel_size):
-    return nn.Sequential(
-        spectral_norm(nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, padding_mode="circular")),
-        # Of each image and channel over its tokens, so that the logits do not depend on the batch.
-        nn.InstanceNorm1d(channels, eps=1e-6, affine=True),
-        nn.LeakyReLU(0.2),
-    )
+class TokenDiscriminator(nn.Module):
+    """Heads on the tokens of a frozen vision transformer (StyleGAN-T, arXiv 2301.09515, section 3.2; RAE's settings).
+
+    Five heads: at the ends of the network's four quarters, and a second one at the last (RAE) or one on the input of
+    the first layer (MAETok). Only they are trained; gradients reach the images through the frozen network. (Some
+    recipes zero that network's key biases, which do not affect attention.)
+
+    Args:
+        network: any encoder; images are judged at its input size (RAE: DINO ViT-S/8 at 224).
+        with_embeddings: whether the fifth head is on the input of the first layer.
+    """
+
+    def __init__(self, network: VisionEncoder, with_embeddings: bool = False):
+        super().__init__()
+        self.network = EncoderLayers(network.requires_grad_(False), with_embeddings)
+        self.heads = nn.ModuleList(_TokenHead(network.hidden_size) for _ in range(EncoderLayers.count + 1))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str = "facebook/dino-vits8", with_embeddings: bool = False
+    ) -> "TokenDiscriminator":
+        """With untrained heads on a pretrained network.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder, as for `VisionEncoder.from_pretrained`.
+            with_embeddings: as above.
+        """
+        network = VisionEncoder.from_pretrained(pretrained_model_name_or_path, dtype=torch.float32)
+        return cls(network, with_embeddings)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 5 N), fp32, of images (B, 3, H, W) in [-1, 1]: one per head and patch."""
+        layers = self.network(images)
+        if not self.network.with_embeddings:
+            layers = [*layers, layers[-1]]
+        # In fp32: the spectral norms are quotients of small differences.
+        with torch.autocast(images.device.type, enabled=False):
+            pairs = zip(self.heads, layers, strict=True)
+            return torch.cat([head(tokens.float()) for head, tokens in pairs], dim=1)

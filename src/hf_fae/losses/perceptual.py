@@ -1,4 +1,4 @@
-"""Perceptual distances of images from frozen networks: LPIPS, class logits, and the features of any vision model."""
+"""Perceptual distances of images by frozen networks: LPIPS, class logits, and the features of any vision model."""
 
 import os
 
@@ -32,12 +32,12 @@ class _FrozenDistance(nn.Module):
         self.network = network.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
-        """Stays in eval mode: the statistics of batch norms are part of the frozen network."""
+        """Stays in eval mode: batch norm statistics are part of the frozen network."""
         return super().train(False)
 
 
 class FeatureDistance(_FrozenDistance):
-    """Mean squared distance of two pictures' unit-normalised feature maps, over several stages of a frozen network.
+    """Mean squared distance of two images' unit-normalised feature maps, over several stages of a frozen network.
 
     LPIPS without its learned weights (arXiv 1801.03924, eq. 1): at every position the feature vectors of a stage are
     scaled to length 1; their squared distances, each between 0 and 4, are averaged over positions, then over stages.
@@ -48,9 +48,9 @@ class FeatureDistance(_FrozenDistance):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str) -> "FeatureDistance":
-        """Of a timm model (the stages that `features_only` gives) or of a transformers vision model (four layers).
+        """From a timm model (its `features_only` stages) or a transformers vision model (four layers).
 
-        Pictures are normalised with the model's own mean and std, and resized only where its input size is fixed.
+        Images are normalised with the model's own mean and std, and resized only where its input size is fixed.
 
         Args:
             pretrained_model_name_or_path: Hub id or local folder.
@@ -79,13 +79,13 @@ class FeatureDistance(_FrozenDistance):
         Gradients reach `images` only.
         """
         with torch.no_grad():
-            wanted = self.features(targets)
-        pairs = zip(self.features(images), wanted, strict=True)
-        return torch.stack([(found - target).square().sum(-1).mean() for found, target in pairs]).mean()
+            targets = self.features(targets)
+        pairs = zip(self.features(images), targets, strict=True)
+        return torch.stack([(features - target).square().sum(-1).mean() for features, target in pairs]).mean()
 
 
 class LogitDistance(_FrozenDistance):
-    """Mean squared difference of two pictures' class logits.
+    """Mean squared difference of two images' class logits.
 
     Args:
         network: images (B, 3, H, W) in [-1, 1] -> logits (B, classes), differentiable.
@@ -93,7 +93,7 @@ class LogitDistance(_FrozenDistance):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str) -> "LogitDistance":
-        """Of a timm classifier, at its own input size and with its own mean and std.
+        """From a timm classifier, at its own input size and with its own mean and std.
 
         Args:
             pretrained_model_name_or_path: Hub id or local folder.
@@ -115,12 +115,12 @@ class LogitDistance(_FrozenDistance):
         Gradients reach `images` only.
         """
         with torch.no_grad():
-            wanted = self.network(targets).float()
-        return F.mse_loss(self.network(images).float(), wanted)
+            targets = self.network(targets).float()
+        return F.mse_loss(self.network(images).float(), targets)
 
 
 class LPIPS(_FrozenDistance):
-    """The learned perceptual distance on VGG16 (arXiv 1801.03924), in torchmetrics' arithmetic.
+    """The learned perceptual distance on VGG16 (arXiv 1801.03924), as computed by torchmetrics.
 
     Args:
         network: torchmetrics' network with its weights: (images, targets) in [-1, 1] -> (B, 1, 1, 1).
@@ -128,15 +128,15 @@ class LPIPS(_FrozenDistance):
 
     @classmethod
     def from_pretrained(cls, vgg16: str | None = None) -> "LPIPS":
-        """The learned heads come with torchmetrics, VGG16 from torchvision.
+        """With the learned heads from torchmetrics, and VGG16 from torchvision.
 
         Args:
             vgg16: a file with VGG16's ImageNet weights under torchvision's names, safetensors or a torch state dict;
-                by default torchvision's own in the cache of torch.hub, where they are downloaded to.
+                by default torchvision's own, downloaded into the cache of torch.hub.
 
         Raises:
             ValueError: the file lacks weights of VGG16.
-            OSError: the file is not there, or nothing is cached and the download fails.
+            OSError: the file does not exist, or nothing is cached and the download fails.
         """
         from accelerate import init_empty_weights
         from torchmetrics.functional.image import lpips
@@ -145,7 +145,7 @@ class LPIPS(_FrozenDistance):
         backbone = load_hub_weights(VGG16_Weights.IMAGENET1K_V1.url, vgg16, "vgg16", "lpips:FILE=WEIGHT")
         heads = os.path.join(os.path.dirname(lpips.__file__), "lpips_models", "vgg.pth")
         state = torch.load(heads, map_location="cpu", weights_only=True)
-        with init_empty_weights():  # torchmetrics builds VGG16's classifier, too, only to drop it
+        with init_empty_weights():  # torchmetrics also builds VGG16's classifier, which it drops
             network = lpips._LPIPS(pretrained=False, net="vgg", pnet_rand=True)
         for name, parameter in network.net.named_parameters():
             source = f"features.{name.partition('.')[2]}"  # "slice2.5.weight" is torchvision's "features.5.weight"
@@ -155,7 +155,7 @@ class LPIPS(_FrozenDistance):
                     f"{tuple(parameter.shape)} is not in it"
                 )
             state[f"net.{name}"] = backbone[source].float()
-        # Not strict: the network knows its heads under two names.
+        # Not strict: the network has its heads under two names.
         network.load_state_dict(state, strict=False, assign=True)
         return cls(network)
 
@@ -167,7 +167,7 @@ class LPIPS(_FrozenDistance):
         return self.distances(images, targets).mean()
 
     def distances(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """As `forward`, of each image by itself: (B,)."""
+        """As `forward`, for each image separately: (B,)."""
         return self.network(images, targets.detach()).float().flatten()
 
 
@@ -203,17 +203,17 @@ def load_perceptual(terms: list[str]) -> WeightedDistance:
 
     Raises:
         ValueError: no terms, a term of another form, or a source that does not fit its kind.
-        OSError: a source that is not found.
+        OSError: a source is not found.
     """
     if not terms:
         raise ValueError("terms must name at least one distance, got none")
-    parsed = [_parse(term) for term in terms]  # all of them before anything is loaded
+    parsed = [_parse(term) for term in terms]  # all, before anything is loaded
     distances = [_KINDS[kind].from_pretrained(*source) for kind, source, _ in parsed]
     return WeightedDistance(distances, [weight for *_, weight in parsed])
 
 
 def parse_term(term: str) -> tuple[str, str | None, float] | None:
-    """(kind, source or None, weight) of "KIND=WEIGHT" or "KIND:SOURCE=WEIGHT"; None if it is no such thing."""
+    """(kind, source or None, weight) of "KIND=WEIGHT" or "KIND:SOURCE=WEIGHT"; None for any other text."""
     name, _, weight = term.rpartition("=")
     kind, colon, source = name.partition(":")
     try:
@@ -242,7 +242,7 @@ class EncoderLayers(nn.Module):
 
     Args:
         encoder: any encoder.
-        with_embeddings: what the first layer reads comes as well, in front.
+        with_embeddings: put the input of the first layer in front of them.
     """
 
     count = 4

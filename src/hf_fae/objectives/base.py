@@ -1,10 +1,11 @@
-"""What the loop trains, and the noise that objectives of tokenizers and of generators have in common.
+"""What the training loop trains: the base of all objectives, and the noise that they share.
 
-All randomness is drawn from the `ImageRandom` that comes with a batch, so that an image has the same noise on any
-number of processes.
+All randomness comes from the `ImageRandom` that accompanies a batch, so that an image has the same noise on any number
+of processes.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -13,13 +14,14 @@ from torch import nn
 from ..utils.randomness import ImageRandom
 
 
-__all__ = [
-    "Objective",
-    "add_noise",
-    "check_not_negative",
-    "check_stage",
-    "sample_posterior",
-]
+__all__ = ["Mean", "Objective", "add_noise", "check_not_negative", "sample_posterior"]
+
+
+class Mean(NamedTuple):
+    """A mean as its sum and its count, both scalars, to be pooled over steps and processes before the division."""
+
+    sum: torch.Tensor
+    count: torch.Tensor
 
 
 def sample_posterior(posterior: DiagonalGaussianDistribution, random: ImageRandom) -> torch.Tensor:
@@ -28,18 +30,18 @@ def sample_posterior(posterior: DiagonalGaussianDistribution, random: ImageRando
 
 
 def add_noise(latents: torch.Tensor, sigma: float, random: ImageRandom) -> torch.Tensor:
-    """Latents with Gaussian noise of standard deviation `sigma`, as a flow that was trained so draws them."""
+    """Latents plus Gaussian noise of standard deviation `sigma`, as a flow trained on noisy latents samples them."""
     return latents + sigma * random.normal(*latents.shape).to(latents.dtype) if sigma else latents
 
 
 class Objective(nn.Module):
-    """What the loop trains: `forward(batch, random)` returns a dict of tensors, "loss" and whatever is worth logging.
+    """What the loop trains: `forward(batch, random)` returns a dict with "loss" and further values to log.
 
-    Scalars are logged as their mean over steps and processes; a tensor of two numbers is a sum and a count, logged as
-    their quotient over an interval.
+    A scalar tensor is logged as its mean over steps and processes, a `Mean` as the quotient of its pooled sum and
+    count.
 
     Args:
-        model: what is trained; all of it is frozen but the named parts, and what is frozen stays in eval mode.
+        model: the model; all of it is frozen except for the trained parts, and frozen parts stay in eval mode.
         trained: modules of `model` to train.
     """
 
@@ -51,16 +53,16 @@ class Objective(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The blocks that FSDP2 shards one by one; Accelerate refuses names of blocks that are not there."""
+        """The blocks that FSDP2 shards one by one; Accelerate does not accept names of absent blocks."""
         names = getattr(self.model, "_no_split_modules", None) or []
         present = {type(module).__name__ for module in self.model.modules()}
         return [name for name in names if name in present]
 
-    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor | Mean]:
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict]:
-        """Groups for the optimiser, each clipped by itself; the first one is what is averaged and saved.
+        """Groups for the optimiser, each clipped by itself; the first one is averaged and saved.
 
         A group is a dict with "params", optionally "learning_rate" (by default the run's) and "name", under which its
         gradient norm is logged.
@@ -79,12 +81,12 @@ class Objective(nn.Module):
         return self
 
 
-def check_not_negative(**noise):
-    for name, value in noise.items():
+def check_not_negative(**values: float) -> None:
+    """Refuse negative and infinite values.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, value in values.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and not negative, got {value}")
-
-
-def check_stage(stage):
-    if stage not in (1, 2):
-        raise ValueError(f"stage must be 1 or 2, got {stage!r}")

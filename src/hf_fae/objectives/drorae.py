@@ -1,11 +1,10 @@
-"""The objectives of RAE (arXiv 2510.11690), RAEv2 (arXiv 2605.18324) and DRoRAE's phases (arXiv 2605.10780)."""
+"""The objective of RAE (arXiv 2510.11690), RAEv2 (arXiv 2605.18324) and DRoRAE's phases (arXiv 2605.10780)."""
 
 from typing import Literal
 
 import torch
 from torch import nn
 
-from ..losses.gan import AdversarialLoss
 from ..utils.randomness import ImageRandom
 from .base import check_not_negative
 from .reconstruction import Reconstruction, ReconstructionObjective
@@ -15,27 +14,31 @@ __all__ = ["DRoRAEObjective", "add_decoder_noise"]
 
 
 def add_decoder_noise(tokens: torch.Tensor, tau: float, random: ImageRandom) -> torch.Tensor:
-    """Tokens (B, N, C) with the noise of RAE's decoder: sigma eps, sigma = tau u with one uniform u for each image.
+    """Tokens (B, N, C) plus the noise of RAE's decoder: sigma eps, sigma = tau u with one uniform u per image.
 
-    That is the law of RAE's code, which made its published decoders; arXiv 2510.11690 has |N(0, tau^2)| for sigma.
+    This is the distribution in RAE's code, which trained its published decoders; arXiv 2510.11690 has |N(0, tau^2)|
+    for sigma.
     """
     sigma = tau * random.uniform(len(tokens)).view(-1, 1, 1)
     return tokens + (sigma * random.normal(*tokens.shape)).to(tokens.dtype)
 
 
 class DRoRAEObjective(ReconstructionObjective):
-    """The phases of DRoRAE (section 3.3): the decoder behind a frozen fusion, or the fusion before a frozen decoder.
+    """One phase of DRoRAE: the decoder after a frozen fusion, or the fusion before a frozen decoder.
 
     Phase 1 is the training of RAE and RAEv2, whose `model` has no fusion; in phase 3 it has a trained one. While
-    training, the decoder sees noise on the unnormalised latents; the discriminator learns from what it makes of them
-    without noise, as in RAE's code.
+    training, the decoder sees noise on the unnormalised latents; the discriminator learns from reconstructions without
+    that noise, as in RAE's code.
 
     Args:
         model: an `AutoencoderDRoRAE` or `AutoencoderRAEv2` with its frozen encoder attached.
         trained: `"decoder"` (phases 1 and 3) or `"fusion"` (phase 2).
         decoder_noise: tau, see `add_decoder_noise`; 0 for none.
-        reconstruction_loss, perceptual, perceptual_weight, adversarial, discriminator_learning_rate: as
-            `ReconstructionObjective`.
+        reconstruction_loss: of RAE's recipe.
+        losses: as in `ReconstructionObjective`.
+
+    Raises:
+        ValueError: another choice, numbers out of range, or no fusion to train.
     """
 
     def __init__(
@@ -44,33 +47,21 @@ class DRoRAEObjective(ReconstructionObjective):
         trained: Literal["decoder", "fusion"] = "decoder",
         decoder_noise: float = 0.8,
         reconstruction_loss: Literal["l2", "l1"] = "l1",
-        perceptual: nn.Module | None = None,
-        perceptual_weight: float = 1.0,
-        adversarial: AdversarialLoss | None = None,
-        discriminator_learning_rate: float | None = None,
+        **losses,
     ):
         if trained not in ("decoder", "fusion"):
             raise ValueError(f"trained must be 'decoder' or 'fusion', got {trained!r}")
         check_not_negative(decoder_noise=decoder_noise)
-        has_experts = model.config.get("fusion_type") == "experts" and model.config.fusion_weight > 0
-        if trained == "fusion" and not has_experts:
-            got = {name: model.config.get(name) for name in ("fusion_type", "fusion_weight")}
+        fusion_type, fusion_weight = (model.config.get(name) for name in ("fusion_type", "fusion_weight"))
+        if trained == "fusion" and (fusion_type != "experts" or fusion_weight == 0):
             raise ValueError(
-                "trained must be 'decoder' for a tokenizer whose latents no experts take part in, got 'fusion' with "
-                f"fusion_type {got['fusion_type']!r} and fusion_weight {got['fusion_weight']}"
+                "trained must be 'decoder' for a tokenizer whose latents do not depend on experts, got 'fusion' with "
+                f"fusion_type {fusion_type!r} and fusion_weight {fusion_weight}"
             )
-        super().__init__(
-            model,
-            [trained],
-            reconstruction_loss,
-            perceptual,
-            perceptual_weight,
-            adversarial,
-            discriminator_learning_rate,
-        )
+        super().__init__(model, [trained], reconstruction_loss=reconstruction_loss, **losses)
         self.trains_fusion, self.decoder_noise = trained == "fusion", decoder_noise
-        if adversarial is not None and adversarial.adaptive:
-            # Adaptive weights are taken from its gradient. In phase 2 no optimiser has it, so that it stays as it is.
+        if self.adversarial is not None and self.adversarial.adaptive:
+            # Adaptive weights need the gradient of the last layer; in phase 2 no optimiser updates it.
             self.last_layer_weight.requires_grad_(True)
 
     @property
@@ -80,7 +71,7 @@ class DRoRAEObjective(ReconstructionObjective):
     def before_step(self, step: int) -> None:
         super().before_step(step)
         if self.trains_fusion:
-            self.last_layer_weight.grad = None  # which no optimiser clears
+            self.last_layer_weight.grad = None  # no optimiser clears it
 
     def reconstruct(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> Reconstruction:
         features, _ = self.model.extract_features(batch["pixel_values"])
@@ -89,8 +80,8 @@ class DRoRAEObjective(ReconstructionObjective):
         if not self.training or self.decoder_noise == 0:
             return Reconstruction(self.model.decode_tokens(tokens))
         decoded = self.model.decode_tokens(add_decoder_noise(tokens, self.decoder_noise, random))
-        shown = None
-        if self.adversarial is not None and self.adversarial.discriminator_learns:
+        discriminator_images = None
+        if self.adversarial is not None and self.adversarial.trains_discriminator:
             with torch.no_grad():
-                shown = self.model.decode_tokens(tokens)
-        return Reconstruction(decoded, shown)
+                discriminator_images = self.model.decode_tokens(tokens)
+        return Reconstruction(decoded, discriminator_images)

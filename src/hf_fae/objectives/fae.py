@@ -1,5 +1,7 @@
-"""What tokenizers minimise: the losses of images that all of them share, and those on a frozen encoder's features, of
-FAE's stages (arXiv 2512.07829, sections 4.1 and 4.2) and of DRoRAE's phases (arXiv 2605.10780).
+"""FAE's objectives (arXiv 2512.07829, section 4), on the features x of a frozen encoder.
+
+Stage Ia trains the encoder and the feature decoder, stages Ib and II the pixel decoder. `NoisyLatentObjective` tunes
+the feature decoder for the noisy samples of a STARFlow.
 """
 
 from typing import Literal
@@ -9,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..autoencoders.frozen_encoder import frozen_features
-from ..losses.gan import AdversarialLoss
 from ..utils.image_metrics import feature_cosine
 from ..utils.randomness import ImageRandom
 from .base import Objective, add_noise, check_not_negative, sample_posterior
@@ -25,15 +26,28 @@ def kl_divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
+def compare_features(model: nn.Module, latents: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Errors of the features (B, N, C) decoded from latents (B, C', h, w) by an FAE.
+
+    Returns:
+        "feature_mse" of standardised features, and "feature_cosine" of raw ones, without a graph.
+    """
+    reconstruction = model.decode_standardized(latents).float()
+    mse = F.mse_loss(reconstruction, model.standardize_features(features).float())
+    with torch.no_grad():
+        cosine = feature_cosine(reconstruction * model.features_std + model.features_mean, features)
+    return {"feature_mse": mse, "feature_cosine": cosine}
+
+
 class FeatureObjective(Objective):
     """Stage Ia: encoder and feature decoder as a VAE on frozen features, |x_hat - x|^2 + kl_weight * KL (eq. 4.1).
 
-    Both terms are means over elements, of standardised features and of latents. The latent
-    statistics of `model` are set back to identity: this stage is what defines the latents.
+    Both terms are means over elements, of standardised features and of latents. The latent statistics of `model` are
+    reset to identity: this stage defines the latents.
 
     Args:
         model: an `AutoencoderFAE` with its frozen encoder attached.
-        kl_weight: beta of means; beta of sums is larger by feature width / latent channels.
+        kl_weight: beta for means; beta for sums is larger by feature width / latent channels.
     """
 
     def __init__(self, model: nn.Module, kl_weight: float = 1e-3):
@@ -44,20 +58,24 @@ class FeatureObjective(Objective):
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         features, grid = frozen_features(self.model, batch)
         posterior = self.model.encode_features(features, grid).latent_dist
-        terms = _compare_features(self.model, sample_posterior(posterior, random), features)
+        terms = compare_features(self.model, sample_posterior(posterior, random), features)
         kl = kl_divergence(posterior.mean, posterior.logvar)
         return {"loss": terms["feature_mse"] + self.kl_weight * kl, "kl": kl, **terms}
 
 
 class NoisyLatentObjective(Objective):
-    """The feature decoder alone, on latents with noise: it learns to take off what a flow leaves on its samples.
+    """The feature decoder alone, on noisy latents: it learns to remove the noise that a flow leaves on its samples.
 
-    STARFlow (section 3.3) tunes the decoder of its tokenizer; for FAE the feature decoder does it, by the mean squared
-    error of standardised features, so that one pixel decoder serves all. Encoder and latents stay as they are.
+    STARFlow (arXiv 2506.06276, section 3.3) tunes the decoder of its tokenizer. In an FAE the feature decoder is
+    tuned, by the mean squared error of standardised features, so that one pixel decoder serves all. Encoder and
+    latents stay unchanged.
 
     Args:
         model: an `AutoencoderFAE` after stage Ia, with its frozen encoder attached.
         latent_noise: standard deviation of the noise on normalised latents, `noise_sigma` of the flow.
+
+    Raises:
+        ValueError: `latent_noise` is out of range.
     """
 
     def __init__(self, model: nn.Module, latent_noise: float):
@@ -70,30 +88,24 @@ class NoisyLatentObjective(Objective):
             features, grid = frozen_features(self.model, batch)
             latents = sample_posterior(self.model.encode_features(features, grid).latent_dist, random)
             latents = add_noise(latents, self.latent_noise, random)
-        terms = _compare_features(self.model, latents, features)
+        terms = compare_features(self.model, latents, features)
         return {"loss": terms["feature_mse"], **terms}
 
 
-def _compare_features(model, latents, features):
-    """Squared error of standardised features and cosine of raw ones, of latents against the encoder's features."""
-    reconstruction = model.decode_standardized(latents).float()
-    mse = F.mse_loss(reconstruction, model.standardize_features(features).float())
-    with torch.no_grad():
-        cosine = feature_cosine(reconstruction * model.features_std + model.features_mean, features)
-    return {"feature_mse": mse, "feature_cosine": cosine}
-
-
 class PixelObjective(ReconstructionObjective):
-    """Stages Ib and II: the pixel decoder, on noisy original features or on those that the tokenizer gives back.
+    """Stages Ib and II: the pixel decoder, on noisy original features or on features decoded from latents.
 
     Args:
-        model: an `AutoencoderFAE` with its frozen encoder attached; stage II needs its stage Ia trained.
+        model: an `AutoencoderFAE` with its frozen encoder attached; stage II requires a trained stage Ia.
         stage: `"Ib"`: features + `noise_sigma` * eps, in the standardised scale (section 4.2); `"II"`: features
             decoded from a sample of the posterior.
         noise_sigma: fixed noise level of stage Ib (0.4 for DINOv2).
-        latent_noise: stage II: noise on normalised latents, for a generator whose samples have it (STARFlow).
-        reconstruction_loss, perceptual, perceptual_weight, adversarial, discriminator_learning_rate: as
-            `ReconstructionObjective`.
+        latent_noise: stage II: noise on normalised latents, for a generator with noisy samples (STARFlow).
+        perceptual_weight: of TiTok's recipe.
+        losses: as in `ReconstructionObjective`.
+
+    Raises:
+        ValueError: another choice, numbers out of range, or `latent_noise` in stage Ib.
     """
 
     def __init__(
@@ -101,27 +113,16 @@ class PixelObjective(ReconstructionObjective):
         model: nn.Module,
         stage: Literal["Ib", "II"] = "Ib",
         noise_sigma: float = 0.4,
-        reconstruction_loss: Literal["l2", "l1"] = "l2",
-        perceptual: nn.Module | None = None,
-        perceptual_weight: float = 1.1,
-        adversarial: AdversarialLoss | None = None,
-        discriminator_learning_rate: float | None = None,
         latent_noise: float = 0.0,
+        perceptual_weight: float = 1.1,
+        **losses,
     ):
         if stage not in ("Ib", "II"):
             raise ValueError(f"stage must be 'Ib' or 'II', got {stage!r}")
         check_not_negative(latent_noise=latent_noise)
         if latent_noise and stage == "Ib":
             raise ValueError(f"latent_noise must be 0 in stage Ib, which decodes no latents, got {latent_noise}")
-        super().__init__(
-            model,
-            ["pixel_decoder"],
-            reconstruction_loss,
-            perceptual,
-            perceptual_weight,
-            adversarial,
-            discriminator_learning_rate,
-        )
+        super().__init__(model, ["pixel_decoder"], perceptual_weight=perceptual_weight, **losses)
         self.stage, self.noise_sigma, self.latent_noise = stage, noise_sigma, latent_noise
 
     @property
@@ -130,7 +131,7 @@ class PixelObjective(ReconstructionObjective):
 
     @torch.no_grad()
     def decoder_input(self, features: torch.Tensor, grid: tuple[int, int], random: ImageRandom) -> torch.Tensor:
-        """What the pixel decoder is trained on: standardised features (B, N, C)."""
+        """The standardised features (B, N, C) that the pixel decoder is trained on."""
         if self.stage == "Ib":
             standard = self.model.standardize_features(features)
             return standard + self.noise_sigma * random.normal(*standard.shape).to(standard.dtype)

@@ -1,4 +1,7 @@
-"""What generators on a frozen tokenizer's latents minimise: flow matching, and the likelihood of a STARFlow."""
+"""Flow matching of a denoiser on latents (SiT, LightningDiT; FAE, arXiv 2512.07829, section 5).
+
+x_t = (1 - t) x + t eps,  v = eps - x,  loss = |v_hat(x_t, t) - v|^2
+"""
 
 import math
 from typing import Literal
@@ -9,7 +12,7 @@ from torch.nn import functional as F
 
 from ..generators.prediction import to_velocity
 from ..utils.randomness import ImageRandom
-from .base import check_not_negative
+from .base import Mean, check_not_negative
 from .generator import GeneratorObjective
 
 
@@ -17,9 +20,9 @@ __all__ = ["FlowMatchingObjective", "dimension_shift", "shift_time"]
 
 
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
-    """t' = t / (s + (1 - s) t) for noise times t and the papers' s <= 1: more noise the smaller s (section 5.3).
+    """t' = t / (s + (1 - s) t) for noise times t and the papers' s <= 1: the smaller s, the more noise (section 5.3).
 
-    The same as diffusers' `shift` = 1 / s.
+    Equals diffusers' `shift` = 1 / s.
     """
     return t / (shift + (1 - shift) * t)
 
@@ -27,31 +30,31 @@ def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
 def dimension_shift(*shape: int) -> float:
     """The papers' s for latents of a shape (C, h, w): s = sqrt(4096 / (C h w)), 0.144 for RAE's 768 x 16 x 16.
 
-    The more numbers, the more noise it takes to hide them (RAE, arXiv 2510.11690, section 4; a = 1 / s there). Never
-    above 1, for fewer than 4096 numbers.
+    The more dimensions, the more noise it takes to destroy their content (RAE, arXiv 2510.11690, section 4; a = 1 / s
+    there). At most 1, for fewer than 4096 dimensions.
     """
     return min(1.0, math.sqrt(4096 / math.prod(shape)))
 
 
 class FlowMatchingObjective(GeneratorObjective):
-    """Flow matching of a denoiser on a frozen tokenizer's latents (FAE, section 5).
+    """Mean squared error of the velocity, at one noise time per image.
 
-    x_t = (1 - t) x + t eps, target eps - x, plain MSE; t is uniform, then shifted by `shift_time`; x is a sample of
-    the posterior, normalised. The loss is logged by noise time as well.
+    x is a sample of the posterior, normalised; t is sampled, then shifted by `shift_time`. The loss is also logged by
+    noise time.
 
-    A model whose `config.prediction_type` is `"sample"` predicts x. Its loss is that of the velocity that follows, see
-    `to_velocity`, and so the error of x weighted by 1 / max(t, 0.05)^2 (RAEv2, arXiv 2605.18324). A base head
-    learns the same, by a loss of its own that is added.
+    A model whose `config.prediction_type` is `"sample"` predicts x. The loss is that of the velocity that follows, see
+    `to_velocity`: the error of x, weighted by 1 / max(t, 0.05)^2 (RAEv2, arXiv 2605.18324). A base head has the same
+    loss, which is added.
 
     Args:
         model: `model(x_t, 1000 t, **condition) -> .sample`.
-        vae, label_dropout, condition: as `GeneratorObjective`.
-        shift: s <= 1 of the time shift; 1 for none (paper: 0.4).
-        timestep_sampling: law of the noise times before the shift, `"uniform"`, or `"logit_normal"`, the sigmoid of
-            standard normal numbers (LightningDiT, arXiv 2501.01423).
+        vae, label_dropout, condition: as in `GeneratorObjective`.
+        shift: s <= 1 of the time shift; 1 for none (FAE: 0.4).
+        timestep_sampling: distribution of the noise times before the shift, `"uniform"`, or `"logit_normal"`, the
+            sigmoid of standard normal numbers (LightningDiT, arXiv 2501.01423).
         cosine_weight: of one minus the cosine of the predicted and the true velocity, as vectors of channels
             (LightningDiT's second loss, there 1).
-        base_weight: of the loss of the base head, where the model has one (RAEv2: 1).
+        base_weight: of the loss of the base head, for a model with one (RAEv2: 1).
 
     Raises:
         ValueError: another choice, or numbers out of range.
@@ -79,17 +82,17 @@ class FlowMatchingObjective(GeneratorObjective):
         self.shift, self.timestep_sampling, self.cosine_weight = shift, timestep_sampling, cosine_weight
         self.prediction_type = getattr(model.config, "prediction_type", "velocity")
 
-    def draw_times(self, count: int, random: ImageRandom) -> torch.Tensor:
+    def sample_timesteps(self, count: int, random: ImageRandom) -> torch.Tensor:
         """Noise times (count,) in [0, 1)."""
         is_uniform = self.timestep_sampling == "uniform"
         return shift_time(random.uniform(count) if is_uniform else random.normal(count).sigmoid(), self.shift)
 
-    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
+    def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor | Mean]:
         latents = self.latents(batch, random)
-        t = self.draw_times(len(latents), random)
+        t = self.sample_timesteps(len(latents), random)
         noise = random.normal(*latents.shape)
         noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
-        # Of clean latents, too, so that the clamp of small times is in both and cancels.
+        # Of clean latents, too, so that the target has the clamp of small times as well.
         clean = noise - latents if self.prediction_type == "velocity" else latents
         target = to_velocity(self.prediction_type, clean, noisy, t)
         velocity, *base = (
@@ -97,7 +100,7 @@ class FlowMatchingObjective(GeneratorObjective):
             for prediction in self.predictions(noisy, 1000 * t, **self.conditioning(batch, random))
         )
         losses = (velocity - target).square().mean(dim=(1, 2, 3))
-        loss, logged = losses.mean(), self._by_time(losses.detach(), t)
+        loss, logged = losses.mean(), self.mean_by_time(losses.detach(), t)
         if base:
             base_loss = (base[0] - target).square().mean()
             loss, logged["base_loss"] = loss + self.base_weight * base_loss, base_loss.detach()
@@ -106,10 +109,11 @@ class FlowMatchingObjective(GeneratorObjective):
             loss, logged["cosine_distance"] = loss + self.cosine_weight * distance, distance.detach()
         return {"loss": loss, **logged}
 
-    def _by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Sum and count of the losses in each interval of noise times."""
+    def mean_by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, Mean]:
+        """The mean of the finite losses (B,) in each of `time_bins` intervals of the noise times (B,)."""
         bins = F.one_hot((t * self.time_bins).long().clamp_max(self.time_bins - 1), self.time_bins).to(losses.dtype)
         finite = torch.isfinite(losses)  # one image's NaN must not reach the other bins
         bins = bins * finite[:, None]
-        table = torch.stack([torch.where(finite, losses, 0.0) @ bins, bins.sum(0)], dim=1)
-        return {f"loss_t/{i / self.time_bins:.1f}": pair for i, pair in enumerate(table.unbind())}
+        sums, counts = torch.where(finite, losses, 0.0) @ bins, bins.sum(0)
+        means = [Mean(*pair) for pair in zip(sums.unbind(), counts.unbind(), strict=True)]
+        return {f"loss_t/{i / self.time_bins:.1f}": mean for i, mean in enumerate(means)}

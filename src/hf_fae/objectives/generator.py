@@ -1,30 +1,76 @@
-"""The base of all objectives of generators: a frozen tokenizer's latents and a condition with dropout."""
+"""The base of all generators' objectives: latents of a frozen tokenizer and a condition with dropout."""
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from ..data.captions import CAPTION_LENGTH
 from ..data.conditions import ClassCondition
 from ..latents import LatentAutoencoderMixin, encode_images, latent_statistics, normalized_posterior
 from ..utils.randomness import ImageRandom
 from .base import Objective, check_not_negative, sample_posterior
 
 
-__all__ = ["GeneratorObjective"]
+__all__ = ["CaptionArguments", "GeneratorArguments", "GeneratorObjective"]
+
+
+@dataclass
+class GeneratorArguments:
+    """What a generator starts from, its label dropout and its validation."""
+
+    vae: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer of hf_fae or AutoencoderKL (Hub id or folder); none: that of the latent cache or "
+            "pipeline."
+        },
+    )
+    image_encoder: str | None = field(
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder), for a tokenizer saved without it."}
+    )
+    pipeline: str | None = field(
+        default=None,
+        metadata={"help": "Pipeline to continue from (Hub id or folder), instead of a new one of the shape below."},
+    )
+    label_dropout: float = field(
+        default=0.1, metadata={"help": "Share of labels or captions replaced by the null class or the empty text."}
+    )
+    grid_images: int = field(
+        default=16, metadata={"help": "Samples per validation, spread over the classes or its captions."}
+    )
+
+
+@dataclass
+class CaptionArguments(GeneratorArguments):
+    """The same for text-conditional generators."""
+
+    text_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Text encoder (Hub id or folder); none: that of the latent cache or pipeline."},
+    )
+    max_caption_length: int | None = field(
+        default=None,
+        metadata={"help": f"Tokens per caption; none: as in the latent cache, else {CAPTION_LENGTH}."},
+    )
 
 
 class GeneratorObjective(Objective):
-    """What generators of latents share: a frozen tokenizer, and a condition that some images go without.
+    """A generator on latents of a frozen tokenizer, with a condition that is dropped for some images.
 
-    A batch has images ("pixel_values"), or the posterior moments (B, 2C, h, w) of a latent cache ("moments"); then the
-    tokenizer needs no encoder. What else it has is up to the condition.
+    A batch has images ("pixel_values"), or the posterior moments (B, 2C, h, w) of a latent cache ("moments"), for
+    which the tokenizer needs no encoder. The condition determines what else it has.
 
     Args:
         model: a generator.
         vae: the tokenizer, or diffusers' `AutoencoderKL`.
-        label_dropout: share of labels or captions that become the null class or the empty text while training; none do
-            in eval mode.
+        label_dropout: share of labels or captions replaced by the null class or the empty text while training; 0 in
+            eval mode.
         condition: `TextCondition` or `ClassCondition`; by default the latter, of `model.config.num_classes`.
         base_weight: of the loss of a denoiser's base head.
+
+    Raises:
+        ValueError: `label_dropout` or `base_weight` is out of range.
     """
 
     def __init__(
@@ -46,10 +92,10 @@ class GeneratorObjective(Objective):
 
     @torch.no_grad()
     def latents(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
-        """A sample (B, C, h, w) of the posterior of each image, normalised, in fp32."""
+        """A sample (B, C, h, w) of each image's posterior, normalised, in fp32."""
         if "moments" in batch:
             posterior = normalized_posterior(batch["moments"], *latent_statistics(self.vae))
-        elif isinstance(self.vae, LatentAutoencoderMixin):  # `encode` would wait for the device to look for NaN
+        elif isinstance(self.vae, LatentAutoencoderMixin):  # `encode` would synchronise with the device to find NaN
             posterior = self.vae.posterior(batch["pixel_values"])
         else:
             posterior = encode_images(self.vae, batch["pixel_values"])
@@ -63,7 +109,7 @@ class GeneratorObjective(Objective):
         return [output.sample.float(), output.base_sample.float()]
 
     def conditioning(self, batch: dict, random: ImageRandom) -> dict[str, torch.Tensor]:
-        """The model's condition as its keyword arguments; while training some images go without."""
+        """The condition as keyword arguments of the model, dropped for some images while training."""
         if not self.training:
             return self.condition(batch)
         size = len(next(iter(batch.values())))

@@ -1,6 +1,4 @@
-"""What MAETok's auxiliary decoders have to tell from the latents (arXiv 2502.03444): HOG, the tokens of
-frozen encoders, and captions.
-"""
+"""The targets of MAETok's auxiliary decoders (arXiv 2502.03444): HOG, tokens of frozen encoders, and captions."""
 
 from typing import Literal
 
@@ -18,11 +16,11 @@ from ..losses.perceptual import parse_term
 __all__ = ["CaptionTarget", "FeatureTarget", "HOGTarget", "load_targets", "masked_mean", "target_names"]
 
 HOG = "hog"
-IGNORED = -100  # of F.cross_entropy: places after the end of a caption
+IGNORED = -100  # of F.cross_entropy: positions after the end of a caption
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The mean of values (B, N) where `mask` (B, N) is True; 0 if that is nowhere. Without a mask, of all."""
+    """The mean of values (B, N) where `mask` (B, N) is True; 0 if nowhere. Without a mask, of all values."""
     return values.mean() if mask is None else (values * mask).sum() / mask.sum().clamp_min(1)
 
 
@@ -47,12 +45,12 @@ class HOGTarget(nn.Module):
 
 
 class FeatureTarget(nn.Module):
-    """The last layer's patch tokens of a frozen encoder, which sees the images whole.
+    """The last layer's patch tokens of a frozen encoder, which sees the whole images.
 
-    The encoder gets them resized, so that it makes as many tokens as there are patches.
+    They are resized so that the encoder has as many tokens as there are patches.
 
     Args:
-        encoder: any encoder of contract 1.
+        encoder: any frozen encoder.
         loss: `"cosine"`, 1 - cosine (the released code), or `"l2"`, the mean squared error (the paper's eq. 8).
 
     Raises:
@@ -78,11 +76,11 @@ class FeatureTarget(nn.Module):
 
 
 class CaptionTarget(nn.Module):
-    """The ids of the first tokens of an image's caption, by the cross-entropy; no patches, so no mask.
+    """The ids of the first tokens of an image's caption, by the cross-entropy; they have no patches, hence no mask.
 
     Args:
         tokenizer: any tokenizer of transformers.
-        length: how many tokens.
+        length: number of tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int):
@@ -99,22 +97,22 @@ class CaptionTarget(nn.Module):
 
     @torch.compiler.disable
     def token_ids(self, captions: list[str]) -> torch.Tensor:
-        """(B, length) long, `IGNORED` behind the end of a caption."""
+        """(B, length) long, `IGNORED` after the end of a caption."""
         rows = self.tokenizer(captions, truncation=True, max_length=self.length)["input_ids"]
         return torch.tensor([row + [IGNORED] * (self.length - len(row)) for row in rows])
 
 
 def target_names(terms: list[str], patch_size: int) -> list[str]:
-    """The names of targets, of which nothing is loaded; arguments as `load_targets`.
+    """The names of targets, without loading anything; arguments as in `load_targets`.
 
     Raises:
-        ValueError: a term of another form, a name that comes twice or that a module cannot have, or patches that HOG
-            does not fit.
+        ValueError: a term of another form, a repeated name or one that a module cannot have, or a patch size that HOG
+            does not support.
     """
     names = []
     for term in terms:
         name, source, _ = parse_term(term) or (None, None, None)
-        if name is None or not _is_free(name) or (source is None) != (name == HOG):
+        if name is None or not _is_module_name(name) or (source is None) != (name == HOG):
             raise ValueError(
                 f"auxiliary_targets must be {HOG}=WEIGHT, {CAPTION}:TOKENIZER=WEIGHT or NAME:ENCODER=WEIGHT with "
                 f"positive weights, got {term!r}"
@@ -137,11 +135,11 @@ def load_targets(
             `"dinov2:facebook/dinov2-large=1.0"`; encoders and tokenizers are Hub ids or folders.
         patch_size: of the tokenizer.
         feature_loss: of encoders, see `FeatureTarget`.
-        caption_length: tokens of a caption.
+        caption_length: tokens per caption.
 
     Raises:
         ValueError: as `target_names` and `VisionEncoder.from_pretrained`.
-        OSError: a model that is not found.
+        OSError: a model is not found.
     """
     target_names(terms, patch_size)
     targets, weights = nn.ModuleDict(), {}
@@ -156,6 +154,6 @@ def load_targets(
     return targets, weights
 
 
-def _is_free(name):
-    """Whether a module of a dict can be called so."""
+def _is_module_name(name):
+    """Whether a module of a `ModuleDict` can have this name."""
     return name.isidentifier() and not hasattr(nn.ModuleDict(), name)

@@ -1,4 +1,4 @@
-"""The objective of all decoders of images: pixel distance, perceptual loss and a discriminator."""
+"""The objective of all decoders of images: pixel distance, perceptual distance and a discriminator."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,31 +17,36 @@ __all__ = ["Reconstruction", "ReconstructionObjective"]
 
 @dataclass
 class Reconstruction:
-    """What `ReconstructionObjective.reconstruct` gives.
+    """The result of `ReconstructionObjective.reconstruct`.
 
     Attributes:
         images: (B, 3, H, W), about [-1, 1], with their graph.
-        shown: others of that shape that the discriminator learns from; None for `images`.
+        discriminator_images: images of that shape that the discriminator learns from; None for `images`.
         terms: further terms of the loss, name -> (weight, scalar).
     """
 
     images: torch.Tensor
-    shown: torch.Tensor | None = None
+    discriminator_images: torch.Tensor | None = None
     terms: dict[str, tuple[float, torch.Tensor]] = field(default_factory=dict)
 
 
 class ReconstructionObjective(Objective):
-    """What trainings on images share: the distance of pixels, of perception, and the game with a discriminator.
+    """The loss of reconstructed images x_hat against images x, with further terms of the subclass.
 
-    A subclass says how images are reconstructed, by `reconstruct`, and by which layer in the end, `last_layer_weight`.
+        loss = d(x_hat, x) + perceptual_weight * P(x_hat, x) + adversarial terms + sum of weight * term
+
+    A subclass defines `reconstruct` and `last_layer_weight`.
 
     Args:
         model: the tokenizer.
-        trained: the names of its parts to train.
-        reconstruction_loss: `"l2"` or `"l1"`.
-        perceptual: a distance of images, with `perceptual_weight`; None for none.
-        adversarial: the game with a discriminator, which is trained as well, at `discriminator_learning_rate` (by
-            default the run's); None for none.
+        trained: names of its parts to train.
+        reconstruction_loss: `"l2"` or `"l1"`, the pixel distance d.
+        perceptual: a distance P of images, with `perceptual_weight`; None for none.
+        adversarial: the adversarial loss, whose discriminator is trained at `discriminator_learning_rate` (by default
+            the run's); None for none.
+
+    Raises:
+        ValueError: another `reconstruction_loss`.
     """
 
     pixel_scale = 0.5  # distances are on the [0, 1] scale of pixels, as in the recipes of TiTok, RAE and l-DeTok
@@ -50,6 +55,7 @@ class ReconstructionObjective(Objective):
         self,
         model: nn.Module,
         trained: list[str],
+        *,
         reconstruction_loss: Literal["l2", "l1"] = "l2",
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 1.0,
@@ -66,14 +72,15 @@ class ReconstructionObjective(Objective):
 
     @property
     def last_layer_weight(self) -> nn.Parameter:
-        """Of the layer that makes the images, for adaptive weights."""
+        """The weight of the layer that outputs the images, for adaptive weights."""
         raise NotImplementedError
 
     def reconstruct(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> Reconstruction:
+        """The reconstruction of a batch with "pixel_values" (B, 3, H, W)."""
         raise NotImplementedError
 
     def compare_pixels(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The distance of images from targets, both (B, 3, H, W) in [-1, 1]: a scalar in fp32."""
+        """The pixel distance of images from targets, both (B, 3, H, W) in [-1, 1]: a scalar in fp32."""
         return self.pixel_distance(images.float() * self.pixel_scale, targets.float() * self.pixel_scale)
 
     def parameter_groups(self) -> list[dict]:
@@ -92,18 +99,25 @@ class ReconstructionObjective(Objective):
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         images = batch["pixel_values"]
-        made = self.reconstruct(batch, random)
-        decoded = made.images.float()
+        output = self.reconstruct(batch, random)
+        decoded = output.images.float()
         reconstruction = self.compare_pixels(decoded, images)
         losses = {"loss": reconstruction, "reconstruction": reconstruction}
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(decoded, images)
             losses["loss"] = reconstruction + self.perceptual_weight * losses["perceptual"]
         if self.adversarial is not None:
-            game = self.adversarial(decoded, images, losses["loss"], self.last_layer_weight, random, made.shown)
-            losses["loss"] = losses["loss"] + game.pop("loss")
-            losses |= {f"adversarial/{name}": value for name, value in game.items()}
-        for name, (weight, value) in made.terms.items():
+            adversarial = self.adversarial(
+                decoded,
+                images,
+                reconstruction_loss=losses["loss"],
+                last_layer_weight=self.last_layer_weight,
+                random=random,
+                discriminator_images=output.discriminator_images,
+            )
+            losses["loss"] = losses["loss"] + adversarial.pop("loss")
+            losses |= {f"adversarial/{name}": value for name, value in adversarial.items()}
+        for name, (weight, value) in output.terms.items():
             losses[name] = value
             losses["loss"] = losses["loss"] + weight * value
         return losses

@@ -1,4 +1,7 @@
-"""STARFlow's objective (arXiv 2506.06276, section 3): maximum likelihood of a flow on noisy latents."""
+"""STARFlow's objective (arXiv 2506.06276, section 3): maximum likelihood of a normalizing flow on noisy latents.
+
+loss = -log p(x + noise_sigma eps) / dim + latent_norm_weight * sum over blocks of mean |block input|^2
+"""
 
 import math
 
@@ -6,7 +9,7 @@ import torch
 from torch import nn
 
 from ..utils.randomness import ImageRandom
-from .base import add_noise
+from .base import add_noise, check_not_negative
 from .generator import GeneratorObjective
 
 
@@ -14,16 +17,18 @@ __all__ = ["STARFlowObjective"]
 
 
 class STARFlowObjective(GeneratorObjective):
-    """Maximum likelihood of a flow on noisy latents (STARFlow, arXiv 2506.06276, section 3).
+    """Negative log-likelihood of noisy latents, a mean over their elements.
 
-    The loss is the mean over elements of -log p(x + noise_sigma * eps), without the prior's constant, plus
-    `latent_norm_weight` times the mean square of what each block reads, summed over blocks. "bits_per_dim" is the
-    negative log-likelihood of the noisy, normalised latents with its constant, in bits for each of their elements.
+    The loss leaves out the prior's constant. "bits_per_dim" is the negative log-likelihood of the noisy, normalised
+    latents with this constant, in bits per element.
 
     Args:
         model: `STARFlowTransformer2DModel`; its `config.noise_sigma` is the noise.
-        vae, label_dropout, condition: as `GeneratorObjective`.
-        latent_norm_weight: 1e-4 in the paper's code.
+        vae, label_dropout, condition: as in `GeneratorObjective`.
+        latent_norm_weight: of the mean square of the block inputs, 1e-4 in the paper's code.
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
     def __init__(
@@ -34,8 +39,7 @@ class STARFlowObjective(GeneratorObjective):
         label_dropout: float = 0.1,
         condition: nn.Module | None = None,
     ):
-        if not 0 <= latent_norm_weight < math.inf:
-            raise ValueError(f"latent_norm_weight must be finite and not negative, got {latent_norm_weight}")
+        check_not_negative(latent_norm_weight=latent_norm_weight)
         super().__init__(model, vae, label_dropout, condition)
         self.latent_norm_weight = latent_norm_weight
 

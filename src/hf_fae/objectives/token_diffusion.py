@@ -1,4 +1,7 @@
-"""What is minimised by generators that draw token by token: the diffusion loss of their heads (arXiv 2406.11838)."""
+"""The diffusion loss of generators that sample token by token with a diffusion head (MAR, arXiv 2406.11838).
+
+The model embeds the tokens that are given; its head denoises each of the others by the hybrid loss of `ddpm`.
+"""
 
 import math
 
@@ -19,13 +22,16 @@ __all__ = ["AutoregressiveObjective", "MARObjective"]
 class AutoregressiveObjective(HybridObjective):
     """Diffusion loss of all tokens, each given those before it (RasterAR, RandomAR of l-DeTok, arXiv 2507.15856).
 
-    Each token gets `noise_draws` times and noises: the head is cheap beside the rest.
+    Each token is denoised at `num_noise_samples` timesteps: the head is cheap compared with the rest.
 
     Args:
         model: a `TokenGenerator`.
-        vae, label_dropout, condition: as `GeneratorObjective`.
+        vae, label_dropout, condition: as in `GeneratorObjective`.
         scheduler: of the head; by default that of the papers.
-        noise_draws: 4 in the papers.
+        num_noise_samples: 4 in the papers.
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
     def __init__(
@@ -33,17 +39,17 @@ class AutoregressiveObjective(HybridObjective):
         model: TokenGenerator,
         vae: torch.nn.Module,
         scheduler: DDPMScheduler | None = None,
-        noise_draws: int = 4,
+        num_noise_samples: int = 4,
         label_dropout: float = 0.1,
         condition: torch.nn.Module | None = None,
     ):
-        if noise_draws < 1:
-            raise ValueError(f"noise_draws must be at least 1, got {noise_draws}")
+        if num_noise_samples < 1:
+            raise ValueError(f"num_noise_samples must be at least 1, got {num_noise_samples}")
         super().__init__(model, vae, scheduler or head_scheduler(), label_dropout, condition)
-        self.noise_draws = noise_draws
+        self.num_noise_samples = num_noise_samples
 
-    def count_drawn(self, random: ImageRandom) -> int:
-        """How many tokens at the end of the order are learned from this batch."""
+    def num_targets(self, random: ImageRandom) -> int:
+        """How many tokens, at the end of the order, are predicted from this batch."""
         return self.model.num_tokens
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
@@ -51,23 +57,27 @@ class AutoregressiveObjective(HybridObjective):
         condition = self.conditioning(batch, random)
         tokens = self.model.to_tokens(latents)
         order = self.model.sample_order(random.uniform(*tokens.shape[:2]))
-        count = self.count_drawn(random)
+        count = self.num_targets(random)
         clean = gather_tokens(tokens, order[:, -count:])[:, None]
-        timestep = self.draw_times(random, len(tokens), self.noise_draws, count)
-        noise, times = random.normal(*timestep.shape, tokens.shape[-1]), timestep[..., None]
-        noisy = add_noise(clean, noise, self.alphas_cumprod[times])
+        timestep = self.sample_timesteps(random, len(tokens), self.num_noise_samples, count)
+        noise, per_token = random.normal(*timestep.shape, tokens.shape[-1]), timestep[..., None]
+        noisy = add_noise(clean, noise, self.alphas_cumprod[per_token])
         prediction = self.model(latents, noisy, timestep, order=order, **condition).sample
-        return self.losses(prediction, clean.expand_as(noise), noise, times, dim=-1)
+        return self.losses(prediction, clean.expand_as(noise), noise, per_token, dim=-1)
 
 
 class MARObjective(AutoregressiveObjective):
-    """The same of masked tokens, given all others (MAR, arXiv 2406.11838).
+    """Diffusion loss of masked tokens, given all others (MAR, arXiv 2406.11838).
 
-    The share of masked tokens is one for a batch: a normal law with centre 1 and a standard deviation of 0.25, cut to
+    The mask ratio, one per batch, is normal with mean 1 and standard deviation 0.25, truncated to
     [`min_mask_ratio`, 1].
 
     Args:
         min_mask_ratio: 0.7 in the paper.
+        args, kwargs: as in `AutoregressiveObjective`.
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
     def __init__(self, *args, min_mask_ratio: float = 0.7, **kwargs):
@@ -76,7 +86,8 @@ class MARObjective(AutoregressiveObjective):
         super().__init__(*args, **kwargs)
         self.min_mask_ratio = min_mask_ratio
 
-    @torch.compiler.disable  # a number that is another one in each step
-    def count_drawn(self, random: ImageRandom) -> int:
-        ratio = truncated_normal_mask_ratio(torch.tensor(random.of_batch()), self.min_mask_ratio, 1.0, 1.0, 0.25)
+    @torch.compiler.disable  # a number that changes in each step
+    def num_targets(self, random: ImageRandom) -> int:
+        uniform = torch.tensor(random.of_batch())
+        ratio = truncated_normal_mask_ratio(uniform, self.min_mask_ratio, 1.0, center=1.0, std=0.25)
         return math.ceil(self.model.num_tokens * ratio.item())

@@ -1,4 +1,4 @@
-"""Class labels by number or by name, as all class-conditional pipelines take them."""
+"""Class labels by number or by name, in all class-conditional pipelines."""
 
 import difflib
 
@@ -13,7 +13,7 @@ class ClassLabelsMixin:
     """Adds `id2label` to a pipeline with a `transformer` that has `config.num_classes` classes."""
 
     def register_labels(self, id2label: dict[int, str] | None) -> None:
-        """Save `id2label` with the pipeline. In "tench, Tinca tinca" each synonym is a name of its own.
+        """Save `id2label` with the pipeline. In "tench, Tinca tinca" each synonym is a name.
 
         Raises:
             ValueError: a key that is no class of the transformer.
@@ -24,14 +24,14 @@ class ClassLabelsMixin:
             # JSON has turned the keys of a loaded pipeline into strings.
             id2label = {int(key): name for key, name in id2label.items()}
         if id2label and self.transformer is not None:
-            num_classes = self.transformer.config.num_classes or 0  # None where there is text instead
+            num_classes = self.transformer.config.num_classes or 0  # None for text-conditional ones
             for key in id2label:
                 if not 0 <= key < num_classes:
                     raise ValueError(f"id2label must have keys below {num_classes}, got {key}")
         self.id2label = id2label or {}
-        self.register_to_config(id2label=id2label)  # after the attribute: diffusers writes that to the config, too
+        self.register_to_config(id2label=id2label)  # after the attribute, which diffusers also writes to the config
         self.label2id = {}
-        # ImageNet has some names twice ("crane", "maillot"): the first class keeps the name. Whole names go before
+        # ImageNet has some names twice ("crane", "maillot"): the first class keeps the name. Whole names win over
         # synonyms.
         for key, names in self.id2label.items():
             self.label2id.setdefault(names, key)
@@ -40,13 +40,13 @@ class ClassLabelsMixin:
                 self.label2id.setdefault(synonym.strip(), key)
 
     def add_classes(self, rows: dict[str, torch.Tensor]) -> None:
-        """Give the transformer classes that it does not have; the null class stays behind all others.
+        """Add new classes to the transformer; the null class stays the last one.
 
         Args:
-            rows: name -> embedding (dim,) of every new class.
+            rows: name -> embedding (dim,) of each new class.
 
         Raises:
-            ValueError: a name that is known already, or an embedding of another shape.
+            ValueError: a known name, or an embedding of another shape.
         """
         known = [name for name in rows if name in self.label2id]
         if known:
@@ -55,7 +55,7 @@ class ClassLabelsMixin:
         self.register_labels({**self.id2label, **dict(zip(ids, rows, strict=True))})
 
     def remove_classes(self, names: list[str]) -> None:
-        """Take classes out of the transformer; the numbers of the classes behind them become smaller.
+        """Remove classes from the transformer; the numbers of the classes after them decrease.
 
         Raises:
             ValueError: an unknown name.
@@ -72,10 +72,10 @@ class ClassLabelsMixin:
         negative_class_labels: int | str | list[int | str] | None = None,
         num_images_per_prompt: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class ids (images,) to draw, and those to guide away from: by default the null class.
+        """Class ids (images,) to generate, and those to guide away from: by default the null class.
 
         Raises:
-            ValueError: an unknown class, or another number of negative ones than one or one for each.
+            ValueError: an unknown class, or a number of negative ones that is neither one nor one per label.
         """
         label_ids = self.label_ids(class_labels, "class_labels")
         labels = torch.tensor(label_ids, device=self._execution_device)
@@ -92,7 +92,7 @@ class ClassLabelsMixin:
         return tuple(ids.repeat_interleave(num_images_per_prompt) for ids in (labels, negative_labels))
 
     def label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor, name: str) -> list[int]:
-        """Class ids of numbers, names or a list of either; `name` is the argument that an error speaks of.
+        """Class ids of numbers, names or a list of either; errors call the argument `name`.
 
         Raises:
             ValueError: an unknown name, a number out of range, something that is neither, or an empty list.

@@ -1,4 +1,4 @@
-"""What pipelines with a denoiser share: the grid of times, guidance, and the loop from noise to latents."""
+"""The base of pipelines with a denoiser: the grid of timesteps, guidance, and the loop from noise to latents."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ __all__ = ["DenoisingPipeline"]
 
 
 class DenoisingPipeline(LatentPipeline):
-    """Base of pipelines whose `transformer` denoises under a `scheduler`, maybe guided by a `guidance_transformer`."""
+    """Base of pipelines whose `transformer` denoises under a `scheduler`, optionally with a `guidance_transformer`."""
 
     def init_denoising(
         self,
@@ -27,12 +27,12 @@ class DenoisingPipeline(LatentPipeline):
         num_inference_steps: int,
         internal_guidance_scale: float | list | dict = 1.0,
     ) -> None:
-        """To be called by `__init__` once the components are registered; saves what calls use by default.
+        """Called by `__init__` once the components are registered; saves the defaults of calls.
 
         Raises:
-            ValueError: components that do not go together.
+            ValueError: components that do not fit each other.
         """
-        self.init_latents()
+        self.init_components()
         transformer, guide = self.transformer, self.guidance_transformer
         if transformer is not None and self.scheduler is not None:
             _check_kinds(transformer, self.scheduler, guide)
@@ -90,12 +90,12 @@ class DenoisingPipeline(LatentPipeline):
     def set_guidance(
         self,
         guidance_scale: float | list | dict | Guidance | None,
-        internal_guidance_scale: float | list | dict | Guidance | None = None,
+        internal_guidance_scale: float | list | dict | Guidance | None,
     ) -> None:
-        """Use the guidance of a call: what it asks for, or the pipeline's own.
+        """Set the guidance of a call, by default the pipeline's own.
 
         Raises:
-            ValueError: neither, or internal guidance of a transformer without a base head.
+            ValueError: no form of guidance, or internal guidance of a transformer without a base head.
         """
         if guidance_scale is None:
             guidance_scale = self.config.guidance_scale
@@ -106,17 +106,17 @@ class DenoisingPipeline(LatentPipeline):
 
     @property
     def guidance(self) -> Guidance:
-        """Of the running or latest call."""
+        """The guidance of the running or latest call."""
         return self._guidance
 
     @property
     def internal_guidance(self) -> Guidance:
-        """By the transformer's own base head, of the running or latest call."""
+        """The guidance of the running or latest call by the transformer's base head."""
         return self._internal_guidance
 
     @property
     def guidance_scale(self) -> float | None:
-        """The scale where it is one for all times, as many callbacks want it; None for a schedule."""
+        """The scale if it is constant, for callbacks that expect one; None for a schedule."""
         scales = {scale for _, _, scale in self._guidance.intervals}
         covered = sum(high - low for low, high, _ in self._guidance.intervals)
         return 1.0 if not scales else scales.pop() if len(scales) == 1 and covered == 1 else None
@@ -137,19 +137,19 @@ class DenoisingPipeline(LatentPipeline):
         callback: Callable | None = None,
         callback_tensor_inputs: list[str] = ["latents"],
     ) -> torch.Tensor:
-        """Latents (images, C, H, W) of noise of that shape, under the guidance that `set_guidance` has set.
+        """Denoise latents (images, C, H, W), under the guidance set by `set_guidance`.
 
         Args:
             latents: noise.
-            condition: what to generate, as arguments of the transformer: class labels, or text embeddings and their
-                mask, with a row for each image.
-            negative_condition: the same of what to guide away from; of no use without guidance, and none with a
+            condition: arguments of the transformer: class labels, or text embeddings and their mask, with a row per
+                image.
+            negative_condition: the same for what to guide away from; unused without guidance and with a
                 `guidance_transformer`.
 
         The others are those of `__call__`.
 
         Raises:
-            ValueError: steps or sigmas that the scheduler does not take.
+            ValueError: steps or sigmas that the scheduler does not support.
         """
         self._interrupt = False
         timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
@@ -171,7 +171,7 @@ class DenoisingPipeline(LatentPipeline):
         return latents
 
     def _predict(self, latents, timestep, noise_time, conditions, attention_kwargs):
-        """The guided velocity or noise; the variance behind it is the conditional one."""
+        """The guided velocity or noise; a variance after it is the conditional one."""
         (condition, negative_condition), kwargs = conditions, {"attention_kwargs": attention_kwargs}
         scale, internal_scale = (each.scale_at(noise_time) for each in (self._guidance, self._internal_guidance))
         if is_doubled := scale != 1 and self.guidance_transformer is None:
@@ -191,7 +191,7 @@ class DenoisingPipeline(LatentPipeline):
         return _combine(self._guidance, prediction, negative, scale, latents.shape[1])
 
     def _run(self, transformer, latents, timestep, condition, **kwargs):
-        """The predictions as velocity or noise, in fp32: schedulers keep that dtype from step to step."""
+        """The predictions as velocity or noise, in fp32: schedulers keep the dtype from step to step."""
         inputs = latents.to(transformer.dtype), timestep.expand(len(latents))
         outputs = [output.float() for output in transformer(*inputs, **condition, return_dict=False, **kwargs)]
         kind = transformer.config.get("prediction_type", "velocity")
@@ -202,7 +202,7 @@ class DenoisingPipeline(LatentPipeline):
 
 
 def _combine(guidance, better, worse, scale, channels):
-    """Of predictions with a variance behind the noise, that of the better one is kept."""
+    """Guides the first `channels`; a variance after them is the better prediction's."""
     guided = guidance.combine(better[:, :channels], worse[:, :channels], scale)
     return guided if better.shape[1] == channels else torch.cat([guided, better[:, channels:]], dim=1)
 

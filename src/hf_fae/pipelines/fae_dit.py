@@ -22,7 +22,7 @@ Denoiser = LightningDiTTransformer2DModel | DiTDHTransformer2DModel | RAEv2Trans
 
 
 class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
-    """Images of a class: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
+    """Class-conditional images: noise -> `transformer` under `scheduler` -> latents -> `vae` -> images.
 
     Args:
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
@@ -32,16 +32,16 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
             that the denoiser was trained with; for one that predicts the noise (DiT) a `DDPMScheduler` with its betas
             and a learned variance, see `learned_variance_scheduler`.
         id2label: names of the classes, `{id: name}`.
-        guidance_scale, num_inference_steps: what calls use by default, saved with the pipeline: the settings that go
-            with the weights. Forms as in `Guidance.of`.
+        guidance_scale, num_inference_steps: defaults of calls, saved with the pipeline: the settings that belong to
+            the weights. Forms as in `Guidance.of`.
         guidance_transformer: a weaker denoiser of the same latents and classes, smaller or trained for a shorter time.
-            With one, guidance leads away from what it predicts of the same class (AutoGuidance, arXiv 2406.02507),
+            With one, guidance leads away from its prediction for the same class (AutoGuidance, arXiv 2406.02507),
             instead of from the unconditional prediction.
         final_sigma: noise level, before the scheduler's shift, at which an ODE scheduler stops. 0 is data; RAE's
             code stops at 0.001.
-        internal_guidance_scale: what calls use by default, saved with the pipeline: of a transformer with
-            `base_head_layer`, guidance away from what its base head predicts. Forms as of `guidance_scale`; RAEv2
-            generates with `[(0.1, 1.0, 1.78)]`.
+        internal_guidance_scale: default of calls, saved with the pipeline: guidance away from the prediction of the
+            base head of a transformer with `base_head_layer`. Forms as in `Guidance.of`; RAEv2 samples with
+            `[(0.1, 1.0, 1.78)]`.
 
     Raises:
         ValueError: components that do not fit each other, unknown classes, or a `final_sigma` outside [0, 1).
@@ -92,7 +92,7 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         callback_on_step_end: Callable[["FAEDiTPipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Generate images.
 
         Args:
             class_labels: class ids, names from `id2label`, or a list of either.
@@ -100,19 +100,19 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
             num_inference_steps: model evaluations; by default the pipeline's own.
             guidance_scale: one scale, `[(t_low, t_high, scale), ...]` over noise times, or a `Guidance`; by default
                 the pipeline's own. Where the scale is 1 the conditional pass is the only one.
-            internal_guidance_scale: the same of guidance by the transformer's base head, which costs no pass; with
-                both, each branch is guided by it first.
+            internal_guidance_scale: the same for guidance by the transformer's base head, which needs no further pass;
+                with both, each branch is guided by it first.
             negative_class_labels: guide away from these classes (one, or one for each label), instead of from the
                 unconditional prediction.
-            num_images_per_prompt: images for each label; those of a label follow each other.
+            num_images_per_prompt: images per label; those of a label are consecutive.
             sigmas: own noise levels, falling within (0, 1], before the scheduler's shift.
-            generator: of all random numbers; with a list, one for each image, an image is the same in any batch.
+            generator: of all random numbers; with a list, one per image, an image is the same in any batch.
             latents: start from these instead of noise (images, C, H, W).
             output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
             return_dict: return an `ImagePipelineOutput` instead of a tuple.
-            attention_kwargs: handed to the transformer; `{"scale": s}` scales LoRA layers.
-            callback_on_step_end: called as `(pipe, step, timestep, tensors)` after each step; what it returns
-                replaces the tensors.
+            attention_kwargs: passed to the transformer; `{"scale": s}` scales LoRA layers.
+            callback_on_step_end: called as `(pipe, step, timestep, tensors)` after each step; its result replaces
+                the tensors.
             callback_on_step_end_tensor_inputs: names of these tensors; `"latents"`.
 
         Returns:
@@ -143,12 +143,12 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
             latents,
             {"class_labels": labels},
             {"class_labels": negative_labels},
-            num_inference_steps,
-            sigmas,
-            generator,
-            attention_kwargs,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
+            generator=generator,
+            attention_kwargs=attention_kwargs,
+            callback=callback_on_step_end,
+            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         images = self.decode(latents, output_type)
         self.maybe_free_model_hooks()

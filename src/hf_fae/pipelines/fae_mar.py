@@ -60,7 +60,7 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
     ):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        self.init_latents()
+        self.init_components()
         if scheduler is not None:
             check_scheduler(scheduler)
         self.check_settings(num_inference_steps, num_diffusion_steps, temperature)

@@ -55,7 +55,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
     ):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
-        self.init_latents()
+        self.init_components()
         self.init_prompts(text_encoder_id)
         if transformer is not None:
             config = transformer.config

@@ -1,4 +1,4 @@
-"""Images of a text from a denoiser on any tokenizer's latents."""
+"""Text-conditional images from a denoiser on any tokenizer's latents."""
 
 from collections.abc import Callable
 
@@ -23,20 +23,20 @@ Denoiser = MMDiTTransformer2DModel | RAEv2Transformer2DModel
 
 
 class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
-    """Images of a text: noise -> `transformer` under `scheduler` -> latents -> `vae` -> pictures.
+    """Text-conditional images: noise -> `transformer` under `scheduler` -> latents -> `vae` -> images.
 
     Args:
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
         transformer: a denoiser that reads texts, `MMDiTTransformer2DModel` or `RAEv2Transformer2DModel`.
         scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
             that the denoiser was trained with.
-        text_encoder, tokenizer: any encoder of transformers that has a `last_hidden_state` (the paper: Flan-T5-XL).
-            May be None; then calls take `prompt_embeds`, or `load_text_encoder` comes first.
-        text_encoder_id: where that finds them if it is told nothing else, saved with the pipeline.
-        guidance_scale, num_inference_steps: what calls use by default, saved with the pipeline: the settings that go
-            with the weights. Forms as in `Guidance.of`; FAE draws with `[(0.0, 0.9, 1.5)]` (appendix D).
-        guidance_transformer: a weaker denoiser of the same latents and texts, as of `FAEDiTPipeline`.
-        internal_guidance_scale: as of `FAEDiTPipeline`.
+        text_encoder, tokenizer: any encoder of transformers with a `last_hidden_state` (the paper: Flan-T5-XL). May be
+            None; then calls require `prompt_embeds` or a preceding `load_text_encoder`.
+        text_encoder_id: Hub id or folder that `load_text_encoder` uses by default, saved with the pipeline.
+        guidance_scale, num_inference_steps: defaults of calls, saved with the pipeline: the settings that belong to
+            the weights. Forms as in `Guidance.of`; FAE samples with `[(0.0, 0.9, 1.5)]` (appendix D).
+        guidance_transformer: a weaker denoiser of the same latents and texts, as in `FAEDiTPipeline`.
+        internal_guidance_scale: as in `FAEDiTPipeline`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->guidance_transformer->vae"
@@ -95,29 +95,29 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         callback_on_step_end: Callable[["FAETextToImagePipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Generate images.
 
         Args:
-            prompt: a text or a list of texts. Of a long one only its beginning is read, with a warning.
+            prompt: a text or a list of texts. Long texts are truncated, with a warning.
             height, width: of the images in pixels; by default those of training.
             num_inference_steps: model evaluations; by default the pipeline's own.
             guidance_scale: one scale, `[(t_low, t_high, scale), ...]` over noise times, or a `Guidance`; by default
                 the pipeline's own. Where the scale is 1 the conditional pass is the only one.
-            internal_guidance_scale: the same of guidance by the transformer's base head, which costs no pass; with
-                both, each branch is guided by it first.
+            internal_guidance_scale: the same for guidance by the transformer's base head, which needs no further pass;
+                with both, each branch is guided by it first.
             negative_prompt: guide away from these texts (one, or one for each prompt), instead of from the empty one.
-            num_images_per_prompt: images for each prompt; those of a prompt follow each other.
+            num_images_per_prompt: images per prompt; those of a prompt are consecutive.
             sigmas: own noise levels, falling within (0, 1], before the scheduler's shift.
-            generator: of all random numbers; with a list, one for each image, an image is the same in any batch.
+            generator: of all random numbers; with a list, one per image, an image is the same in any batch.
             latents: start from these instead of noise (images, C, H, W).
             prompt_embeds, negative_prompt_embeds: instead of texts (prompts, length, caption_channels), of any length.
-            prompt_attention_mask, negative_prompt_attention_mask: where there is text in them, (prompts, length); by
-                default where they are not zero.
+            prompt_attention_mask, negative_prompt_attention_mask: where they are text, (prompts, length); by default
+                where they are not zero.
             output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
             return_dict: return an `ImagePipelineOutput` instead of a tuple.
-            attention_kwargs: handed to the transformer; `{"scale": s}` scales LoRA layers.
-            callback_on_step_end: called as `(pipe, step, timestep, tensors)` after each step; what it returns
-                replaces the tensors.
+            attention_kwargs: passed to the transformer; `{"scale": s}` scales LoRA layers.
+            callback_on_step_end: called as `(pipe, step, timestep, tensors)` after each step; its result replaces
+                the tensors.
             callback_on_step_end_tensor_inputs: names of these tensors; `"latents"`.
 
         Returns:
@@ -147,9 +147,9 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
                 negative_prompt,
                 prompt_embeds,
                 negative_prompt_embeds,
-                prompt_attention_mask,
-                negative_prompt_attention_mask,
-                num_images_per_prompt,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+                num_images_per_prompt=num_images_per_prompt,
                 is_guided=self.do_classifier_free_guidance and self.guidance_transformer is None,
             )
         )
@@ -159,12 +159,12 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
             latents,
             _arguments(condition),
             negative_condition and _arguments(negative_condition),
-            num_inference_steps,
-            sigmas,
-            generator,
-            attention_kwargs,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
+            generator=generator,
+            attention_kwargs=attention_kwargs,
+            callback=callback_on_step_end,
+            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         images = self.decode(latents, output_type)
         self.maybe_free_model_hooks()
@@ -176,7 +176,7 @@ def _arguments(condition):
 
 
 def _of_one_length(condition, negative_condition):
-    """Embeddings and masks of both, as long as their longest text: behind a mask padding is nothing but work."""
+    """Embeddings and masks of both, as long as their longest text: masked padding only costs compute."""
     parts = [part for part in (condition, negative_condition) if part is not None]
     ends = [(mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().item() for _, mask in parts]
     length = max(1, *ends)

@@ -1,4 +1,4 @@
-"""What all pipelines here share: a generator draws latents, a tokenizer makes pictures of them."""
+"""The base of all pipelines: a generator samples latents, a tokenizer decodes them to images."""
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -18,22 +18,22 @@ from .lora import TransformerLoraMixin
 
 __all__ = ["LatentPipeline", "Tokenizer"]
 
-# Each by its class: `from_pipe` keeps a component only if its very class is in the annotation.
+# Each by its class: `from_pipe` keeps a component only if its exact class is in the annotation.
 Tokenizer = (
     AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderRAEv2 | AutoencoderKL
 )
 
 
 class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
-    """Base of pipelines with a `transformer` that draws latents and a `vae` that decodes them.
+    """Base of pipelines with a `transformer` that samples latents and a `vae` that decodes them.
 
     The `vae` is a tokenizer of ours or an autoencoder of diffusers with `latent_channels` and a `scaling_factor`.
     """
 
     _callback_tensor_inputs = ["latents"]
 
-    def init_latents(self) -> None:
-        """To be called by `__init__` once the components are registered.
+    def init_components(self) -> None:
+        """Called by `__init__` once the components are registered.
 
         Raises:
             ValueError: vae and transformer have different channels.
@@ -52,7 +52,7 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
         self._interrupt = False
 
     def check_inputs(self, height, width, output_type, tensor_inputs, **counts):
-        """Refuse what cannot be drawn, before anything is computed; `counts` are to be positive whole numbers.
+        """Refuse invalid inputs before anything is computed; `counts` must be positive whole numbers.
 
         Raises:
             ValueError: an argument that does not fit.
@@ -76,19 +76,19 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
 
     @property
     def reads_text(self) -> bool:
-        """Whether it draws texts; otherwise it draws classes."""
+        """Whether it is text-conditional; otherwise it is class-conditional."""
         return self.transformer.config.get("caption_channels") is not None
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that are drawn where a call names none; of latents without a vae."""
+        """Default height and width of generated images; of latents without a vae."""
         size = grid_size(self.transformer.config.sample_size)
         return size if self.vae is None else image_size(self.vae, *size)
 
     def prepare_generator(
         self, batch_size: int, generator: torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...] | None
     ) -> torch.Generator | list[torch.Generator] | None:
-        """The generators of a call; several of them as a list, the only form that diffusers' schedulers know.
+        """The generators of a call; several as a list, the only form that diffusers' schedulers accept.
 
         Raises:
             ValueError: another number of generators than images.
@@ -107,10 +107,10 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Noise (batch_size, C, H, W) in fp32: drawn, or `latents` as given.
+        """Noise (batch_size, C, H, W) in fp32: sampled, or `latents` as given.
 
         Raises:
-            ValueError: latents of another shape or not finite, or images of a size that the tokenizer does not make.
+            ValueError: latents of another shape or not finite, or a size that the tokenizer does not support.
         """
         default_height, default_width = self.image_size
         size = (default_height if height is None else height, default_width if width is None else width)
@@ -124,13 +124,13 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
         return latents.to(self._execution_device, torch.float32)
 
     def decode(self, latents: torch.Tensor, output_type: str):
-        """Pictures of normalised latents (B, C, H, W), in the form that `output_type` names, see `__call__`."""
+        """Images decoded from normalised latents (B, C, H, W), in the form of `output_type`, see `__call__`."""
         if output_type == "latent":
             return latents
         return self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
 
     def call_back(self, callback, step: int, timestep, latents: torch.Tensor, tensor_inputs: list[str]):
-        """Show a step's latents to a user's callback, if there is one, and return those to go on with."""
+        """Pass a step's latents to the user's callback, if any, and return those to continue with."""
         if callback is None:
             return latents
         tensors = {"latents": latents} if "latents" in tensor_inputs else {}
@@ -138,10 +138,10 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the running or latest call."""
+        """Number of steps of the running or latest call."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop; what is there is decoded."""
+        """Set `pipe._interrupt = True` in a callback to stop; the latents so far are decoded."""
         return self._interrupt

@@ -14,15 +14,15 @@ LAYERS, NEW_CLASSES = "transformer.", "new_classes."
 
 
 class TransformerLoraMixin(LoraBaseMixin):
-    """LoRA layers of `transformer`; where that has classes (`ClassLabelsMixin`) they may bring some of their own.
+    """LoRA layers of `transformer`; if it has classes (`ClassLabelsMixin`), an adapter may add new ones.
 
     `set_adapters`, `disable_lora` and the rest are diffusers' and act on the layers alone: a new class stays until the
-    adapter that brought it is deleted or unloaded. Where the adapter is fused by then, its classes stay for good:
-    `fuse_lora`, `unload_lora_weights`, `save_pretrained` make a pipeline of all that it has learnt.
+    adapter that added it is deleted or unloaded. If the adapter is fused by then, its classes stay permanently:
+    `fuse_lora`, `unload_lora_weights`, `save_pretrained` save a pipeline with everything that was learned.
     """
 
     _lora_loadable_modules = ["transformer"]
-    _lora_classes = {}  # adapter name -> names of the classes that it brought; replaced, never changed in place
+    _lora_classes = {}  # adapter name -> names of the classes that it added; replaced, never changed in place
 
     @classmethod
     def lora_state_dict(
@@ -42,7 +42,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         """The tensors of a LoRA file and the configuration of its layers.
 
         Args:
-            pretrained_model_name_or_path_or_dict: Hub id, folder, or a state dict, which is returned as it is.
+            pretrained_model_name_or_path_or_dict: Hub id, folder, or a state dict, which is returned unchanged.
             metadata: the configuration that belongs to a state dict.
 
         The others are as in `from_pretrained`.
@@ -77,14 +77,14 @@ class TransformerLoraMixin(LoraBaseMixin):
             pretrained_model_name_or_path_or_dict: Hub id, folder, or state dict with the keys of such a file.
             adapter_name: name for `set_adapters`; a running number by default.
             hotswap: replace the layers and the classes of the adapter of this name.
-            low_cpu_mem_usage: do not initialise the layers before they are loaded.
+            low_cpu_mem_usage: do not initialise the layers before loading them.
             kwargs: as `lora_state_dict` (`weight_name`, `revision`, `token`, ...).
 
         Raises:
             ValueError: the file has no LoRA layers, or some that do not fit this transformer; or a new class has
-                another width, or a name that the pipeline already knows, or this draws no classes.
+                another width, or a name that the pipeline already knows, or the pipeline is not class-conditional.
 
-        The pipeline is then as it was, but for an adapter that could not be hotswapped: diffusers deletes it.
+        The pipeline is then unchanged, except for an adapter that could not be hotswapped: diffusers deletes it.
         """
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         in_memory = isinstance(pretrained_model_name_or_path_or_dict, dict)
@@ -95,7 +95,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         rows = {key.removeprefix(NEW_CLASSES): row for key, row in state_dict.items() if key.startswith(NEW_CLASSES)}
         replaced = self._lora_classes.get(adapter_name, []) if hotswap else []
         if rows and not hasattr(self.transformer, "class_embedding"):
-            raise ValueError(f"{source} has new classes {list(rows)}, but this pipeline draws no classes")
+            raise ValueError(f"{source} has new classes {list(rows)}, but this pipeline is not class-conditional")
         known = [name for name in rows if name in self.label2id and name not in replaced]
         if known:
             raise ValueError(f"{source} has new classes {known}, but the pipeline already knows these names")
@@ -130,14 +130,14 @@ class TransformerLoraMixin(LoraBaseMixin):
         self._lora_classes = {**self._lora_classes, adapter_name: list(rows)}
 
     def unload_lora_weights(self) -> None:
-        """Take out all LoRA layers and their new classes: the model as it was, but for adapters that are fused."""
+        """Remove all LoRA layers and their new classes: the original model, except for fused adapters."""
         fused = self._fused_adapters()
         super().unload_lora_weights()
         self._merged_adapters = set()
         self._forget_classes(list(self._lora_classes), fused)
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Take out the LoRA layers and the new classes of these adapters; class numbers behind them become smaller."""
+        """Remove the LoRA layers and the new classes of these adapters; the class numbers after them decrease."""
         fused = self._fused_adapters()
         super().delete_adapters(adapter_names)
         self._forget_classes([adapter_names] if isinstance(adapter_names, str) else adapter_names, fused)
@@ -163,15 +163,15 @@ class TransformerLoraMixin(LoraBaseMixin):
         """Save LoRA layers and the classes that were trained with them as one safetensors file.
 
         Args:
-            save_directory: folder, made if need be.
+            save_directory: folder, created if needed.
             transformer_lora_layers: `peft.get_peft_model_state_dict(pipe.transformer)`.
             transformer_lora_adapter_metadata: `pipe.transformer.peft_config["default"].to_dict()`; without it the
-                loader has to assume that `lora_alpha` is the rank.
+                loader assumes that `lora_alpha` is the rank.
             new_classes: name -> embedding (dim,) of the classes that the pipeline did not have.
             weight_name: file name, by default `pytorch_lora_weights.safetensors`.
             is_main_process: other processes write nothing.
         """
-        if not is_main_process:  # diffusers takes the argument and writes all the same
+        if not is_main_process:  # diffusers accepts the argument and writes all the same
             return
         cls._save_lora_weights(
             save_directory=save_directory,
@@ -186,7 +186,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         )
 
     def _remove_begun(self, before):
-        """Take out what a load that failed has left of its adapter; `before` are those that were there."""
+        """Remove what a failed load left of its adapter; `before` are the earlier adapters."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         adapters = getattr(self.transformer, "peft_config", {})
@@ -208,7 +208,7 @@ class TransformerLoraMixin(LoraBaseMixin):
         return {name for module in self.transformer.modules() for name in getattr(module, "merged_adapters", ())}
 
     def _forget_classes(self, adapters, fused):
-        """Remove the classes of `adapters`, which are gone; those of fused ones stay and belong to nobody."""
+        """Remove the classes of `adapters`, which are gone; those of fused ones stay without an owner."""
         names = [name for adapter in adapters if adapter not in fused for name in self._lora_classes.get(adapter, [])]
         self._lora_classes = {key: value for key, value in self._lora_classes.items() if key not in adapters}
         if names:
@@ -217,7 +217,7 @@ class TransformerLoraMixin(LoraBaseMixin):
 
     @contextlib.contextmanager
     def _without_offloading(self):
-        """Hooks that move weights hold on to the old class table: take them off while it changes."""
+        """Hooks that move weights keep the old class table: remove them while it changes."""
         model_offload, sequential_offload, group_offload = self._optionally_disable_offloading(self)
         try:
             yield
@@ -231,7 +231,7 @@ class TransformerLoraMixin(LoraBaseMixin):
 
 
 def _check_layers(transformer, layers, source):
-    """Compare names and shapes of LoRA layers with the linear maps (or convolutions) that they are to be added to.
+    """Compare names and shapes of LoRA layers with the linear layers (or convolutions) that they extend.
 
     Raises:
         ValueError: naming the first key that does not fit.

@@ -1,4 +1,4 @@
-"""Prompts as texts or as embeddings, as all text-conditional pipelines take them."""
+"""Prompts as texts or as embeddings, in all text-conditional pipelines."""
 
 import torch
 from transformers import PreTrainedModel
@@ -13,13 +13,13 @@ __all__ = ["PromptMixin"]
 class PromptMixin:
     """For a pipeline with `text_encoder`, `tokenizer` and a `transformer` that has `config.caption_channels`.
 
-    Both may be absent, which spares a checkpoint what is often its largest part: `config.text_encoder_id` says then
-    what `load_text_encoder` is to fetch. Nevertheless `__init__` takes them without a default: no others can be
+    Both may be absent, as they are often the largest part of a checkpoint: `load_text_encoder` then fetches
+    `config.text_encoder_id`. Nevertheless they are arguments of `__init__` without a default: only such ones can be
     replaced or left out in `DiffusionPipeline.from_pretrained`.
     """
 
     def init_prompts(self, text_encoder_id: str | None) -> None:
-        """To be called by `__init__` once the components are registered.
+        """Called by `__init__` once the components are registered.
 
         Raises:
             ValueError: text encoder and transformer have different widths.
@@ -35,7 +35,7 @@ class PromptMixin:
             pretrained_model_name_or_path: Hub id or folder; by default `config.text_encoder_id`.
 
         Raises:
-            ValueError: none is named here or in the config, or it has another width than the transformer reads.
+            ValueError: none is named here or in the config, or its width is not that of the transformer's captions.
         """
         path = pretrained_model_name_or_path or self.config.text_encoder_id
         if path is None:
@@ -53,7 +53,7 @@ class PromptMixin:
             )
 
     def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (prompts, max_caption_length, caption_channels) of texts, zero behind their ends, and their mask.
+        """Embeddings (prompts, max_caption_length, caption_channels) of texts, zero after their ends, and their mask.
 
         See `hf_fae.text.encode_text`.
 
@@ -82,15 +82,15 @@ class PromptMixin:
         num_images_per_prompt: int = 1,
         is_guided: bool = True,
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]:
-        """Embeddings (images, length, caption_channels) and their mask (images, length), of what to draw and of what
-        to guide away from.
+        """Embeddings (images, length, caption_channels) and their mask (images, length), of what to generate and of
+        what to guide away from.
 
-        The latter is the empty text by default, and None without guidance. Embeddings without a mask are texts where
-        they are not zero.
+        The latter is the empty text by default, and None without guidance. Without a mask,
+        embeddings are text where they are not zero.
 
         Raises:
             ValueError: neither or both of a text and its embeddings, embeddings or a mask that are no tensors, of
-                another shape or not finite, or another number of negative ones than one or one for each.
+                another shape or not finite, or a number of negative ones that is neither one nor one per prompt.
         """
         if (prompt is None) == (prompt_embeds is None):
             both = "neither" if prompt is None else "both"

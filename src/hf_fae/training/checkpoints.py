@@ -1,12 +1,21 @@
-"""Checkpoint folders `checkpoint-<step>`: whole or not there at all, whenever the process is killed."""
+"""Checkpoint folders `checkpoint-<step>`: complete or absent, whenever the process is killed."""
 
+import contextlib
 import os
 import re
 import shutil
 from pathlib import Path
 
 
-__all__ = ["clear_leftovers", "commit_checkpoint", "find_checkpoint", "list_checkpoints", "remove_later"]
+__all__ = [
+    "check_same_order",
+    "clear_leftovers",
+    "commit_checkpoint",
+    "find_checkpoint",
+    "list_checkpoints",
+    "remove_later",
+    "writing_checkpoint",
+]
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -16,21 +25,21 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def find_checkpoint(output_dir: Path, wanted: str | None, fresh: bool = True) -> Path | None:
-    """The checkpoint to go on from.
+    """The checkpoint to resume from.
 
     Args:
         wanted: a checkpoint folder, `"latest"` for the newest of the run, or None for none.
-        fresh: without a wanted checkpoint, insist that the run has none yet.
+        fresh: without a wanted checkpoint, require that the run has none yet.
 
     Raises:
-        ValueError: `wanted` is no checkpoint, or a fresh run would write among the checkpoints of another.
+        ValueError: `wanted` is no checkpoint, or a new run would mix its checkpoints with those of another.
     """
     existing = list_checkpoints(output_dir)
     if wanted is None:
         if existing and fresh:
             raise ValueError(
                 f"output_dir {str(output_dir)!r} holds {existing[-1].name}: pass resume_from_checkpoint='latest' "
-                "to go on from there, or another output_dir"
+                "to resume from it, or another output_dir"
             )
         return None
     if wanted == "latest":
@@ -40,14 +49,45 @@ def find_checkpoint(output_dir: Path, wanted: str | None, fresh: bool = True) ->
     return Path(wanted)
 
 
+def check_same_order(checkpoint: Path, before: dict, now: dict) -> None:
+    """Refuse to resume with data in another order.
+
+    Args:
+        before, now: `TrainingData.signature` of the checkpoint and of this run.
+
+    Raises:
+        ValueError: naming what has changed.
+    """
+    changed = [name for name in before | now if before.get(name) != now.get(name)]
+    if changed:
+        raise ValueError(
+            f"the data must come in the order of {str(checkpoint)!r}, but "
+            + ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
+        )
+
+
+@contextlib.contextmanager
+def writing_checkpoint(output_dir: Path, step: int, limit: int | None, is_main: bool):
+    """A folder to write a checkpoint into; when the context ends without error it becomes `checkpoint-<step>`.
+
+    Every process enters; the main one makes the folder and commits it. `limit` as in `commit_checkpoint`.
+    """
+    partial = output_dir / f".checkpoint-{step}"
+    if is_main:
+        partial.mkdir()
+    yield partial
+    if is_main:
+        commit_checkpoint(partial, limit)
+
+
 def commit_checkpoint(partial: Path, limit: int | None) -> None:
     """Rename the complete `.checkpoint-<step>` to `checkpoint-<step>`; then delete the oldest beyond `limit`."""
-    for path in [*partial.iterdir(), partial]:  # on the disk before the name says so and older ones are deleted
+    for path in [*partial.iterdir(), partial]:  # on disk before it is renamed and older ones are deleted
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
     final = partial.with_name(partial.name.removeprefix("."))
-    if final.exists():  # a resumed run passes a step for the second time
+    if final.exists():  # a resumed run reaches a step for the second time
         _remove(final)
     partial.rename(final)
     for old in list_checkpoints(final.parent)[:-limit] if limit else []:
@@ -55,18 +95,18 @@ def commit_checkpoint(partial: Path, limit: int | None) -> None:
 
 
 def remove_later(output_dir: Path, step: int) -> None:
-    """Delete the checkpoints after `step`: a run that went back to it takes another way from there."""
+    """Delete the checkpoints after `step`: a run resumed there diverges from them."""
     for path in list_checkpoints(output_dir):
         if int(path.name.removeprefix("checkpoint-")) > step:
             _remove(path)
 
 
 def clear_leftovers(output_dir: Path) -> None:
-    """Delete what a run left that was killed while it wrote or deleted a checkpoint."""
+    """Delete what a run left behind when it was killed while writing or deleting a checkpoint."""
     for path in output_dir.glob(".checkpoint-*"):
         shutil.rmtree(path)
 
 
 def _remove(folder):
-    """Delete a folder so that no half of it is ever seen under its name."""
+    """Delete a folder so that its name never refers to a part of it."""
     shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}-old")))

@@ -1,20 +1,25 @@
-"""How much of the machine a run uses: the multiplications of a step, and what the device could do."""
+"""Utilisation: the floating-point operations of a training step, and the speed that the device could reach."""
 
 import time
 
 import torch
+from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..utils.randomness import ImageRandom
+from .arguments import LoopArguments
+from .optimization import Optimization
 
-__all__ = ["FlopMeter", "matmul_peak"]
+
+__all__ = ["FlopMeter", "FlopShare", "matmul_peak"]
 
 
 class FlopMeter(TorchDispatchMode):
     """Counts the floating-point operations of matrix products, convolutions and attention within its context.
 
-    Compiled code runs eagerly there, as only eager operations can be counted. torch's own `FlopCounterMode` hooks into
-    modules as well, which a forward pass that takes gradients itself (adaptive weights) does not survive.
+    Compiled code runs eagerly there, as only eager operations can be counted. torch's own `FlopCounterMode` also hooks
+    into modules, which fails for a forward pass that computes gradients itself (adaptive weights).
     """
 
     def __init__(self):
@@ -38,11 +43,49 @@ class FlopMeter(TorchDispatchMode):
         return result
 
 
+class FlopShare:
+    """The share of the devices' peak speed at which a run trains.
+
+    Args:
+        accelerator, optimization, args: of the run.
+    """
+
+    def __init__(self, accelerator: Accelerator, optimization: Optimization, args: LoopArguments):
+        self.accelerator, self.optimization, self.args = accelerator, optimization, args
+        self.flops_per_image = self.peak = None
+
+    def count(self, batch: dict, random: ImageRandom) -> None:
+        """Count the operations of forward and backward passes for the single image of a batch, without side effects.
+
+        Results under the counter differ in the last bit, so it cannot be a pass of the training itself. Operations
+        that gradient checkpointing repeats do not count.
+        """
+        module, device = self.optimization.module, self.accelerator.device
+        if self.args.gradient_checkpointing:
+            module.model.disable_gradient_checkpointing()
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), FlopMeter() as meter:
+            self.accelerator.backward(self.optimization.objective(batch, random)["loss"])
+        self.optimization.optimizer.optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        if self.args.gradient_checkpointing:
+            module.model.enable_gradient_checkpointing()
+        self.flops_per_image = meter.flops
+        if self.peak is None:
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.args.mixed_precision, torch.float32)
+            self.peak = matmul_peak(device, dtype) * self.accelerator.num_processes
+
+    def at(self, images_per_second: float) -> float:
+        """The share at a speed of all processes."""
+        return self.flops_per_image * images_per_second / self.peak
+
+
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large square matrix product on one device: the best of five, after two to warm up.
 
-    Measured rather than looked up, so that it holds for CPUs and for GPUs of any name; it takes about a tenth of a
-    second.
+    Measured rather than looked up, so that it holds for CPUs and for GPUs of any name, in about a tenth of a second.
     """
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))

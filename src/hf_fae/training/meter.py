@@ -1,4 +1,4 @@
-"""What a run logs: means over an interval, kept on the device, and its speed."""
+"""Means of logged values over an interval, kept on the device; speed and memory of a run."""
 
 import resource
 import sys
@@ -6,12 +6,14 @@ import time
 
 import torch
 
+from ..objectives.base import Mean
+
 
 __all__ = ["Meter", "peak_memory"]
 
 
 class Meter:
-    """Means of logged values over an interval of steps; the host waits for the device only in `means`."""
+    """Means of logged values over an interval of steps; the host synchronises with the device only in `means`."""
 
     def __init__(self):
         self.start(images_seen=0)
@@ -21,23 +23,20 @@ class Meter:
         self._sums, self._start, self._images = {}, time.perf_counter(), images_seen
         self._input_seconds = 0.0
 
-    def add(self, name: str, value: torch.Tensor) -> None:
-        """A scalar, or a sum and a count; what is not finite counts for nothing."""
-        value = value.detach().float()
-        finite = torch.isfinite(value)
-        if value.ndim == 0:
-            pair = torch.stack([torch.where(finite, value, 0.0), finite.float()])
-        else:
-            pair = torch.where(finite.all(), value, 0.0)
+    def add(self, name: str, value: torch.Tensor | Mean) -> None:
+        """Add a scalar, or a `Mean`; values that are not finite are left out."""
+        total, count = value if isinstance(value, Mean) else (value, torch.ones_like(value))
+        pair = torch.stack([total.detach().float(), count.detach().float()])
+        pair = torch.where(torch.isfinite(pair).all(), pair, 0.0)
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def means(self, reduce) -> dict[str, float | None]:
-        """Mean by name over all processes, None where nothing finite was added; `reduce(tensor)` sums over them."""
+        """Mean by name over all processes, None if no finite value was added; `reduce(tensor)` sums over processes."""
         table = reduce(torch.stack(list(self._sums.values()))).tolist()
         return {name: total / count if count else None for name, (total, count) in zip(self._sums, table, strict=True)}
 
     def speed(self, images_seen: int) -> dict[str, float]:
-        """Images per second of all processes, and the share of the time that went into waiting for data."""
+        """Images per second of all processes, and the share of time spent waiting for data."""
         seconds = time.perf_counter() - self._start
         return {
             "images_per_second": (images_seen - self._images) / seconds,
@@ -49,7 +48,7 @@ class Meter:
         return _Stopwatch(self, "_input_seconds")
 
     def paused(self):
-        """Within this context the clock stands still: validation and checkpoints are not training."""
+        """Within this context the clock stops: validation and checkpoints are not training."""
         return _Stopwatch(self, "_start")
 
 
@@ -68,7 +67,7 @@ class _Stopwatch:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory in GiB that this process has used: allocated on its GPU, or resident where it has none."""
+    """Peak memory of this process in GiB: allocated on its GPU, or resident if it has none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

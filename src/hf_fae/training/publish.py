@@ -1,4 +1,4 @@
-"""What a run publishes: its card, and the folder on the Hub; and whether it will be able to, before it starts."""
+"""What a run saves and publishes: the pipeline, the card, the folder on the Hub; and a check before it starts."""
 
 import math
 import sys
@@ -7,27 +7,29 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..cards import Result, TrainingRun, write_card
+from ..data.protocol import TrainingData
 from ..hub import push_folder
 from .arguments import LoopArguments
 
 
-__all__ = ["check_hub", "publish", "training_run"]
+__all__ = ["check_hub", "publish", "save_without_encoder", "training_run"]
 
 DISTRIBUTED = {DistributedType.MULTI_CPU: "DDP", DistributedType.MULTI_GPU: "DDP", DistributedType.FSDP: "FSDP"}
 
 
 def check_hub(args: LoopArguments) -> None:
-    """With `push_to_hub`, make the repository before the first step, or find out that this cannot be done.
+    """With `push_to_hub`, create the repository before the first step, so that errors show up before the training.
 
-    A dry run makes nothing: it asks who is logged in and whether the repository is theirs.
+    A dry run creates nothing: it checks that a user is logged in who may write to the repository.
 
     Raises:
-        ValueError: `hub_model_id` is no repository id or belongs to someone else, nobody is logged in, or the Hub
+        ValueError: `hub_model_id` is no repository id or belongs to someone else, no user is logged in, or the Hub
             does not answer.
     """
     if not args.push_to_hub:
@@ -41,14 +43,14 @@ def check_hub(args: LoopArguments) -> None:
     try:
         user = api.whoami()
         owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
-        # `exist_ok` would take anyone's repository, of which no commit can be made.
+        # `exist_ok` would accept anyone's repository, which we cannot write to.
         if "/" in repo_id and repo_id.split("/")[0] not in owners:
             raise ValueError(f"hub_model_id must belong to one of {owners}, who are logged in, got {repo_id!r}")
         if not args.dry_run:
             api.create_repo(repo_id, private=args.hub_private_repo, exist_ok=True)
     except (OSError, HTTPError) as error:
         raise ValueError(
-            f"push_to_hub cannot push to {repo_id!r}; log in with `hf auth login`, or go without: {error}"
+            f"push_to_hub cannot push to {repo_id!r}; log in with `hf auth login`, or train without: {error}"
         ) from error
 
 
@@ -57,17 +59,17 @@ def training_run(
     step: int,
     images_seen: int,
     results: dict | None,
-    data=None,
+    data: TrainingData | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainingRun:
-    """What the card of a run tells.
+    """The facts for the model card of a run.
 
     Args:
         config: all arguments of the run as plain values.
-        step, images_seen: how long it trained.
-        results: of its last validation; the finite numbers in it are measurements, "prompts" what it has drawn.
-        data: what it trained on, with `facts()`; without it the card has no data and no results.
-        accelerator: where it ran.
+        step, images_seen: the length of its training.
+        results: of its last validation; finite numbers are measurements, "prompts" the classes or captions sampled.
+        data: the training data; without them the card names no data set and has no results.
+        accelerator: of the run.
     """
     facts = data.facts() if data is not None else {}
     dataset = facts.get("dataset")
@@ -104,8 +106,15 @@ def publish(args: LoopArguments, run: TrainingRun) -> None:
         push_folder(args.output_dir, args.hub_model_id, private=args.hub_private_repo, commit_message=message)
 
 
+def save_without_encoder(pipeline: DiffusionPipeline, folder: str) -> None:
+    """Save a pipeline without its tokenizer's frozen encoder, which generation does not need."""
+    if hasattr(pipeline.vae, "image_encoder"):
+        pipeline.vae.image_encoder = None
+    pipeline.save_pretrained(folder)
+
+
 def _script(path: str) -> str:
-    """The script's path in its git repository or, outside of one, in the working directory."""
+    """The script's path relative to its git repository or, outside of one, to the working directory."""
     script = Path(path).resolve()
     root = next((folder for folder in script.parents if (folder / ".git").exists()), Path.cwd())
     return script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name

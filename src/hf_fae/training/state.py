@@ -1,6 +1,6 @@
-"""The tensors of a run: whole, by name, in safetensors, whether its parameters are kept whole or sharded.
+"""The tensors of a run in safetensors: whole and by name, also if its parameters are sharded.
 
-A checkpoint of many processes can be resumed by one, and the other way round.
+A checkpoint of many processes can be resumed by one, and vice versa.
 """
 
 from pathlib import Path
@@ -17,9 +17,9 @@ ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The trained parameters and persistent buffers of a module, those in use rather than copies.
+    """The trained parameters and persistent buffers of a module, not copies of them.
 
-    Frozen parameters are left out: a run that is resumed gets them from where it got them first.
+    Frozen parameters are left out: a resumed run loads them from their source again.
     """
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in frozen}
@@ -30,7 +30,7 @@ def save_tensors(
 ) -> None:
     """Write `model.safetensors`, `optimizer.safetensors` and, with averaged weights by name, `ema.safetensors`.
 
-    Every process takes part in gathering what is sharded; the main one writes.
+    Every process takes part in gathering sharded tensors; the main one writes.
     """
     names = {parameter: name for name, parameter in module.named_parameters()}
     states = optimizer.state.items()
@@ -52,7 +52,7 @@ def save_tensors(
 
 @torch.no_grad()
 def load_tensors(directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict | None) -> None:
-    """Read back what `save_tensors` wrote, into the tensors in use.
+    """Load what `save_tensors` wrote into the tensors in use.
 
     Raises:
         ValueError: the checkpoint has other tensors than the run.
@@ -66,7 +66,7 @@ def load_tensors(directory: Path, module: nn.Module, optimizer: torch.optim.Opti
         if missing or unexpected or other:
             raise ValueError(
                 f"checkpoint {str(directory)!r} does not fit the objective: {table}.safetensors lacks {missing[:3]}, "
-                f"has {unexpected[:3]} that are not asked for, and {other[:3]} of another shape"
+                f"has the unexpected {unexpected[:3]}, and {other[:3]} of another shape"
             )
         for name, tensor in tensors.items():
             tensor.copy_(_like(tensor, found[name]))
@@ -82,15 +82,15 @@ def load_tensors(directory: Path, module: nn.Module, optimizer: torch.optim.Opti
     for name, found in kinds.items():
         if found != ADAMW_STATE:
             raise ValueError(
-                f"checkpoint {str(directory)!r} is broken: of {name!r} it has the moments {sorted(found)}"
+                f"checkpoint {str(directory)!r} is broken: it has the moments {sorted(found)} of {name!r}"
             )
 
 
 def remove_sharding(module: nn.Module) -> None:
-    """Make a module that FSDP2 has sharded an ordinary one again, with whole parameters on every process.
+    """Turn a module that FSDP2 has sharded into an ordinary one again, with whole parameters on every process.
 
-    For the end of a run, so that what is saved is the plain model. FSDP2 itself has no way back: it works by a
-    subclass and by hooks, and our modules have no other hooks.
+    For the end of a run, so that the plain model is saved. FSDP2 cannot be undone by itself: it works by a subclass
+    and by hooks, and our modules have no other hooks.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -106,7 +106,7 @@ def remove_sharding(module: nn.Module) -> None:
 
 
 def _whole(tensor):
-    """The tensor itself, or all of a sharded one."""
+    """The tensor itself, or the whole of a sharded one."""
     tensor = tensor.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 

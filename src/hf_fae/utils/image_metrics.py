@@ -1,4 +1,4 @@
-"""How well a tokenizer gives back what it was given: features and pictures."""
+"""Reconstruction metrics of features and images."""
 
 import torch
 from torch.nn import functional as F
@@ -8,7 +8,7 @@ __all__ = ["feature_cosine", "psnr", "ssim", "token_cosine"]
 
 
 def feature_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Cosine over the channels of features (B, N, C), mean over tokens and samples: a scalar, 1 when they agree.
+    """Cosine over the channels of features (B, N, C), mean over tokens and samples: a scalar, 1 for equal directions.
 
     On raw features of the frozen encoder, as the paper's similarity of reconstructed features; in fp32.
     """
@@ -16,7 +16,7 @@ def feature_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torc
 
 
 def token_cosine(reconstruction: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Cosine (B, N) of each token with its original, of features (B, N, C), in fp32."""
+    """Cosine (B, N) of each token with its original, for features (B, N, C), in fp32."""
     return F.cosine_similarity(reconstruction.float(), features.float(), dim=-1)
 
 
@@ -32,10 +32,10 @@ def psnr(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 def ssim(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang et al. 2004) of images (B, 3, H, W) in [-1, 1], clamped first: mean over the images.
 
-    By torchmetrics: Gaussian windows of 11 pixels, a scalar up to 1 where they agree.
+    By torchmetrics, with Gaussian windows of 11 pixels: a scalar, 1 for equal images.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # The luminance term means intensities from 0 on: around 0 it would take two greys for opposites.
-    reconstruction, images = (1 + pictures.float().clamp(-1, 1) for pictures in (reconstruction, images))
+    # The luminance term expects intensities from 0: around 0 it would treat two greys as opposites.
+    reconstruction, images = (1 + part.float().clamp(-1, 1) for part in (reconstruction, images))
     return structural_similarity_index_measure(reconstruction, images, data_range=2.0)

@@ -1,7 +1,7 @@
 """Random numbers that belong to images rather than to processes.
 
-Image number n of a run gets the same noise whichever process works on it, in whichever batch: a run on eight devices
-and one on a single device with the eightfold batch size see the same numbers.
+Image number n of a run gets the same noise in any process and any batch: a run on eight devices and one on a single
+device with eight times the batch size see the same numbers.
 """
 
 import torch
@@ -16,9 +16,9 @@ class ImageRandom:
     Args:
         seed: of the run.
         first_image: number of the batch's first image, counted from the start of the run over all processes.
-        device: where the numbers are made; CPU and GPU give different ones.
+        device: where the numbers are generated; CPU and GPU give different ones.
 
-    Every call gives new numbers; the same calls in the same order give the same ones again.
+    Every call gives new numbers; repeating the same calls in the same order reproduces them.
     """
 
     def __init__(self, seed: int, first_image: int, device: torch.device | str = "cpu"):
@@ -35,13 +35,13 @@ class ImageRandom:
         return self._fill(torch.empty(shape, device=self.generator.device), torch.Tensor.uniform_)
 
     def of_batch(self) -> float:
-        """A number in [0, 1) for the whole batch, by its first image; no device has to be waited for."""
+        """A number in [0, 1) for the whole batch, by its first image, without synchronising with the device."""
         self._calls += 1
         return (mix_seed(self.seed, self.first_image, self._calls) >> 11) / 2**53
 
     @torch.compiler.disable
     def shared_uniform(self) -> float:
-        """One number in [0, 1) for the whole batch, that of its first image; nobody waits for the device."""
+        """Another one, by torch's CPU generator."""
         self._calls += 1
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.first_image, self._calls))
         return torch.rand((), generator=generator).item()

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from ...data.corrupt import DamagedRow
+from ...data.corrupt import CorruptRow
 from ...data.fingerprints import fingerprint_rows
 from ...data.images import DataArguments, ImageData
 from ...images import to_uint8
@@ -145,7 +145,7 @@ class NumberedPictures:
         """Those of all rows that have one, in their order."""
         column, captions = self.data.find_column(self.rows, self.data.args.caption_column), []
         for row in self.rows.select_columns([column]):
-            with contextlib.suppress(DamagedRow):
+            with contextlib.suppress(CorruptRow):
                 captions.append(self.data.caption(row))
         return captions
 
@@ -167,7 +167,7 @@ class NumberedPictures:
         def read(row):
             try:
                 return {**self.data.example(row), "is_good": True}
-            except DamagedRow:
+            except CorruptRow:
                 return {**blank, "is_good": False}
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -1,4 +1,4 @@
-"""What LoRA fine-tuning trains: low-rank layers, and the embeddings of new classes."""
+"""The trained part of a LoRA fine-tuning: low-rank layers, and the embeddings of new classes."""
 
 import torch
 from torch import nn
@@ -7,13 +7,13 @@ from torch.nn.utils import parametrize
 
 __all__ = ["LORA_TARGETS", "add_lora", "lora_weights"]
 
-# The linear maps of attention and feed-forward, by the ends of their names; those of an MMDiT's texts come second.
+# The linear layers of attention and feed-forward, by the ends of their names; then those of an MMDiT's text stream.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 TEXT_TARGETS = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context.net.0.proj", "ff_context.net.2"]
 
 
 class _NewRows(nn.Module):
-    """A class table whose last rows before the null class are a parameter of their own; all others are frozen."""
+    """A class table whose last rows before the null class are a separate parameter; all others are frozen."""
 
     def __init__(self, table, count):
         super().__init__()
@@ -30,16 +30,16 @@ def add_lora(
     target_modules: list[str] | None = None,
     new_classes: int = 0,
 ) -> None:
-    """Freeze `transformer`, but for new LoRA layers and the embeddings of its last classes.
+    """Freeze `transformer` except for new LoRA layers and the embeddings of its last classes.
 
     Args:
-        transformer: a generator; with new classes one with `class_embedding`, the null class last.
+        transformer: a generator; for new classes one with `class_embedding`, the null class last.
         rank, lora_alpha: of the layers, which add lora_alpha / rank * B A to a weight.
-        target_modules: ends of the names of linear maps; by default those of attention and feed-forward.
+        target_modules: ends of the names of linear layers; by default those of attention and feed-forward.
         new_classes: number of trained embeddings.
 
     Raises:
-        ValueError: `rank` is not positive, or a target is no linear map of `transformer`.
+        ValueError: `rank` is not positive, or a target is no linear layer of `transformer`.
     """
     from peft import LoraConfig
 
@@ -55,7 +55,7 @@ def add_lora(
     for target in target_modules:
         if not is_there(target):
             raise ValueError(
-                f"target_modules must be ends of the names of linear maps, such as {LORA_TARGETS}, got {target!r}"
+                f"target_modules must be ends of the names of linear layers, such as {LORA_TARGETS}, got {target!r}"
             )
     transformer.requires_grad_(False)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=target_modules))
@@ -65,7 +65,7 @@ def add_lora(
 
 
 def lora_weights(transformer: nn.Module, new_classes: list[str]) -> dict:
-    """What `add_lora` has trained, as arguments of `save_lora_weights`.
+    """The weights that `add_lora` made trainable, as arguments of `save_lora_weights`.
 
     Args:
         new_classes: names of the last classes of `transformer`.
@@ -77,7 +77,7 @@ def lora_weights(transformer: nn.Module, new_classes: list[str]) -> dict:
         num_classes = transformer.config.num_classes
         rows = transformer.class_embedding.weight[num_classes - len(new_classes) : num_classes].detach()
     metadata = transformer.peft_config["default"].to_dict()
-    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set: its order changes from run to run
+    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, whose order changes from run to run
     return {
         "transformer_lora_layers": get_peft_model_state_dict(transformer),
         "transformer_lora_adapter_metadata": metadata,

@@ -1,20 +1,24 @@
-"""What the trainings of l-DeTok and MAETok share: arguments, and their checks."""
+"""The two stages of tokenizers that encode pixels themselves, l-DeTok and MAETok: arguments and their checks.
+
+In the first stage everything is trained while patches are masked; in the second the decoder alone, on the latents of
+the frozen encoder.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..autoencoders.pixel_tokenizer import PixelTokenizer
-from ..data.images import DataArguments
+from ..data.source import DataArguments
 
 
-__all__ = ["PixelTokenizerArguments", "check_pixel_tokenizer", "pixel_tokenizer_sizes"]
+__all__ = ["PixelTokenizerArguments", "check_stage", "check_stage_arguments", "pixel_tokenizer_sizes"]
 
 
 @dataclass
 class PixelTokenizerArguments:
-    """The stage, and the shape of what is new in the first one; the defaults are ViT-B in both halves."""
+    """The stage, and the shape of a new tokenizer in the first one; by default ViT-B in both halves."""
 
-    stage: Literal[1, 2] = field(default=1, metadata={"help": "1: a new tokenizer, all of it; 2: the decoder alone."})
+    stage: Literal[1, 2] = field(default=1, metadata={"help": "1: train a new tokenizer; 2: train the decoder alone."})
     tokenizer: str | None = field(default=None, metadata={"help": "Stage 2: result of stage 1, Hub id or folder."})
     patch_size: int = field(default=16, metadata={"help": "Stage 1: image pixels per patch, along each axis."})
     encoder_hidden_size: int = field(default=768, metadata={"help": "Stage 1: width of the encoder."})
@@ -30,20 +34,30 @@ class PixelTokenizerArguments:
 
 
 def pixel_tokenizer_sizes(args: PixelTokenizerArguments, resolution: int) -> dict[str, int]:
-    """The arguments of a tokenizer's constructor that both tokenizers have."""
+    """The constructor arguments that both tokenizers have."""
     halves = [f"{half}_{size}" for half in ("encoder", "decoder") for size in ("hidden_size", "num_layers")]
     halves += ["encoder_num_attention_heads", "decoder_num_attention_heads"]
     return {"sample_size": resolution, **{name: getattr(args, name) for name in ("patch_size", *halves)}}
 
 
-def check_pixel_tokenizer(
-    args: PixelTokenizerArguments, data_args: DataArguments, tokenizer_class: type[PixelTokenizer]
-) -> None:
-    """Refuse what does not fit, before anything is written.
+def check_stage(stage: int) -> None:
+    """Refuse other stages than 1 and 2.
 
     Raises:
-        ValueError: `tokenizer` in stage 1, none, another kind or one for other images in stage 2, or a
-            `latent_statistics_images` that is no number of images.
+        ValueError: another one.
+    """
+    if stage not in (1, 2):
+        raise ValueError(f"stage must be 1 or 2, got {stage!r}")
+
+
+def check_stage_arguments(
+    args: PixelTokenizerArguments, data_args: DataArguments, tokenizer_class: type[PixelTokenizer]
+) -> None:
+    """Refuse arguments that do not fit each other, before anything is written.
+
+    Raises:
+        ValueError: `tokenizer` is given in stage 1; it is missing, of another class or for other images in stage 2; or
+            `latent_statistics_images` is no number of images.
     """
     count = args.latent_statistics_images
     if count is not None and count < 1:

@@ -1,0 +1,59 @@
+"""Rules of style that ruff does not check: short files, and calls that name their arguments."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("src", "training_scripts", "experiments", "benchmarks")
+FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+MAX_LINES = 450
+MAX_POSITIONAL = 5
+# Not yet in order.
+PENDING = {
+    "benchmarks/autoregressive_sampling.py",
+    "benchmarks/input_pipeline.py",
+    "benchmarks/starflow_sampling.py",
+    "benchmarks/throughput.py",
+    "experiments/emoji/demo.py",
+    "experiments/emoji/emoji_generators.py",
+    "experiments/emoji/encoder_ablation.py",
+    "src/hf_fae/encoder_families.py",
+    "src/hf_fae/evaluation/tasks/generation.py",
+    "src/hf_fae/evaluation/tasks/latents.py",
+    "src/hf_fae/evaluation/tasks/matching.py",
+    "src/hf_fae/evaluation/tasks/probe.py",
+    "src/hf_fae/evaluation/tasks/reconstruction.py",
+    "src/hf_fae/evaluation/tasks/retrieval.py",
+    "src/hf_fae/generators/dit_dh.py",
+    "src/hf_fae/generators/lightning_dit.py",
+    "src/hf_fae/generators/mmdit.py",
+    "src/hf_fae/generators/starflow.py",
+    "src/hf_fae/hub.py",
+    "src/hf_fae/schedulers/learned_variance.py",
+}
+
+
+def with_pending(paths):
+    xfail = pytest.mark.xfail(reason="not yet in order", strict=False)
+    return [pytest.param(path, marks=xfail if path in PENDING else ()) for path in paths]
+
+
+def long_calls(source):
+    """(line, number) of calls with more than `MAX_POSITIONAL` positional arguments, starred ones not counted."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    counts = [sum(not isinstance(argument, ast.Starred) for argument in call.args) for call in calls]
+    return [(call.lineno, count) for call, count in zip(calls, counts, strict=True) if count > MAX_POSITIONAL]
+
+
+@pytest.mark.parametrize("path", with_pending(FILES))
+def test_files_are_short_and_calls_name_their_arguments(path):
+    source = (ROOT / path).read_text()
+    assert len(source.splitlines()) <= MAX_LINES
+    assert long_calls(source) == []
+
+
+def test_long_calls_are_found():
+    assert long_calls("f(1, 2, 3, 4, 5, a=6)\ng(*h)\nf(1, 2, 3, 4, 5, 6)\n") == [(3, 6)]
