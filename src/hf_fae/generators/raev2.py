@@ -126,7 +126,9 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
         self.head_proj_in = nn.Conv2d(in_channels, head_dim, patch_size, stride=patch_size) if has_head else None
         self.head_condition = nn.Identity() if dim == head_dim else nn.Linear(dim, head_dim)
         self.head_blocks = nn.ModuleList(
-            LightningDiTBlock(head_dim, head_num_attention_heads, head_attention_head_dim, "rms_norm", "swiglu", True)
+            LightningDiTBlock(
+                head_dim, head_num_attention_heads, head_attention_head_dim, "rms_norm", "swiglu", qk_norm=True
+            )
             for _ in range(head_num_layers)
         )
         self.norm_out = normalization("rms_norm", head_dim)
