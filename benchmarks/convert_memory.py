@@ -1,7 +1,7 @@
 """How much memory and time does it take to convert published weights? Files of their size, with random numbers.
 
     python benchmarks/convert_memory.py
-    python benchmarks/convert_memory.py --folder /data/tmp --dtype bfloat16
+    python benchmarks/convert_memory.py --folder /data/tmp --json
 
 LightningDiT-XL with VA-VAE, 3 GB in fp32. Each step runs in a process of its own; `imports` does nothing else. `peak`
 is the largest resident set as the kernel counts it (VmHWM): the interpreter and its libraries, what was allocated, and
@@ -38,12 +38,11 @@ def sample():
     while not done.wait(0.005):
         allocated[0] = max(allocated[0], status("RssAnon"))
 threading.Thread(target=sample, daemon=True).start()
-files, folder, dtype = sys.argv[1:]
+files, folder = sys.argv[1:]
 import torch
 import hf_fae
 from diffusers import DiffusionPipeline
 from hf_fae.convert.published import convert_published
-dtype = getattr(torch, dtype) if dtype else None
 start = time.perf_counter()
 """
 RESULT = """
@@ -52,10 +51,11 @@ print(json.dumps({"seconds": time.perf_counter() - start, "peak": status("VmHWM"
 """
 STEPS = {
     "imports": "",
-    "convert": f"convert_published({NAME!r}, folder, files, dtype)",
+    "convert": f"convert_published({NAME!r}, folder, files)",
+    "convert to bfloat16": f"convert_published({NAME!r}, folder + '-bf16', files, torch.bfloat16)",
     # Reads every weight once, as a first step of sampling does.
     "load": """
-pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+pipe = DiffusionPipeline.from_pretrained(folder)
 sum(tensor.float().sum() for model in (pipe.vae, pipe.transformer) for tensor in model.state_dict().values())
 """,
 }
@@ -63,12 +63,11 @@ sum(tensor.float().sum() for model in (pipe.vae, pipe.transformer) for tensor in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where to write, 6 GB; by default the system's temporary folder")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="", help="of the converted weights")
+    parser.add_argument("--folder", type=Path, help="where to write, 8 GB; by default the system's temporary folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        results = measure(Path(folder), args.dtype)
+        results = measure(Path(folder))
     if args.json:
         print(json.dumps(results))
         return
@@ -80,13 +79,13 @@ def main() -> None:
         print(f"| {step} | {result['seconds']:.1f} | {peak} | {(result['peak'] - base) / size:.2f} | {allocated} |")
 
 
-def measure(folder: Path, dtype: str = "") -> dict:
+def measure(folder: Path) -> dict:
     """Size of the published files in bytes, and of each step seconds, peak and allocated bytes."""
     files = folder / "files"
     write_published(files)
     results = {"size": sum(path.stat().st_size for path in files.rglob("*") if path.is_file())}
     for step, code in STEPS.items():
-        command = [sys.executable, "-c", PRELUDE + code + RESULT, str(files), str(folder / "converted"), dtype]
+        command = [sys.executable, "-c", PRELUDE + code + RESULT, str(files), str(folder / "converted")]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results[step] = json.loads(done.stdout.splitlines()[-1])
     return results

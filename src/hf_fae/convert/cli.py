@@ -5,11 +5,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ..evaluation.options import DTYPES
 from ..zoo import ZOO
 
 
 __all__ = ["add_commands"]
+
+DTYPES = ["float32", "bfloat16", "float16"]
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -46,20 +47,23 @@ def _zoo(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    import torch
+
     from ..hub import push_folder
     from .export import export_model
     from .published import convert_published
 
+    dtype = args.dtype and getattr(torch, args.dtype)
     if args.export is not None:
         for name in ("files", "push_to_hub"):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} must not be given with --export, got {str(getattr(args, name))!r}")
-        paths = export_model(args.source, args.export, args.dtype and DTYPES[args.dtype])
+        paths = export_model(args.source, args.export, dtype)
         print(f"wrote {', '.join(map(str, paths))}")
         return
     if args.push_to_hub is not None and args.source in ZOO and ZOO[args.source].license is None:
         raise ValueError(f"--push_to_hub must not be given for {args.source}, whose weights have no stated licence")
-    convert_published(args.source, args.output, args.files, args.dtype and DTYPES[args.dtype])
+    convert_published(args.source, args.output, args.files, dtype)
     print(f"wrote {args.output}")
     if args.push_to_hub is not None:
         print(f"pushed to {push_folder(args.output, args.push_to_hub).repo_url}")
