@@ -33,6 +33,7 @@ GIVEN = {
         "mask": Image.new("L", (32, 32), "white"),
     },
     "docs/drorae.md": lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
+    "docs/raev2.md": lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
     "docs/pixel-tokenizers.md": lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
     "docs/evaluation.md": lambda: {
         "features": np.random.default_rng(0).normal(size=(20, 8)),

@@ -133,6 +133,10 @@ class TestBadInput:
     def test_models_without_a_published_layout(self):
         with pytest.raises(ValueError, match=r"model must have a square sample_size .*, got \[2, 4\]"):
             export_raev2_dit(tiny_raev2_dit(sample_size=[2, 4]))
+        with pytest.raises(
+            ValueError, match="model must have prediction_type 'sample' in its published layout, got 'v"
+        ):
+            export_raev2_dit(tiny_raev2_dit(prediction_type="velocity"))
         for model in (tiny_text_raev2_dit(), tiny_raev2_dit(head_num_layers=0)):
             with pytest.raises(
                 ValueError, match="model must have classes and a head in its published layout, got num_"

@@ -152,9 +152,13 @@ def export_raev2_dit(model: RAEv2Transformer2DModel) -> dict[str, torch.Tensor]:
     """The state dict of a model as RAEv2's code loads it, strictly: with the fixed rotary tables.
 
     Raises:
-        ValueError: its latents are not square, it has no head, or it is of texts.
+        ValueError: its latents are not square, it has no head, it is of texts, or it predicts the velocity.
     """
     config = model.config
+    if config.prediction_type != "sample":
+        raise ValueError(
+            f"model must have prediction_type 'sample' in its published layout, got {config.prediction_type!r}"
+        )
     if config.num_classes is None or not config.head_num_layers:
         raise ValueError(
             "model must have classes and a head in its published layout, "
