@@ -1,12 +1,12 @@
-"""What drawing token by token costs: causal models with and without a cache, MAR by its steps, the head alone.
+"""Cost of token-by-token sampling: causal models with and without a cache, MAR by its steps, the head alone.
 
     python benchmarks/autoregressive_sampling.py
     python benchmarks/autoregressive_sampling.py --device cuda --dtype bfloat16 --compile --size b --batch-size 64
 
-Jobs that are compared are run in turn, several rounds; ratios are medians of the rounds. "Recompute" is the same
-drawing without a cache: for each token a full pass over all tokens so far, timed at eight lengths. Trunks are timed
-without their head, which costs both the same: it is a row of its own, as are whole images. On a CPU the seconds are
-those of its threads together: ask for a single one (OMP_NUM_THREADS=1).
+Compared jobs run in turn, for several rounds; ratios are medians over the rounds. "Recompute" is sampling without a
+cache: a full pass over all tokens so far for each token, timed at eight lengths. Trunks are timed without the head,
+which costs both the same; it has a row of its own, as have whole images. On a CPU, seconds are summed over threads:
+use a single one (OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from statistics import median
 
 import torch
+from timing import timed
 
 from hf_fae import PRESETS, AutoregressiveTransformer2DModel, MARTransformer2DModel, TokenGuidance
 from hf_fae.generators.diffusion_head import head_scheduler
@@ -39,15 +40,9 @@ def make_model(model_class, args):
     return model
 
 
-def timed(args, function, *inputs, **options):
-    """Seconds that a call takes; on a CPU those that its threads work, whatever else the machine does."""
-    is_gpu = torch.device(args.device).type == "cuda"
-    clock = time.perf_counter if is_gpu else time.process_time
-    start = clock()
-    function(*inputs, **options)
-    if is_gpu:
-        torch.cuda.synchronize()
-    return clock() - start
+def seconds(args, job):
+    """Seconds of a job; on a CPU those of its threads, whatever else the machine does."""
+    return timed(job, args.device, cpu_clock=time.process_time)
 
 
 def make_inputs(model, args):
@@ -59,11 +54,11 @@ def make_inputs(model, args):
 
 @torch.no_grad()
 def cached(model, args):
-    """Conditions of all tokens, one after the other."""
+    """Predict the conditions of all tokens, one after the other."""
     latents, order, labels = make_inputs(model, args)
     tokens, cache = model.to_tokens(latents), model.make_cache(len(order), order.device)
     for known in range(model.num_tokens):
-        model.predict_conditions(tokens, order, known, 1, labels, cache)
+        model.predict_conditions(tokens, order, known, 1, labels, cache=cache)
 
 
 @torch.no_grad()
@@ -71,13 +66,16 @@ def recompute(model, args):
     """Seconds of the same without a cache, from passes at eight of all lengths."""
     latents, order, labels = make_inputs(model, args)
     tokens, lengths = model.to_tokens(latents), range(model.num_tokens // 16, model.num_tokens, model.num_tokens // 8)
-    seconds = [timed(args, model.predict_conditions, tokens, order, 0, length, labels) for length in lengths]
-    return sum(seconds) * model.num_tokens / len(lengths)
+    passes = [
+        seconds(args, lambda length=length: model.predict_conditions(tokens, order, 0, length, labels))
+        for length in lengths
+    ]
+    return sum(passes) * model.num_tokens / len(lengths)
 
 
 @torch.no_grad()
 def head(model, args, count):
-    """Tokens of a step, drawn at once."""
+    """Sample the tokens of one step at once."""
     dim = model.config.num_attention_heads * model.config.attention_head_dim
     condition = torch.randn(args.batch_size, count, dim, device=args.device, dtype=model.dtype)
     noise = torch.randn(args.batch_size, count, model.token_dim, device=args.device)
@@ -85,7 +83,7 @@ def head(model, args, count):
 
 
 def images(model, args, steps=None, guidance=GUIDANCE):
-    """Whole latents, guided."""
+    """Sample whole latents, with guidance."""
     latents, order, labels = make_inputs(model, args)
     model.generate(
         torch.zeros_like(latents),
@@ -115,14 +113,14 @@ def main() -> None:
 
     causal, mar = (make_model(cls, args) for cls in (AutoregressiveTransformer2DModel, MARTransformer2DModel))
     jobs = {
-        "cached trunk": lambda: timed(args, cached, causal, args),
+        "cached trunk": lambda: seconds(args, lambda: cached(causal, args)),
         "recomputed trunk": lambda: recompute(causal, args),
-        "head, a token": lambda: timed(args, head, causal, args, 1),
-        "head, 16 tokens": lambda: timed(args, head, causal, args, 16),
-        "RandomAR, 256 steps": lambda: timed(args, images, causal, args),
-        "MAR, 64 steps": lambda: timed(args, images, mar, args, 64),
-        "MAR, 256 steps": lambda: timed(args, images, mar, args, 256),
-        "MAR, 64 steps, no guidance": lambda: timed(args, images, mar, args, 64, TokenGuidance()),
+        "head, a token": lambda: seconds(args, lambda: head(causal, args, 1)),
+        "head, 16 tokens": lambda: seconds(args, lambda: head(causal, args, 16)),
+        "RandomAR, 256 steps": lambda: seconds(args, lambda: images(causal, args)),
+        "MAR, 64 steps": lambda: seconds(args, lambda: images(mar, args, 64)),
+        "MAR, 256 steps": lambda: seconds(args, lambda: images(mar, args, 256)),
+        "MAR, 64 steps, no guidance": lambda: seconds(args, lambda: images(mar, args, 64, TokenGuidance())),
     }
     if args.compile or torch.device(args.device).type == "cuda":
         for job in jobs.values():  # to compile, and to warm up

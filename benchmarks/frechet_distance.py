@@ -1,10 +1,9 @@
-"""Time and memory of the Fréchet distance of 50,000 samples, beside the arithmetic of other libraries.
+"""Time and memory of the Fréchet distance of 50,000 samples, compared with other libraries.
 
     OMP_NUM_THREADS=2 python benchmarks/frechet_distance.py
 
-Features come batch by batch, as a network would give them, and are not kept: the peak of the resident memory is that
-of the whole process, imports included. The others are given the finished statistics. On a machine whose cores are
-busy, one thread is faster than two that wait for each other.
+Features arrive in batches, as from a network, and are not kept; peak resident memory includes imports. The other
+libraries get the finished statistics. On busy cores, one thread is faster than two that wait for each other.
 """
 
 import argparse
@@ -17,10 +16,9 @@ from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_dist
 
 
 def features(count: int, width: int, batch_size: int, seed: int):
-    """Batches of features whose dimensions are correlated and of unlike variance, as Inception's are.
+    """Batches of features with correlated dimensions of different variances, as Inception's.
 
-    They come again and again from twice as many rows as there are dimensions: to draw them all would take longer than
-    to sum them.
+    Twice as many rows as dimensions repeat: generating all rows would take longer than summing them.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(2 * width, 32, generator=generator) @ torch.randn(32, width, generator=generator)
@@ -42,7 +40,8 @@ def torch_fidelity_distance(samples, reference):
     return fid_statistics_to_metric(*arrays, verbose=False)[KEY_METRIC_FID]
 
 
-def timed(function, *arguments):
+def call(function, *arguments):
+    """The result of a call, and its seconds."""
     start = time.perf_counter()
     result = function(*arguments)
     return result, time.perf_counter() - start
@@ -60,8 +59,8 @@ def main() -> None:
         return GaussianStatistics.of(features(arguments.samples, arguments.width, arguments.batch_size, seed))
 
     reference = statistics(2)
-    samples, gathering = timed(statistics, 1)
-    found, arithmetic = timed(frechet_distance, samples, reference)
+    samples, gathering = call(statistics, 1)
+    found, arithmetic = call(frechet_distance, samples, reference)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
     print(f"{torch.get_num_threads()} threads; seconds\n")
     print("| samples | width | statistics | distance | together | peak memory |")
@@ -76,7 +75,7 @@ def main() -> None:
     print("|---|---|---|---|")
     print(f"| hf_fae | {found:.9g} | {arithmetic:.1f} | 1 |")
     for name, function in (("torchmetrics", torchmetrics_distance), ("torch-fidelity", torch_fidelity_distance)):
-        value, seconds = timed(function, samples, reference)
+        value, seconds = call(function, samples, reference)
         print(f"| {name} | {value:.9g} | {seconds:.1f} | {seconds / arithmetic:.1f} |")
 
 

@@ -1,8 +1,8 @@
-"""What does DRoRAE's fusion cost beside its encoder and decoder? Counted on torch's meta device: nothing is computed.
+"""Operations of DRoRAE's fusion, relative to its encoder and decoder, counted on torch's meta device.
 
     python benchmarks/fusion_cost.py
 
-Operations for one picture of 256 px, of matrix products, convolutions and attention.
+Operations of matrix products, convolutions and attention for one image of 256 px.
 """
 
 import torch

@@ -1,17 +1,18 @@
-"""Does a generator that trains on cached latents ever wait for them?
+"""Loading of cached latents, as a share of a training step of a generator.
 
     python benchmarks/input_pipeline.py outputs/latents
     python benchmarks/input_pipeline.py outputs/latents --device cuda --dtype bfloat16 --model-size xl --batch-size 64
 
-`outputs/latents` is what training_scripts/cache_latents.py wrote. Seconds per batch are medians, batches being read as
-fast as they come; with workers a step hides them, without any it does not. The aim is a share of at most 5 %.
+`outputs/latents` is a cache of training_scripts/cache_latents.py. Seconds per batch are medians of reading at full
+speed; a training step hides them with workers, not without. The aim is a share of at most 5 %.
 """
 
 import argparse
 from statistics import median
 
 import torch
-from throughput import SIZES, timed, training
+from throughput import SIZES, training
+from timing import timed
 
 from hf_fae import LightningDiTTransformer2DModel
 from hf_fae.data.latent_cache import CachedLatents
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def seconds_per_batch(args: argparse.Namespace, latents: CachedLatents, num_workers: int) -> float:
-    """To get a batch and bring it to the device."""
+    """Seconds to load a batch and move it to the device."""
     batches = latents.batches(args.batch_size, num_workers=num_workers)
 
     def load():
@@ -51,7 +52,7 @@ def seconds_per_batch(args: argparse.Namespace, latents: CachedLatents, num_work
 
 
 def seconds_per_step(args: argparse.Namespace, latents: CachedLatents) -> float:
-    """Forward, backward and AdamW of a denoiser for these latents."""
+    """Seconds of forward, backward and AdamW of a denoiser for these latents."""
     layers, heads, head_dim = SIZES[args.model_size]
     channels, side = latents.shape[0] // 2, latents.shape[1]
     model = LightningDiTTransformer2DModel(
@@ -64,7 +65,12 @@ def seconds_per_step(args: argparse.Namespace, latents: CachedLatents) -> float:
     noisy = torch.randn(args.batch_size, channels, side, side, device=args.device)
     timestep = torch.full((args.batch_size,), 500.0, device=args.device)
     labels = torch.zeros(args.batch_size, dtype=torch.long, device=args.device)
-    step = training(args, getattr(torch, args.dtype), model.to(args.device).train(), noisy, timestep, labels)
+    model = model.to(args.device).train()
+
+    def predict():
+        return model(hidden_states=noisy, timestep=timestep, class_labels=labels).sample
+
+    step = training(args, getattr(torch, args.dtype), model, predict)
     step()
     return median(timed(step, args.device) for _ in range(args.steps))
 

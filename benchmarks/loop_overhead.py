@@ -1,11 +1,11 @@
-"""What the training loop costs beside the bare forward pass, backward pass and optimiser step.
+"""Overhead of the training loop over the bare forward pass, backward pass and optimiser step.
 
     python benchmarks/loop_overhead.py
     python benchmarks/loop_overhead.py --model-size xl --batch-size 64
 
-A LightningDiT is trained on latents made up in memory, by three lines of torch and by the loop with all that it does:
-noise that belongs to images, clipping, EMA, the non-finite guard, the log. Both in turn, several rounds; the ratio is
-that of each round's median steps. The aim is at most 1.03.
+A LightningDiT is trained on synthetic latents, by a bare loop and by `TrainingLoop` with all of its features:
+per-image noise, clipping, EMA, the non-finite guard, the log. Both run in turn, for several rounds; ratios are
+of each round's median steps. The aim is at most 1.03.
 """
 
 import argparse
@@ -23,30 +23,30 @@ from hf_fae.training.loop import TrainingLoop
 from hf_fae.utils.randomness import ImageRandom
 
 
-SIZES = {**PUBLISHED, "emoji": (8, 6, 64)}  # that of docs/training.md
+SIZES = {**PUBLISHED, "emoji": (8, 6, 64)}  # as in docs/training.md
 
 
 class Latents:
-    """One batch of made-up moments again and again; remembers when each was asked for."""
+    """One batch of synthetic moments, repeated; records the time of each request."""
 
     def __init__(self, batch_size, channels=16, side=8):
         self.batch = {
             "moments": torch.randn(batch_size, 2 * channels, side, side),
             "class_labels": torch.arange(batch_size) % 10,
         }
-        self.asked = []
+        self.requests = []
 
     def signature(self, batch_size, world_size, num_workers):
         return {}
 
     def batches(self, batch_size, **place):
         while True:
-            self.asked.append(time.perf_counter())
+            self.requests.append(time.perf_counter())
             yield dict(self.batch)
 
     def step_seconds(self):
         """Median seconds from one batch to the next, without the first steps."""
-        times = self.asked[2:]
+        times = self.requests[2:]
         return median(later - earlier for earlier, later in zip(times, times[1:], strict=False))
 
 
@@ -93,7 +93,7 @@ def bare_step(args):
 
 
 def loop_step(args):
-    """Seconds of a step of the loop."""
+    """Seconds of a step of `TrainingLoop`."""
     data = Latents(args.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         arguments = LoopArguments(
@@ -101,7 +101,7 @@ def loop_step(args):
             max_train_steps=args.steps + 3,
             train_batch_size=args.batch_size,
             mixed_precision="bf16",
-            logging_steps=5 if args.device == "cpu" else 1,  # on a GPU every step is awaited, as in the bare loop
+            logging_steps=5 if args.device == "cpu" else 1,  # on a GPU, synchronise every step as the bare loop does
             checkpointing_steps=10**6,
             report_to="none",
         )

@@ -1,22 +1,23 @@
-"""What drawing from a flow costs: with and without a cache, by tokens, by Jacobi iteration, and its memory.
+"""Cost of sampling from a flow: with and without a cache, by number of tokens, by Jacobi iteration; and its memory.
 
     python benchmarks/starflow_sampling.py
     python benchmarks/starflow_sampling.py --transformer outputs/starflow/transformer
     python benchmarks/starflow_sampling.py --device cuda --dtype bfloat16 --compile --preset starflow-imagenet-256
 
-Jobs that are compared are run in turn, several rounds; ratios are medians of the rounds. "Recompute" is sampling
-without a cache: a full pass over all tokens so far for each token, timed at eight lengths. Memory is that of a process
-of its own: on a GPU what torch has allocated at most, on a CPU how much the resident set has grown.
+Compared jobs run in turn, for several rounds; ratios are medians over the rounds. "Recompute" is sampling
+without a cache: a full pass over all tokens so far for each token, timed at eight lengths. Memory is measured in
+processes of their own: on a GPU torch's peak allocation, on a CPU the growth of the resident set.
 """
 
 import argparse
 import multiprocessing
 import re
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from timing import timed
 
 from hf_fae import PRESETS, FlowGuidance, STARFlowTransformer2DModel
 
@@ -45,22 +46,13 @@ def make_model(args):
 
 
 def make_inputs(model, args, tokens):
-    """Noise of so many tokens in rows as long as those of training, classes, and the null class."""
+    """Noise of a number of tokens in rows of the training width, classes, and the null class."""
     config = model.config
     width = config.sample_size
     noise = torch.randn(args.batch_size, config.in_channels, tokens * config.patch_size**2 // width, width)
     labels = torch.arange(args.batch_size) % config.num_classes
     null = torch.full_like(labels, config.num_classes)
     return [value.to(args.device) for value in (noise, labels, null)]
-
-
-def timed(args, function, *inputs, **options):
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    function(*inputs, **options)
-    if torch.device(args.device).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def sample(model, args, tokens, index=None, **options):
@@ -85,7 +77,8 @@ def recompute(model, args, tokens):
         rotary_emb = model._rotary_emb(grid, prefix, x.device)
         lengths = range(tokens // 16, tokens, tokens // 8)
         for length in lengths:
-            one_pass = timed(args, block, inputs[:, :length].to(model.dtype), rotary_emb, prefix)
+            part = inputs[:, :length].to(model.dtype)
+            one_pass = timed(partial(block, part, rotary_emb, prefix), args.device)
             total += one_pass * tokens / len(lengths)
     return total
 
@@ -130,7 +123,7 @@ MEMORY = {
 
 
 def peak_memory(args, job):
-    """GiB that a job needs at most, in a process of its own."""
+    """Peak memory of a job in GiB, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (args, job))
 
@@ -141,13 +134,13 @@ def _peak(args, job):
         function(args, *options)
         return torch.cuda.max_memory_allocated() / 2**30
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     function(args, *options)
     return (_resident("VmHWM") - before) / 2**20
 
 
 def _resident(name):
-    """KiB of this process, as Linux counts them."""
+    """KiB of this process, from Linux' status file."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1])
 
@@ -168,16 +161,20 @@ def main() -> None:
     flow = make_model(args)
     tokens = flow.config.sample_size**2 // flow.config.patch_size**2
     deep = len(flow.blocks) - 1
+
+    def time_sample(tokens, **options):
+        return timed(lambda: sample(flow, args, tokens, **options), args.device)
+
     jobs = {
-        "one batch": lambda: timed(args, sample, flow, args, tokens),
-        "its deep block": lambda: timed(args, sample, flow, args, tokens, deep),
-        "a shallow block": lambda: timed(args, sample, flow, args, tokens, 0),
-        "without guidance": lambda: timed(args, sample, flow, args, tokens, guidance=FlowGuidance(0.0)),
-        "twice the tokens": lambda: timed(args, sample, flow, args, 2 * tokens),
+        "one batch": lambda: time_sample(tokens),
+        "its deep block": lambda: time_sample(tokens, index=deep),
+        "a shallow block": lambda: time_sample(tokens, index=0),
+        "without guidance": lambda: time_sample(tokens, guidance=FlowGuidance(0.0)),
+        "twice the tokens": lambda: time_sample(2 * tokens),
         "recompute": lambda: recompute(flow, args, tokens),
     }
-    if args.transformer:  # where weights are random, there is nothing to be solved
-        jobs["Jacobi, 16 tokens"] = lambda: timed(args, sample, flow, args, tokens, jacobi_block_size=16)
+    if args.transformer:  # random weights are the identity: nothing to solve
+        jobs["Jacobi, 16 tokens"] = lambda: time_sample(tokens, jacobi_block_size=16)
     sample(flow, args, tokens)  # warm up, and compile
     times = {name: [] for name in jobs}
     for _ in range(args.rounds):

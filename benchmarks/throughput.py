@@ -1,23 +1,23 @@
-"""How fast are the models, as a share of what the machine can multiply, and beside diffusers' own?
+"""Throughput of the models, as a share of the machine's matmul peak, and relative to diffusers' own models.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --models mmdit --model-size s --batch-size 4
     python benchmarks/throughput.py --device cuda --dtype bfloat16 --compile --model-size xl --batch-size 64
 
-Every round measures the matmul ceiling, each job, and the same job of its peer, one after the other: neighbours on a
-shared machine slow all of them alike. The tables give medians over the rounds, ratios the medians of their ratios.
+Every round measures the matmul ceiling, each job, and the same job of its peer in turn: other load on a shared machine
+slows all of them alike. Tables give medians over the rounds, and medians of per-round ratios.
 bfloat16 means weights in bfloat16 for inference, and fp32 weights under autocast for the training step.
 """
 
 import argparse
 import json
 import platform
-import time
 from pathlib import Path
 from statistics import median
 
 import torch
 from diffusers import AutoencoderRAE, DiTTransformer2DModel, SD3Transformer2DModel
+from timing import timed
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,17 +72,8 @@ def measure(args: argparse.Namespace, dtype: torch.dtype) -> dict:
     return {"ceiling": ceilings, "seconds": seconds, "flops": flops}
 
 
-def timed(job, device: str) -> float:
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    job()
-    synchronize()
-    return time.perf_counter() - start
-
-
 def matmul_ceiling(args: argparse.Namespace, dtype: torch.dtype) -> float:
-    """FLOP/s of the best among plain linear maps of the denoiser's own shapes, and a large square one."""
+    """The best FLOP/s of linear maps with the denoiser's shapes and of a large square one."""
     _, heads, head_dim = SIZES[args.model_size]
     tokens, width = args.batch_size * 256, heads * head_dim
     best = 0.0
@@ -95,7 +86,7 @@ def matmul_ceiling(args: argparse.Namespace, dtype: torch.dtype) -> float:
 
 
 def autoencoder_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
-    """FAE beside diffusers' RAE: DINOv2-S as encoder, a ViT-B as pixel decoder, 256 px, 256 tokens."""
+    """FAE and diffusers' RAE: DINOv2-S as encoder, a ViT-B as pixel decoder, 256 px, 256 tokens."""
     dinov2_small = {"model_type": "dinov2", "hidden_size": 384, "num_attention_heads": 6, "image_size": 518}
     encoder = VisionEncoder.from_config({"model": dinov2_small, "image_size": 224, **IMAGENET})
     fae = AutoencoderFAE.from_encoder(
@@ -137,7 +128,7 @@ def pixel_tokenizer_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
 
 
 def token_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
-    """LightningDiT on MAETok's 128 tokens beside itself on 256."""
+    """LightningDiT on MAETok's 128 tokens, relative to 256 tokens."""
     jobs, labels = {}, torch.zeros(args.batch_size, dtype=torch.long, device=args.device)
     for suffix, size in ((" 128 tokens", [1, 128]), (" 128 tokens, peer", [16, 16])):
         jobs |= denoiser_jobs(
@@ -145,14 +136,14 @@ def token_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
             dtype,
             suffix,
             lambda size=size: LightningDiTTransformer2DModel(**size_of(args), sample_size=size),
-            {"class_labels": labels},
-            size,
+            condition={"class_labels": labels},
+            size=size,
         )
     return jobs
 
 
 def class_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
-    """LightningDiT beside diffusers' DiT of the same width and depth, patch 1 on 32 x 16 x 16 latents."""
+    """LightningDiT and diffusers' DiT of the same width and depth, patch 1 on 32 x 16 x 16 latents."""
     size, labels = size_of(args), torch.zeros(args.batch_size, dtype=torch.long, device=args.device)
 
     def peer():
@@ -166,9 +157,9 @@ def class_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
 
 
 def text_jobs(args: argparse.Namespace, dtype: torch.dtype) -> dict:
-    """MMDiT beside diffusers' SD3 of the same width and depth, on the same latents and 128 tokens of Flan-T5-XL.
+    """MMDiT and diffusers' SD3 of the same width and depth, on the same latents and 128 tokens of Flan-T5-XL.
 
-    The half of the tokens is masked in ours; theirs knows no mask.
+    Half of the tokens are masked in ours; SD3 has no mask.
     """
     size = size_of(args)
     embeds = torch.randn(args.batch_size, 128, 2048, device=args.device)
@@ -204,7 +195,7 @@ def size_of(args: argparse.Namespace) -> dict:
 def denoiser_jobs(
     args: argparse.Namespace, dtype: torch.dtype, suffix: str, make, condition: dict, size: tuple = (16, 16)
 ) -> dict:
-    """A step of sampling and one of training of the model that `make` gives, patch 1 on latents of 32 channels."""
+    """A sampling step and a training step of the model that `make` builds, patch 1 on latents of 32 channels."""
     noisy = torch.randn(args.batch_size, 32, *size, device=args.device)
     timestep = torch.full((args.batch_size,), 500.0, device=args.device)
     model, x = make().to(args.device, dtype).eval(), noisy.to(dtype)
@@ -244,17 +235,17 @@ def training(args: argparse.Namespace, dtype, model, predict):
 
 def print_table(dtype: str, result: dict, batch_size: int) -> None:
     print(f"\n{dtype}: ceiling {median(result['ceiling']) / 1e12:.3f} TFLOP/s\n")
-    print("| job | images/s | TFLOP/s | share of the ceiling | peer's share | speed beside the peer |")
+    print("| job | images/s | TFLOP/s | share of the ceiling | peer's share | speed relative to the peer |")
     print("|---|---|---|---|---|---|")
     for name in [name for name in result["seconds"] if not name.endswith("peer")]:
         peer = f"{name.split(',')[0]}, peer"
-        beside = "| |"
+        comparison = "| |"
         if peer in result["seconds"]:
             pairs = zip(result["seconds"][name], result["seconds"][peer], strict=True)
-            beside = f"{share(result, peer):.0%} | {median(theirs / ours for ours, theirs in pairs):.2f} x |"
+            comparison = f"{share(result, peer):.0%} | {median(theirs / ours for ours, theirs in pairs):.2f} x |"
         rate = batch_size / median(result["seconds"][name])
         tflops = rate * result["flops"][name] / batch_size / 1e12
-        print(f"| {name} | {rate:.2f} | {tflops:.3f} | {share(result, name):.0%} | {beside}")
+        print(f"| {name} | {rate:.2f} | {tflops:.3f} | {share(result, name):.0%} | {comparison}")
 
 
 def share(result: dict, name: str) -> float:

@@ -1,9 +1,9 @@
-"""What a training step needs, counted rather than measured: no weights are made, no GPU is touched.
+"""Operations and memory of a training step, counted on torch's meta device without weights or a GPU.
 
     python benchmarks/training_cost.py
 
-Operations of the real objectives' forward and backward passes on torch's meta device, and the bytes that weights,
-gradients, AdamW's moments and the averaged weights take in fp32; activations come on top of them.
+Operations of the objectives' forward and backward passes, and the bytes of weights, gradients, AdamW's moments and
+averaged weights in fp32; activations are not included.
 """
 
 import torch
@@ -20,7 +20,7 @@ from hf_fae.utils.randomness import ImageRandom
 
 
 class NoRandom(ImageRandom):
-    """Numbers without values, as there are none on the meta device."""
+    """Random numbers without values, for the meta device."""
 
     def __init__(self):
         self.seed, self.first_image = 0, 0
@@ -34,13 +34,13 @@ class NoRandom(ImageRandom):
 def tokenizer(name):
     model = build_preset(name, "meta")
     with torch.device("meta"):
-        model.set_latent_statistics = lambda mean, std: None  # it looks at values, which these tensors lack
+        model.set_latent_statistics = lambda mean, std: None  # it checks values, which meta tensors lack
         model.attach_encoder(VisionEncoder.from_config(PRESETS[name][1]["image_encoder_config"]))
     return model
 
 
 def objectives():
-    """Name of a stage and its objective, for one preset after the other."""
+    """Name and objective of each stage, preset by preset."""
     for name in ("fae-dinov2-b", "fae-dinov2-g", "fae-siglip2-g-opt"):
         yield f"{name}, Ia", FeatureObjective(tokenizer(name))
         with torch.device("meta"):

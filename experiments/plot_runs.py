@@ -1,4 +1,4 @@
-"""The curves of a run's stages from their logs, as in docs/training.md (needs matplotlib).
+"""Plot the training curves of a run's stages from their logs, as in docs/training.md (needs matplotlib).
 
 python experiments/plot_runs.py outputs/emoji docs/images/emoji_curves.png
 python experiments/plot_runs.py outputs/emoji docs/images/emoji_starflow_curves.png --panels starflow
@@ -16,7 +16,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 
-# Panel title, then (folder, key of the log, label) of its curves.
+# Panel title, then (folder, log key, label) of its curves.
 PANELS = {
     "fae": [
         (
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--panels", choices=PANELS, default="fae")
     args = parser.parse_args()
-    # A run need not have reached all stages.
+    # Stages that a run has not reached yet are left out.
     panels = [panel for panel in PANELS[args.panels] if all((args.runs / curve[0]).is_dir() for curve in panel[1])]
     rows = -(-len(panels) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 3.5 * rows), layout="constrained")

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from hf_fae.evaluation.commands import evaluate
+from hf_fae.cli.evaluate import evaluate
 
 
 def arguments(**options) -> list[str]:

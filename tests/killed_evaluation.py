@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from killing import kill_repeatedly, wait_until
 
-from hf_fae.evaluation.commands import evaluate
+from hf_fae.cli.evaluate import evaluate
 
 
 def count_files(folder):

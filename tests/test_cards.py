@@ -119,7 +119,7 @@ def test_new_classes_of_a_lora(tmp_path):
     save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
     card = ModelCard(render_card(tmp_path, TrainingRun(base_model="tester/fae-dit")))
     assert "pipe('my-dog')" in snippet(card.text)
-    assert "classes of their own: `my-dog`." in card.text
+    assert "They add classes: `my-dog`." in card.text
 
 
 def test_dinov3_brings_its_licence(tmp_path):
@@ -159,7 +159,7 @@ def test_body_shows_the_training(folder):
     text = ModelCard(render_card(folder, RUN)).text
     assert "\ntrain.py --output_dir 'my run' --config=c.yaml\n" in text
     assert "1,000 steps on 32,000 images" in text
-    assert "It ran in 2 processes (DDP) on cuda, in bf16." in text
+    assert "Hardware: 2 processes (DDP) on cuda, in bf16." in text
     assert "| PSNR | 14.5 | tester/emoji | validation | samples 256, precision bf16 |" in text
     assert "| feature cosine | 0.75 | private |  |  |" in text
     assert "Data: `tester/emoji`, `private`." in text
@@ -245,7 +245,7 @@ def test_results_on_the_hub_get_a_file_of_their_own(folder):
 def test_steps_of_pipelines_that_have_some(tmp_path, make, steps):
     make().save_pretrained(tmp_path)
     card = render_card(tmp_path)
-    assert re.findall(r"By default it takes (\d+) steps", card) == ([str(steps)] if steps else [])
+    assert re.findall(r"The default is (\d+) sampling steps", card) == ([str(steps)] if steps else [])
 
 
 def test_only_an_edited_card_is_kept(folder):

@@ -20,7 +20,7 @@ from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_fa
 from PIL import Image
 
 import hf_fae
-from hf_fae.evaluation.commands import TASKS, evaluate
+from hf_fae.cli.evaluate import TASKS, evaluate
 
 
 # Languages of blocks in which nothing is to be run. "" is plain text, such as a listing of files.

@@ -99,9 +99,9 @@ def test_cost_of_the_fusion(script):
     assert script("fusion_cost").count(512)["fusion"] / flops["encoder"] < 0.12
 
 
-def test_rae_beside_diffusers(script, tmp_path, capsys):
+def test_rae_vs_diffusers(script, tmp_path, capsys):
     flags = ["--sizes", "tiny", "--batch-size", "1", "--rounds", "2", "--json", str(tmp_path / "x.json")]
-    script("rae_beside_diffusers").main(flags)
+    script("rae_vs_diffusers").main(flags)
     assert "| tiny |" in capsys.readouterr().out
     result = json.loads((tmp_path / "x.json").read_text())["tiny"]
     assert result["latents"] < 1e-4 and result["pixels"] < 1e-4
@@ -110,7 +110,7 @@ def test_rae_beside_diffusers(script, tmp_path, capsys):
 
 class TestEmoji:
     def test_configs(self, script):
-        emoji, names = script("emoji_drorae"), []
+        emoji, names = script("drorae"), []
         for name, (_, phase, source, _) in emoji.RUNS.items():
             config = ROOT / "experiments/emoji/configs" / f"emoji_drorae_phase{phase}.yaml"
             assert yaml.safe_load(config.read_text())["phase"] == phase
@@ -120,7 +120,7 @@ class TestEmoji:
         assert emoji.RUNS["rae-longer"][3]["max_train_steps"] == steps["max_train_steps"]
 
     def test_table(self, script):
-        emoji = script("emoji_drorae")
+        emoji = script("drorae")
         results = [
             {name: {"reconstruction": error + shift, "psnr": 20.0} for name, error in zip(emoji.RUNS, errors)}
             for shift, errors in ((0.0, [0.5, 0.4, 0.3, 0.2, 0.35, 0.25]), (0.1, [0.5, 0.4, 0.6, 0.2, 0.35, 0.25]))
@@ -136,7 +136,7 @@ class TestEmoji:
         flags = ["--encoder", str(tmp_path / "encoder"), "--data", pictures, "--seeds", "1"]
         flags += ["--output", str(tmp_path / "out"), "--flags", "--max_train_steps", "1", "--train_batch_size", "4"]
         flags += ["--resolution", "32", "--max_validation_samples", "4", "--lr_warmup_steps", "0"]
-        script("emoji_drorae").main([*flags, "--report_to", "none", "--patch_size", "8"])
+        script("drorae").main([*flags, "--report_to", "none", "--patch_size", "8"])
         assert os.listdir(tmp_path / "out" / "seed-0")
         assert "| all layers, phase 3 |" in (tmp_path / "out" / "results.md").read_text()
         with Image.open(tmp_path / "out" / "reconstructions.png") as sheet:

@@ -1,4 +1,4 @@
-"""The scripts behind docs/training-emoji.md: its recipes, its export, its baseline, and the script that judges."""
+"""The scripts behind docs/training-emoji.md: recipes, export, baseline, and sample quality."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -48,7 +48,7 @@ def pictures(tmp_path):
 
 
 def test_recipes_change_what_there_is(script):
-    emoji = script("emoji")
+    emoji = script("emoji256")
     sources = (Path("out"), "encoder", "data", "text_encoder")
     stages, given = emoji.stages(*sources), emoji.stages(*sources, "fae")
     assert given.keys() == {"latents", "text-latents", "4-dit", "5-starflow", "9-text"}
@@ -69,7 +69,7 @@ def test_recipes_change_what_there_is(script):
 def test_export_is_small_and_loads(tmp_path, script):
     checkpoints = tmp_path / "checkpoints"
     tiny_fae().save_pretrained(tmp_path / "3-fae")
-    script("emoji").export(tmp_path, checkpoints)
+    script("emoji256").export(tmp_path, checkpoints)
     assert [folder.name for folder in checkpoints.iterdir()] == ["fae-emoji-256"]
     weights = checkpoints / "fae-emoji-256" / "diffusion_pytorch_model.safetensors"
     tokenizer = weights.read_bytes()
@@ -77,9 +77,9 @@ def test_export_is_small_and_loads(tmp_path, script):
     tiny_fae_starflow_pipeline().save_pretrained(tmp_path / "5-starflow")
     tiny_fae_text_to_image_pipeline().save_pretrained(tmp_path / "9-text")
     for _ in range(2):  # over what is there, too
-        script("emoji").export(tmp_path, checkpoints)
+        script("emoji256").export(tmp_path, checkpoints)
     assert weights.read_bytes() == tokenizer
-    for name in script("emoji").PIPELINES.values():
+    for name in script("emoji256").PIPELINES.values():
         linked = list((checkpoints / name / "vae").iterdir())
         assert len(linked) == 2 and all(file.is_symlink() and file.is_file() for file in linked)
         pipe = DiffusionPipeline.from_pretrained(checkpoints / name, dtype=torch.float32)
@@ -121,25 +121,25 @@ def test_quality(tmp_path, script, pictures, assets, task, capsys):
         "2",
         "4",
     ]
-    script("emoji_quality").main([task, *flags])
+    script("quality").main([task, *flags])
     printed = capsys.readouterr().out
     if task == "table":
-        assert "| validation pictures |" in printed and "reconstructed |" in printed and "| tiny: samples |" in printed
+        assert "| validation images |" in printed and "reconstructed |" in printed and "| tiny: samples |" in printed
     elif task == "sweep":
         assert printed.count("num_inference_steps") == 2 and (tmp_path / "out" / "sweep.png").is_file()
     else:
-        assert "| tiny |" in printed and "| validation pictures |" in printed
+        assert "| tiny |" in printed and "| validation images |" in printed
         with Image.open(tmp_path / "out" / "nearest-tiny.png") as sheet:
             assert sheet.width == 8 * 36
 
 
 def test_pictures_of_prompts(tmp_path, script, pictures, assets, capsys):
-    """The four validation pictures are of two emoji, each alone in its group."""
+    """The four validation images are of two emoji, each alone in its group."""
     tiny_fae_text_to_image_pipeline(guidance_scale=2.0).save_pretrained(tmp_path / "text")
     flags = ["--model", f"tiny={tmp_path / 'text'}", "--data", pictures, "--judges", str(assets), "--shown", "2"]
-    script("emoji_quality").main(["prompts", *flags, "--output", str(tmp_path / "out")])
+    script("quality").main(["prompts", *flags, "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "| pictures of 2 captions |" in printed and "| tiny |" in printed
+    assert "| images of 2 captions |" in printed and "| tiny |" in printed
     assert "| chance | 50.0% |" in printed and "| the emoji themselves | 0.0% |" in printed
     with Image.open(tmp_path / "out" / "prompts-tiny.png") as sheet:
         assert sheet.width == 2 * 36

@@ -38,12 +38,12 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("kind, arguments", [("detok", "DeTokArguments"), ("maetok", "MAETokArguments")])
 def test_runs_change_what_there_is(script, kind, arguments):
     known = {field.name for field in fields(getattr(script(f"train_{kind}"), arguments))}
-    for _, *_, settings in script(f"emoji_{kind}").RUNS.values():
+    for _, *_, settings in script(kind).RUNS.values():
         assert settings.keys() <= known
 
 
 def test_generators_change_what_there_is(script):
-    emoji = script("emoji_generators")
+    emoji = script("generators")
     arguments = {
         "generator": script("train_generator").DenoiserArguments,
         "autoregressive": script("train_autoregressive").AutoregressiveArguments,
@@ -53,9 +53,9 @@ def test_generators_change_what_there_is(script):
 
 
 def test_errors_of_damaged_latents(script, tmp_path, pictures):
-    emoji, vae = script("emoji_detok"), tiny_detok()
+    emoji, vae = script("detok"), tiny_detok()
     vae.save_pretrained(tmp_path / "vae")
-    errors = emoji.damaged_errors(tmp_path / "vae", pictures)
+    errors = emoji.corrupt_errors(tmp_path / "vae", pictures)
     assert errors.keys() == {metric for metric in emoji.METRICS if metric.startswith("error")}
     data = ImageData(DataArguments(pictures, resolution=32))
     (batch,) = data.validation_batches(8)
@@ -69,7 +69,7 @@ def test_errors_of_damaged_latents(script, tmp_path, pictures):
 @pytest.mark.filterwarnings("ignore")  # so few pictures
 def test_measures_of_latents(script, tmp_path, pictures, monkeypatch):
     """Tokenizers that differ by the scale of their latents, which statistics undo, are alike; others are not."""
-    emoji = script("emoji_maetok")
+    emoji = script("maetok")
     monkeypatch.setattr(emoji, "MIXTURES", {"components": [1, 2]})
     monkeypatch.setattr(emoji, "DENOISER", {"steps": 2, "batch_size": 4})
     monkeypatch.setattr(emoji, "PROBE", {"steps": 2, "batch_size": 16})
@@ -92,20 +92,20 @@ def test_measures_of_latents(script, tmp_path, pictures, monkeypatch):
 
 
 def test_tables(script):
-    emoji = script("emoji_detok")
+    emoji = script("detok")
     results = [
         {name: dict.fromkeys(emoji.METRICS, sign * place) for place, name in enumerate(emoji.RUNS)} for sign in (1, -1)
     ]
     text = emoji.table(results)
     assert "| fid_effnet of samples | noise and masks | plain autoencoder | 1 of 2 |" in text
     assert "| masks | 0.0000 ± 1.4142 |" in text
-    emoji = script("emoji_maetok")
+    emoji = script("maetok")
     results = [{name: dict.fromkeys(emoji.METRICS, float(place)) for place, name in enumerate(emoji.RUNS)}]
     text = emoji.table(results)
     assert "| linear probe | masks, 40 to 60 % | plain autoencoder | 1 of 1 |" in text
     assert "| denoising loss | masks, 40 to 60 % | plain autoencoder | 0 of 1 |" in text
     assert "| plain autoencoder | 0.0000 | 0.0000 |" in text
-    emoji = script("emoji_generators")
+    emoji = script("generators")
     results = [{name: dict.fromkeys(emoji.GENERATORS, place) for name, place in places} for places in PLACES]
     text = emoji.table(results, {"fae": 2.0, "detok": 1.0, "maetok": 3.0})
     assert "| rFID of the tokenizer | 2.0000 | 1.0000 | 3.0000 | |" in text
@@ -118,7 +118,7 @@ PLACES = [[("fae", 2), ("detok", 1), ("maetok", 3)], [("fae", 1), ("detok", 2), 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["detok", "maetok"])
 def test_experiment(script, tmp_path, pictures, monkeypatch, kind):
-    emoji = script(f"emoji_{kind}")
+    emoji = script(kind)
     monkeypatch.setattr(emoji, "RUNS", {"both": emoji.RUNS["both"]})
     monkeypatch.setattr(emoji, "table", lambda results: str(sorted(results[0]["both"])))
     if kind == "detok":
@@ -134,7 +134,7 @@ def test_experiment(script, tmp_path, pictures, monkeypatch, kind):
 
 @pytest.mark.slow
 def test_generators_on_tokenizers(script, tmp_path, pictures, monkeypatch):
-    emoji = script("emoji_generators")
+    emoji = script("generators")
     monkeypatch.setattr(emoji, "GENERATORS", {name: emoji.GENERATORS[name] for name in ("mar", "sit")})
     monkeypatch.setattr(emoji, "SAMPLES", 10)
     monkeypatch.setattr(emoji, "CLASSES", ["0", "1"])

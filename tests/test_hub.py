@@ -335,7 +335,7 @@ def test_card_of_a_pipeline_that_reads_text(hub, pushed, loaded, repo, paper):
     card = hub.files(f"tester/{repo}")["README.md"].decode()
     assert 'pipe("a teddy bear")' in card.replace("'", '"') and "pipeline_tag: text-to-image" in card
     assert "widget:\n- text: a teddy bear\n" in card
-    assert paper in card and "draws pictures of texts" in card
+    assert paper in card and "generates images from texts" in card
     assert loaded["mmdit-class"] == pushed["mmdit"] and loaded["mmdit-snippet"] == [32, 32]
 
 

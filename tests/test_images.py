@@ -42,7 +42,7 @@ def test_labels_stand_above_and_inside_their_cells():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="images must hold at least one picture"):
+    with pytest.raises(ValueError, match="images must hold at least one image"):
         make_grid([])
     with pytest.raises(ValueError, match="labels must be as many as the 2 images, got 1"):
         make_grid([Image.new("RGB", (4, 4))] * 2, labels=["one"])

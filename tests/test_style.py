@@ -13,25 +13,11 @@ MAX_LINES = 450
 MAX_POSITIONAL = 5
 # Not yet in order.
 PENDING = {
-    "benchmarks/autoregressive_sampling.py",
-    "benchmarks/input_pipeline.py",
-    "benchmarks/starflow_sampling.py",
-    "benchmarks/throughput.py",
-    "experiments/emoji/demo.py",
-    "experiments/emoji/emoji_generators.py",
-    "experiments/emoji/encoder_ablation.py",
     "src/hf_fae/encoder_families.py",
-    "src/hf_fae/evaluation/tasks/generation.py",
-    "src/hf_fae/evaluation/tasks/latents.py",
-    "src/hf_fae/evaluation/tasks/matching.py",
-    "src/hf_fae/evaluation/tasks/probe.py",
-    "src/hf_fae/evaluation/tasks/reconstruction.py",
-    "src/hf_fae/evaluation/tasks/retrieval.py",
     "src/hf_fae/generators/dit_dh.py",
     "src/hf_fae/generators/lightning_dit.py",
     "src/hf_fae/generators/mmdit.py",
     "src/hf_fae/generators/starflow.py",
-    "src/hf_fae/hub.py",
     "src/hf_fae/schedulers/learned_variance.py",
 }
 

@@ -1,16 +1,15 @@
-"""Does FAE's single attention layer keep more of the features than a linear map? (arXiv 2512.07829, Table 5)
+"""FAE's single attention layer against a linear map: feature reconstruction (arXiv 2512.07829, Table 5).
 
     python experiments/emoji/encoder_ablation.py
 
-Features of a frozen encoder are extracted once; then stage Ia trains each kind of encoder, every pair from the same
-seed: same initial feature decoder, batches, posterior noise, steps and learning rate. The measure is the cosine of raw
-features and their reconstruction from the mode of the posterior, over the whole validation split. The tables go to
-the terminal and, with all numbers, to `--output`.
+Features of a frozen encoder are extracted once; then stage Ia trains each kind of encoder, in pairs with the same
+seed: same initial feature decoder, batches, posterior noise, steps and learning rate. The metric is the cosine of raw
+features and their reconstructions from posterior modes, over the whole validation split. Tables are printed and, with
+all numbers, written to `--output`.
 """
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import find_sources
 from torch.nn import functional as F
 
 from hf_fae import AutoencoderFAE, VisionEncoder
@@ -28,7 +28,6 @@ from hf_fae.training.loop import LoopArguments, TrainingLoop
 from hf_fae.utils.image_metrics import feature_cosine
 
 
-ASSETS = Path(os.environ.get("HF_FAE_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
 ENCODER_TYPES = ("attention", "linear")
 PATCH_SIZE = 16
 
@@ -36,9 +35,8 @@ PATCH_SIZE = 16
 def parse_args() -> argparse.Namespace:
     bf16 = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, folder in (("encoder", "dinov2-small"), ("data", "fluent-emoji")):
-        where = f"Hub id or folder; by default {folder}/ of the offline assets (HF_FAE_ASSETS)"
-        parser.add_argument(f"--{name}", default=str(ASSETS / folder), required=not ASSETS.is_dir(), help=where)
+    parser.add_argument("--encoder", help="DINOv2-small: a folder or a Hub id (default: the assets, else the Hub)")
+    parser.add_argument("--data", help="Fluent Emoji: a folder or a Hub id (default: the assets)")
     parser.add_argument("--resolution", type=int, default=128, help="image side: 128 is a grid of 8x8, 256 of 16x16")
     parser.add_argument("--latent-channels", type=int, default=16)
     parser.add_argument("--decoder-layers", type=int, default=2, help="the paper has 6, which is slower")
@@ -50,11 +48,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, nargs="+", default=[2e-3, 4e-3], help="one table each")
     parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="bf16" if bf16 else "no")
     parser.add_argument("--output", type=Path, default=Path("outputs/encoder-ablation"), help="folder of the results")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.encoder, args.data = find_sources(args.encoder, args.data)
+    return args
 
 
 class CachedFeatures:
-    """Training features (images, N, C) as endless shuffled batches for the loop, each epoch without its remainder."""
+    """Training features (images, N, C) in endless shuffled batches, without the remainder of each epoch."""
 
     def __init__(self, features: torch.Tensor, seed: int):
         self.features, self.seed = features, seed
@@ -67,7 +67,7 @@ class CachedFeatures:
 
 
 class FeatureFAE(AutoencoderFAE):
-    """An FAE whose images are already features, so that the objective of stage Ia runs on cached ones."""
+    """An FAE whose input is features, so that the objective of stage Ia runs on cached ones."""
 
     def extract_features(self, pixel_values):
         return pixel_values.float(), (self.config.sample_size // PATCH_SIZE,) * 2
@@ -91,7 +91,7 @@ def extract(args, split: str) -> torch.Tensor:
 
 
 def build_pair(args, features: torch.Tensor, seed: int) -> dict[str, FeatureFAE]:
-    """A fresh FAE of each encoder type, with the same feature decoder, standardised by the training features."""
+    """A new FAE of each encoder type, with equal feature decoders, standardised by the training features."""
     models = {}
     for encoder_type in ENCODER_TYPES:
         torch.manual_seed(seed)
@@ -102,17 +102,21 @@ def build_pair(args, features: torch.Tensor, seed: int) -> dict[str, FeatureFAE]
             patch_size=PATCH_SIZE,
             encoder_type=encoder_type,
             decoder_num_layers=args.decoder_layers,
-            pixel_num_layers=0,  # never used here
+            pixel_num_layers=0,  # not used
         )
         models[encoder_type].set_feature_statistics(*channel_statistics(features.split(256)))
     models["linear"].feature_decoder.load_state_dict(models["attention"].feature_decoder.state_dict())
     return models
 
 
-def train(args, model: FeatureFAE, train_features, validation_features, seed: int, learning_rate: float) -> dict:
-    """One run: validation numbers by step, and CPU seconds of a training step (wall seconds on a GPU)."""
+def train(args, model: FeatureFAE, splits: tuple, *, seed: int, learning_rate: float) -> dict:
+    """One run: validation metrics by step, and CPU seconds per training step (wall seconds on a GPU).
+
+    Args:
+        splits: features of the training and of the validation split.
+    """
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    curve, training_time = {}, 0.0
+    (train_features, validation_features), curve, training_time = splits, {}, 0.0
 
     def validate(step):
         nonlocal started, training_time
@@ -153,7 +157,7 @@ def train(args, model: FeatureFAE, train_features, validation_features, seed: in
 
 
 def table(runs: dict[str, list[dict]], parameters: dict[str, int]) -> str:
-    """Markdown: mean ± standard deviation over the seeds of the cosine by step, and of the paired differences."""
+    """Markdown: cosine by step and paired differences, mean ± standard deviation over the seeds."""
 
     def row(name, cells):
         return f"| {name} | " + " | ".join(cells) + " |"
@@ -193,11 +197,12 @@ def main() -> None:
         for seed in range(args.seeds):
             models = build_pair(args, train_features, seed)
             for kind, model in models.items():
-                runs[kind].append(train(args, model, train_features, validation_features, seed, learning_rate))
+                splits = (train_features, validation_features)
+                runs[kind].append(train(args, model, splits, seed=seed, learning_rate=learning_rate))
         parameters = {kind: sum(p.numel() for p in model.encoder.parameters()) for kind, model in models.items()}
         results[learning_rate] = runs
         report.append(f"Learning rate {learning_rate:g}:\n\n{table(runs, parameters)}")
-        # after every learning rate, as a long sweep may be stopped
+        # After every learning rate: a long sweep may be interrupted.
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         numbers = {"settings": settings, "mean_cosine": baseline, "parameters": parameters, "runs": results}
         (args.output / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")

@@ -1,29 +1,27 @@
-"""Does a larger fusion reconstruct better? DRoRAE's scaling law (arXiv 2605.10780, section 4.3), on your tokenizer.
+"""DRoRAE's scaling law of the fusion (arXiv 2605.10780, section 4.3), measured on your tokenizer.
 
     python experiments/emoji/fusion_scaling.py outputs/drorae-phase1 --data ILSVRC/imagenet-1k --metric rfid
     python experiments/emoji/fusion_scaling.py outputs/drorae-phase1 --data ILSVRC/imagenet-1k --metric rfid \
         --hidden-sizes 3072 --layers 1 2 3 4 5 6 7 8 9 10 11 12 --output outputs/fusion-layers
     python experiments/emoji/fusion_scaling.py --paper
 
-Phase 2 trains a fusion of each size before the frozen decoder of one RAE, by train_drorae.py; `hf-fae evaluate
+Phase 2 of train_drorae.py trains a fusion of each size before the frozen decoder of one RAE; `hf-fae evaluate
 reconstruction` measures each. The table, the least-squares fit of the metric against log10 of the fusion's parameters
-(against the number of layers as well, where it varies) and the plot go to `--output`. A sweep that was stopped goes on
-where it was. --paper fits the points that the paper prints instead.
+(and against the number of layers, if it varies) and the plot are written to `--output`. An interrupted sweep resumes.
+--paper fits the points that the paper prints instead.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
+from common import ROOT, run_cli, run_python
 
 from hf_fae import AutoencoderDRoRAE
 
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "training_scripts" / "configs" / "drorae" / "drorae_dinov2_base_phase2.yaml"
 # The paper's rFID by the width of the experts of all 12 layers, and by the number of (deepest) layers of width 3072.
 PAPER_WIDTHS = {128: 0.539, 256: 0.559, 512: 0.525, 1024: 0.519, 2048: 0.510, 3072: 0.471, 4096: 0.470, 6144: 0.459}
@@ -34,8 +32,8 @@ PAPER_LAYERS |= {11: 0.515, 12: 0.471}
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", nargs="?", help="the RAE of phase 1: a folder or a Hub id")
-    parser.add_argument("--paper", action="store_true", help="fit the paper's points, and train nothing")
-    parser.add_argument("--data", help="pictures to train on and, the validation split, to measure on")
+    parser.add_argument("--paper", action="store_true", help="fit the paper's points, without training")
+    parser.add_argument("--data", help="images: the train split to train on, the validation split to measure on")
     parser.add_argument("--config", type=Path, default=CONFIG, help="config of phase 2")
     parser.add_argument("--hidden-sizes", type=int, nargs="+", default=list(PAPER_WIDTHS), help="widths of an expert")
     parser.add_argument("--layers", type=int, nargs="+", help="numbers of layers, for each width (default: all)")
@@ -58,7 +56,7 @@ def fusion_parameters(width: int, layers: int, channels: int = 768) -> int:
 
 
 def paper_points() -> list[dict]:
-    """The two sweeps of the paper, one after the other; both have the point of 12 layers of width 3072."""
+    """The two sweeps of the paper, one after the other; both contain 12 layers of width 3072."""
     sizes = [(width, 12, value) for width, value in PAPER_WIDTHS.items()]
     sizes += [(3072, layers, value) for layers, value in PAPER_LAYERS.items()]
     return [
@@ -86,26 +84,23 @@ def fit(points: list[dict]) -> dict[str, dict]:
 
 
 def train_and_measure(args: argparse.Namespace, width: int, layers: int | None, seed: int) -> tuple[dict, float]:
-    """What fusion it is, and its metric."""
+    """Train and measure one size: its fusion's description, and the metric."""
     run = args.output / f"h{width}-l{layers or 'all'}-s{seed}"
     report = run / "evaluation" / "report.json"
     if not report.exists():
         command = [ROOT / "training_scripts" / "train_drorae.py", "--config", args.config, "--phase", 2]
         command += ["--tokenizer", args.tokenizer, "--dataset_name", args.data, "--expert_hidden_size", width]
         command += ["--fusion_layers", layers] if layers else []
-        start([*command, "--seed", seed, "--resume_from_checkpoint", "latest", *args.flags, "--output_dir", run])
-        command = ["-m", "hf_fae.cli", "evaluate", "reconstruction", "--model", run, "--dataset_name", args.data]
+        command += ["--seed", seed, "--resume_from_checkpoint", "latest", *args.flags, "--output_dir", run]
+        run_python(command)
+        command = ["evaluate", "reconstruction", "--model", run, "--dataset_name", args.data]
         command += ["--extractors", args.judge] if args.metric == "rfid" else []
-        start([*command, "--metrics", args.metric, "--output_dir", report.parent])
+        run_cli([*command, "--metrics", args.metric, "--output_dir", report.parent])
     metrics = json.loads(report.read_text())["metrics"]
     (value,) = (number for name, number in metrics.items() if name.startswith(args.metric))
     vae = AutoencoderDRoRAE.from_pretrained(run, image_encoder=None)
     parameters = sum(parameter.numel() for parameter in vae.fusion.parameters())
     return {"hidden_size": width, "layers": vae.config.fusion_layers, "parameters": parameters}, value
-
-
-def start(command: list) -> None:
-    subprocess.run([sys.executable, *map(str, command)], check=True)
 
 
 def table(points: list[dict], metric: str) -> str:
@@ -120,7 +115,7 @@ def table(points: list[dict], metric: str) -> str:
 
 
 def write(points: list[dict], metric: str, folder: Path) -> str:
-    """`results.json`, `results.md` and `results.png`; what is in the second of them."""
+    """Write `results.json`, `results.md` and `results.png`; returns the text of the second."""
     folder.mkdir(parents=True, exist_ok=True)
     fits = fit(points)
     lines = [
@@ -167,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         for layers in args.layers or [None]:
             runs = [train_and_measure(args, width, layers, seed) for seed in range(args.seeds)]
             points.append({**runs[0][0], "values": [value for _, value in runs]})
-            text = write(points, args.metric, args.output)  # after every size, as a long sweep may be stopped
+            text = write(points, args.metric, args.output)  # after every size: a sweep may be interrupted
     print(f"\n{text}\n\nwrote {args.output}/results.md")
 
 

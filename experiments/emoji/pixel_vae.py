@@ -1,11 +1,11 @@
-"""A tokenizer that learns from pixels alone, as a baseline: diffusers' AutoencoderKL with the latent size of an FAE.
+"""A baseline tokenizer on pixels alone: diffusers' AutoencoderKL with the latent size of an FAE.
 
     accelerate launch experiments/emoji/pixel_vae.py --config experiments/emoji/configs/emoji256_vae.yaml \
         --dataset_name ../shared/assets/fluent-emoji --output_dir outputs/emoji256/vae
 
-`output_dir` becomes an `AutoencoderKL` for `cache_latents.py --vae`, whose scaling factor makes the latents of the
-training pictures of unit scale. The loss is mean squared error and KL, as in an FAE's stages: neither has a perceptual
-or adversarial term in docs/training-emoji.md.
+`output_dir` is an `AutoencoderKL` for `cache_latents.py --vae`; its scaling factor normalises the latents of training
+images to unit standard deviation. The loss is mean squared error and KL, as for the FAE of docs/training-emoji.md:
+neither has a perceptual or adversarial term.
 """
 
 import itertools
@@ -26,16 +26,16 @@ from hf_fae.utils.parsing import parse_arguments
 
 @dataclass
 class VAEArguments:
-    """The shape of the AutoencoderKL, and its loss."""
+    """The architecture of the AutoencoderKL, and its loss."""
 
     latent_channels: int = field(default=32, metadata={"help": "Channels of the latents."})
     block_out_channels: list[int] = field(
         default_factory=lambda: [16, 32, 64, 128, 128],
-        metadata={"help": "Width at each resolution; every one but the last halves the sides."},
+        metadata={"help": "Width at each resolution; all but the last halve the sides."},
     )
     layers_per_block: int = field(default=1, metadata={"help": "Residual layers at each resolution."})
-    kl_weight: float = field(default=1e-4, metadata={"help": "Weight of the KL term, both terms being means."})
-    scale_batches: int = field(default=16, metadata={"help": "Batches from which the scaling factor is taken."})
+    kl_weight: float = field(default=1e-4, metadata={"help": "Weight of the KL term; both terms are means."})
+    scale_batches: int = field(default=16, metadata={"help": "Batches that the scaling factor is computed from."})
 
 
 class VAEObjective(Objective):

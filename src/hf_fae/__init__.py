@@ -1,6 +1,6 @@
-"""hf_fae: representation tokenizers for image generation, at home in the Hugging Face libraries.
+"""hf_fae: representation tokenizers and generators for images, native to the Hugging Face libraries.
 
-Importing the package publishes its classes to diffusers (see `registration`), so that
+Importing the package registers its classes with diffusers (see `registration`), so that
 `DiffusionPipeline.from_pretrained(repo)` finds them. Public names are imported on first access.
 """
 

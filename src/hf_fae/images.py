@@ -1,4 +1,4 @@
-"""Pictures from tensors, and sheets of pictures, for training, command line and documentation."""
+"""8-bit and PIL images from tensors, and labelled image grids."""
 
 import math
 
@@ -9,32 +9,32 @@ __all__ = ["from_uint8", "make_grid", "to_pil", "to_uint8"]
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """8-bit pictures (B, 3, H, W) of images in [-1, 1], rounded; what lies outside is clamped."""
+    """Images (B, 3, H, W) in [-1, 1] as 8-bit images, rounded; values outside are clamped."""
     return (images.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
 def from_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Images in [-1, 1], fp32, of 8-bit pictures (..., 3, H, W): `to_uint8` of them gives the pictures back."""
+    """8-bit images (..., 3, H, W) as fp32 images in [-1, 1]; `to_uint8` is its exact inverse."""
     return images.float() / 127.5 - 1
 
 
 def to_pil(images: torch.Tensor) -> list:
-    """PIL pictures of images (B, 3, H, W) in [-1, 1]; what lies outside is clamped."""
+    """Images (B, 3, H, W) in [-1, 1] as PIL images; values outside are clamped."""
     from PIL import Image
 
     pixels = to_uint8(images).cpu().permute(0, 2, 3, 1).contiguous()
-    return [Image.fromarray(picture) for picture in pixels.numpy()]
+    return [Image.fromarray(image) for image in pixels.numpy()]
 
 
 def make_grid(images: list, columns: int | None = None, labels: list[str] | None = None, padding: int = 2):
-    """One PIL picture of many of the same size, row by row on white.
+    """A grid of images as one PIL image, row by row on white.
 
     Args:
-        images: PIL pictures.
-        columns: pictures in a row; by default the sheet is about square. Rows of n originals and their n
+        images: PIL images of one size.
+        columns: images per row; by default the grid is about square. Rows of n originals and their n
             reconstructions are `make_grid(originals + reconstructions, columns=n)`.
-        labels: a caption above each picture, shortened to its width.
-        padding: pixels around each picture.
+        labels: a caption above each image, shortened to its width.
+        padding: pixels around each image.
 
     Raises:
         ValueError: no images, or another number of labels.
@@ -42,7 +42,7 @@ def make_grid(images: list, columns: int | None = None, labels: list[str] | None
     from PIL import Image, ImageDraw, ImageFont
 
     if not images:
-        raise ValueError("images must hold at least one picture, got none")
+        raise ValueError("images must hold at least one image, got none")
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels must be as many as the {len(images)} images, got {len(labels)}")
     columns = columns or math.ceil(len(images) ** 0.5)
@@ -51,19 +51,19 @@ def make_grid(images: list, columns: int | None = None, labels: list[str] | None
     header = 0 if labels is None else sum(font.getmetrics()) + padding
     cell_width, cell_height = width + 2 * padding, height + header + 2 * padding
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
-    draw = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
+    canvas = ImageDraw.Draw(grid)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         left, top = column * cell_width + padding, row * cell_height + padding
-        sheet.paste(image, (left, top + header))
+        grid.paste(image, (left, top + header))
         if labels is not None:
-            draw.text((left, top), _shorten(labels[index], font, width), fill="black", font=font)
-    return sheet
+            canvas.text((left, top), _shorten(labels[index], font, width), fill="black", font=font)
+    return grid
 
 
 def _shorten(text, font, width):
-    """`text` in one line, cut with an ellipsis where it is wider than `width` pixels."""
+    """`text` on one line, shortened with an ellipsis to `width` pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

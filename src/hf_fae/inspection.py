@@ -1,7 +1,6 @@
-"""What a model consists of: parts, exact parameter counts and shapes, of a preset or of a saved folder.
+"""Parts, exact parameter counts and shapes of a preset or a saved folder.
 
-Nothing here allocates memory for weights: models are built on the meta device, and of checkpoints only the headers are
-read.
+No weights are allocated: models are built on the meta device, and only the headers of checkpoints are read.
 """
 
 import json
@@ -30,22 +29,22 @@ from .presets import PRESETS, build_preset
 
 __all__ = ["count_parameters", "inspect", "inspect_model", "model_shapes"]
 
-# The name that diffusers and transformers give to weight files, with an optional variant and shard number.
+# diffusers' and transformers' names of weight files, with an optional variant and shard number.
 WEIGHT_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.([^.]+?))?(?:-\d{5}-of-\d{5})?\.safetensors")
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters of `module` as its paper counts them: some with fixed tables or frequencies, none with statistics."""
+    """Parameters as the paper counts them: never latent statistics, fixed tables only where it does."""
     counted = (part for part in module.modules() if getattr(part, "counted", False))
     fixed = (buffer for part in counted for buffer in part.buffers(recurse=False))
     return sum(tensor.numel() for tensor in (*module.parameters(), *fixed))
 
 
 def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
-    """Shapes of what goes through `model` at its training size, without the batch axis; of foreign models nothing.
+    """Input, latent and output shapes at the training size, without the batch axis; empty for models of others.
 
     Args:
-        model: a tokenizer or a generator on the meta device, where running it costs nothing.
+        model: a tokenizer or a generator on the meta device.
     """
     config, tensors = model.config, {}
     if isinstance(model, FrozenEncoderMixin):
@@ -76,7 +75,7 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
         labels = torch.empty(1, dtype=torch.long, device="meta")
         conditions = model.predict_conditions(tensors["tokens"], order, 0, model.num_tokens, labels)
         tensors["conditions"] = conditions
-        # A time for each token has the shape of an order.
+        # Times of tokens have the shape of an order.
         tensors["prediction"] = model.diffusion_head(tensors["tokens"], order, conditions)
     elif isinstance(model, (ClassTableMixin, LatentDenoiser)):  # another generator
         tensors = {"hidden_states": torch.empty(1, config.in_channels, *grid_size(config.sample_size), device="meta")}
@@ -95,7 +94,7 @@ def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
 def inspect_model(name: str, model: ModelMixin) -> dict:
     """`name`, `class`, `parameters` (by part, and `total`), `shapes` and `config` of a model on the meta device.
 
-    A tokenizer's frozen encoder stands apart under `frozen`, not in the total.
+    A tokenizer's frozen encoder is listed under `frozen` and not part of the total.
     """
     parts = {part: count_parameters(module) for part, module in model.named_children() if part != "image_encoder"}
     report = {
@@ -115,14 +114,14 @@ def inspect(name_or_path: str | Path) -> dict:
     """Describe a preset, or a folder with a saved model or pipeline.
 
     Returns:
-        For a model what `inspect_model` returns; for a folder also `weights`, for each variant the number of tensors
-        and the elements of each dtype, and under `components` a tokenizer's frozen encoder where the folder has it.
+        For a model the report of `inspect_model`; for a folder also `weights`, for each variant the number of tensors
+        and the elements of each dtype, and under `components` a tokenizer's frozen encoder if the folder has it.
         For a pipeline `name`, `class`, `parameters` (by component, and `total`), `config` and `components`, a
         description of each.
 
     Raises:
         ValueError: neither a preset nor such a folder, a config of an unknown class or with unknown keys, or
-            safetensors files that are damaged or do not fit their config.
+            safetensors files that are corrupt or do not fit their config.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if (path / "model_index.json").is_file():
@@ -132,7 +131,7 @@ def inspect(name_or_path: str | Path) -> dict:
     if path.is_dir():
         raise ValueError(f"folder {name!r} has neither a config.json nor a model_index.json")
     if name not in PRESETS and len(path.parts) > 1:
-        raise ValueError(f"{name!r} is no folder")
+        raise ValueError(f"{name!r} is not a folder")
     return inspect_model(name, build_preset(name, device="meta"))
 
 
@@ -145,7 +144,7 @@ def _inspect_pipeline(path: Path) -> dict:
         folder = path / name
         if (folder / "config.json").is_file():
             components[name] = _inspect_component(folder)
-        elif folder.is_dir():  # a scheduler or an image processor: no weights
+        elif folder.is_dir():  # a scheduler or an image processor, without weights
             components[name] = {"name": name, "class": index[name][1], "parameters": {"total": 0}}
         else:
             raise ValueError(f"folder {str(path)!r} lacks its component {name!r}")
@@ -167,7 +166,7 @@ def _inspect_component(path: Path) -> dict:
     if class_name is None:
         if "model_type" not in config:
             raise ValueError(f"{str(path / 'config.json')!r} names no model class")
-        # A transformers model: its weights tell all.
+        # A transformers model: counted by its weights.
         counts = [sum(torch.Size(shape).numel() for _, shape in found.values()) for found in tensors.values()]
         total = {"total": max(counts, default=0)}
         model_class = (config.get("architectures") or [config["model_type"]])[0]
@@ -175,7 +174,7 @@ def _inspect_component(path: Path) -> dict:
 
     model_class = getattr(hf_fae, class_name, None) or getattr(diffusers, class_name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
-        raise ValueError(f"{str(path / 'config.json')!r} names the class {class_name!r}, which is no model known here")
+        raise ValueError(f"{str(path / 'config.json')!r} names the class {class_name!r}, which is not a known model")
     with torch.device("meta"):
         model = model_class.from_config(config)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -191,7 +190,7 @@ def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no valid JSON: {error}") from error
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from error
 
 
 def _read_headers(folder: Path) -> dict[str, dict[str, tuple[str, list[int]]]]:
@@ -206,7 +205,7 @@ def _read_headers(folder: Path) -> dict[str, dict[str, tuple[str, list[int]]]]:
                         header = file.get_slice(name)
                         tensors[name] = (header.get_dtype(), header.get_shape())
             except SafetensorError as error:
-                raise ValueError(f"{str(path)!r} is no complete safetensors file: {error}") from error
+                raise ValueError(f"{str(path)!r} is not a complete safetensors file: {error}") from error
     return variants
 
 

@@ -1,4 +1,4 @@
-"""The base of every model here: diffusers' `ModelMixin`, which refuses what does not fit and has our cards."""
+"""The base of every model here: diffusers' `ModelMixin` with strict loading and our model cards."""
 
 import inspect
 
@@ -11,15 +11,17 @@ __all__ = ["StrictModelMixin"]
 
 
 class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
-    """diffusers only logs when a config has foreign keys or a checkpoint lacks weights (and leaves these on the meta
-    device, to fail much later). Here both are errors at once."""
+    """Strict loading: unknown config keys and missing or unexpected weights raise at once.
+
+    diffusers only logs them, and leaves missing weights on the meta device, which fails much later.
+    """
 
     config_name = "config.json"
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         known = inspect.signature(cls.__init__).parameters
-        # Keys of diffusers' own (`_class_name`, `quantization_config`, ...) are not ours to judge.
+        # Keys of diffusers itself (`_class_name`, `quantization_config`, ...) are not checked.
         unknown = sorted(k for k in config_dict if k not in known and k[0] != "_" and k != "quantization_config")
         if unknown:
             raise ValueError(f"config of {cls.__name__} has unknown keys {unknown}; known keys are {list(known)[1:]}")
@@ -30,7 +32,7 @@ class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
         """As diffusers' `ModelMixin.from_pretrained`.
 
         Raises:
-            ValueError: the checkpoint lacks weights of this model or has others, or its config has unknown keys.
+            ValueError: the checkpoint has missing or unexpected weights, or its config has unknown keys.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         for kind in ("missing_keys", "unexpected_keys"):

@@ -1,4 +1,4 @@
-"""Frozen networks of other libraries: timm models by path, and weights that torch.hub keeps."""
+"""Frozen networks from other libraries: timm models by path, and weights from torch.hub's cache."""
 
 import json
 import os
@@ -12,11 +12,11 @@ __all__ = ["TimmNetwork", "load_hub_weights", "read_config"]
 
 
 class TimmNetwork(nn.Module):
-    """A timm model on images in [-1, 1]; classifiers and models of fixed input size get pictures of that size.
+    """A timm model on images in [-1, 1]; for classifiers and fixed-size models these are resized to the input size.
 
     Args:
         path: Hub id or local folder.
-        features_only: give the maps of the model's stages instead of logits.
+        features_only: return the feature maps of the model's stages instead of logits.
     """
 
     def __init__(self, path: str, features_only: bool = False):
@@ -32,21 +32,21 @@ class TimmNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
-        """What the model itself takes, of images (B, 3, H, W) in [-1, 1]: bicubic with antialias, normalised."""
+        """Images (B, 3, H, W) in [-1, 1] as the model's input: resized bicubically with antialias, normalised."""
         if self.size is not None and tuple(images.shape[2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", align_corners=False, antialias=True)
         return (images / 2 + 0.5 - self.mean) / self.std
 
     def forward(self, images: torch.Tensor):
-        """Logits or, with `features_only`, a list of maps (B, C, h, w), of images (B, 3, H, W) in [-1, 1]."""
+        """Logits or, with `features_only`, a list of feature maps (B, C, h, w), for images (B, 3, H, W) in [-1, 1]."""
         return self.model(self.preprocess(images))
 
 
 def read_config(path: str) -> dict:
-    """`config.json` of a Hub id or a local folder.
+    """`config.json` of a Hub id or local folder.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such file.
     """
     path = str(path)
     if os.path.isdir(path):
@@ -60,19 +60,19 @@ def read_config(path: str) -> dict:
 
 
 def load_hub_weights(url: str, path: str | None, argument: str, hint: str) -> dict[str, torch.Tensor]:
-    """A state dict of a file, or of torch.hub's cache, where it is downloaded to. No pickled code is ever run.
+    """A state dict from a file, or from torch.hub's cache, filled by a download if need be. No pickled code is run.
 
     Args:
-        url: where the weights are published; the hash in its name is checked.
-        path: safetensors or a torch state dict; None for the cache.
-        argument: whose value `path` is, for messages.
-        hint: how a file is named, for messages.
+        url: address of the published weights; the hash in its name is checked.
+        path: a safetensors file or a torch state dict; None for the cache.
+        argument: its name in messages.
+        hint: how a file is passed, for messages.
 
     Raises:
-        OSError: there is no such file, or nothing is cached and the download fails.
+        OSError: the file does not exist, or nothing is cached and the download fails.
     """
     if path is not None and not os.path.isfile(path):
-        raise FileNotFoundError(f"{argument}={path!r} must be a file of weights, but there is none")
+        raise FileNotFoundError(f"{argument}={path!r} must be a file of weights, but does not exist")
     if path is not None and path.endswith(".safetensors"):
         from safetensors.torch import load_file
 
@@ -84,6 +84,6 @@ def load_hub_weights(url: str, path: str | None, argument: str, hint: str) -> di
     except OSError as error:  # URLError is one
         cached = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
         raise OSError(
-            f"{argument} needs weights that cannot be downloaded ({error}): put {url} at {cached}, or name a file "
-            f"that holds them ({hint})"
+            f"{argument} needs weights that cannot be downloaded ({error}): put {url} at {cached}, or pass a file "
+            f"({hint})"
         ) from error

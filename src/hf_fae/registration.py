@@ -1,4 +1,4 @@
-"""Makes diffusers find our classes: one table entry and a few attributes.
+"""Registration with diffusers: one table entry and a few attributes make it find our classes.
 
 diffusers resolves a pipeline's components through the table `LOADABLE_CLASSES`, and pipeline classes through its own
 namespace. With both filled in, components are recorded as `["hf_fae", "AutoencoderFAE"]` (files are free to move) and
@@ -12,7 +12,7 @@ import diffusers
 
 __all__ = ["BASE_CLASSES", "PUBLISHED", "register"]
 
-# diffusers asks the library's own namespace for the base class of a component, to learn how that is saved and loaded.
+# diffusers looks up a component's base class, and with it how to save and load it, in the library's own namespace.
 BASE_CLASSES = {
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",

@@ -1,4 +1,4 @@
-"""How texts become the condition of a generator: embeddings of a frozen text encoder, and where there are any."""
+"""Text conditions of generators: embeddings of a frozen text encoder, and their mask."""
 
 import torch
 import transformers
@@ -15,12 +15,13 @@ logger = logging.get_logger(__name__)
 def load_text_encoder(
     path: str, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer and the text encoder of a Hub id or a folder: T5, BERT, MiniLM, ..., or the text tower of CLIP or
-    SigLIP.
+    """The tokenizer and the text encoder from a Hub id or a folder.
+
+    T5, BERT, MiniLM, ..., or the text tower of CLIP or SigLIP.
 
     Raises:
-        ValueError: the checkpoint lacks weights of the encoder; a pooler, which nobody reads, may be missing.
-        OSError: files that are not there.
+        ValueError: the checkpoint lacks weights of the encoder; its pooler is not used and may be missing.
+        OSError: files are missing.
     """
     config = AutoConfig.from_pretrained(path)
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -29,7 +30,7 @@ def load_text_encoder(
         text_config = getattr(config, "text_config", config)
         model_class = getattr(transformers, type(text_config).__name__.replace("Config", "Model"))
     model, info = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    # transformers only warns and leaves these random
+    # transformers only warns, and leaves them random
     if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
         raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
     return AutoTokenizer.from_pretrained(path), model
@@ -44,27 +45,26 @@ def encode_text(
     device: torch.device | None = None,
     warns: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a frozen text encoder makes of texts, token by token (STARFlow, arXiv 2506.06276, appendix B.1).
+    """Token embeddings of texts from a frozen text encoder (STARFlow, arXiv 2506.06276, appendix B.1).
 
     Args:
-        tokenizer, text_encoder: any of transformers that gives a `last_hidden_state`: Flan-T5's encoder, the text
-            models of CLIP and SigLIP, BERT, MiniLM, ... SigLIP reads lower-case texts together with their padding to
-            64 tokens, as it has learned to.
-        texts: of any length. Those of more tokens than `max_length`, or than the encoder takes, are cut.
-        max_length: tokens that all texts are padded to.
-        device: where the encoder computes; by default where its weights are, which is not so while it is offloaded.
-        warns: say which texts are cut.
+        tokenizer, text_encoder: any transformers model with a `last_hidden_state`: Flan-T5's encoder, the text models
+            of CLIP and SigLIP, BERT, MiniLM, ... SigLIP reads lower-case texts together with their padding to 64
+            tokens, as in its training.
+        texts: of any length; truncated to `max_length` tokens, and to the encoder's maximum.
+        max_length: number of tokens that texts are padded to.
+        device: where the encoder computes; by default that of its weights, which is wrong while it is offloaded.
+        warns: log which texts are truncated.
 
     Returns:
-        Embeddings (texts, max_length, hidden_size) in the dtype of the encoder, zero behind the end of each text, and
-        a bool mask (texts, max_length) that is true up to there. An empty text of a tokenizer that adds no token to it
-        has none.
+        Embeddings (texts, max_length, hidden_size) in the encoder's dtype, zero after the end of each text, and a bool
+        mask (texts, max_length) that is true up to there. An empty text has no token if the tokenizer adds none.
     """
     config = text_encoder.config
     reads_padding = config.model_type.startswith("siglip")
     if reads_padding:
         texts = [text.lower() for text in texts]
-    # CLIP's 77 places and SigLIP's 64 are fewer than most generators take.
+    # CLIP's 77 positions and SigLIP's 64 are fewer than most generators accept.
     places = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length))
     length = min(max_length, places)
     if warns:

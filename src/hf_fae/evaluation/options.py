@@ -1,4 +1,4 @@
-"""What all evaluations are told."""
+"""The arguments that all evaluations share."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,22 +6,24 @@ from typing import Literal
 import torch
 
 
-__all__ = ["DTYPES", "EvaluationArguments", "TokenizerArguments", "check_positive"]
+__all__ = ["CHUNK", "DTYPES", "EvaluationArguments", "TokenizerArguments", "check_positive"]
 
+CHUNK = 32  # images that a network sees at a time, whatever the batch size: features do not depend on it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
 class EvaluationArguments:
-    """What to evaluate, and where to keep the result."""
+    """The model to evaluate, and the folder of the result."""
 
-    model: str = field(metadata={"help": "Hub id or folder of what is evaluated."})
+    model: str = field(metadata={"help": "Hub id or folder of the model to evaluate."})
     output_dir: str = field(
-        metadata={"help": "Folder of the report; one that was interrupted goes on when it is started again."}
+        metadata={"help": "Folder of the report; an interrupted evaluation resumes when it is started again."}
     )
-    batch_size: int = field(default=64, metadata={"help": "Images that the model works on at a time, per process."})
+    batch_size: int = field(default=64, metadata={"help": "Images per batch and process."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Precision of the model; judges compute in fp32, metrics in fp64."}
+        default="float32",
+        metadata={"help": "Precision of the model; extractors compute in fp32, metrics in fp64."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of all random numbers."})
 
@@ -33,15 +35,15 @@ class EvaluationArguments:
 
 @dataclass
 class TokenizerArguments(EvaluationArguments):
-    """Which tokenizer to evaluate, and where to keep the result."""
+    """The tokenizer to evaluate, and the folder of the result."""
 
     encoder: str | None = field(
-        default=None, metadata={"help": "Frozen encoder (Hub id or folder), where the tokenizer comes without it."}
+        default=None, metadata={"help": "Frozen encoder (Hub id or folder) of a tokenizer that was saved without it."}
     )
 
 
 def check_positive(**counts: int | None) -> None:
-    """Refuse what is no number of things; None stands for a default.
+    """Require positive counts; None stands for a default.
 
     Raises:
         ValueError: the message names the argument and its value.

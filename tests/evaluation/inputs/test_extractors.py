@@ -9,10 +9,11 @@ from hf_fae.evaluation.inputs.extractors import (
     InceptionExtractor,
     TimmExtractor,
     VisionExtractor,
-    judge,
+    extract_features,
     load_extractors,
     metric_name,
 )
+from hf_fae.evaluation.provenance import identify_model
 
 
 def pictures(count=5, size=32):
@@ -49,7 +50,7 @@ def test_inception_without_weights_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # refuses at once
-    with pytest.raises(ValueError, match=rf"put https://\S+.pth at {tmp_path}/\S+, or name a file .*inception=FILE"):
+    with pytest.raises(ValueError, match=rf"put https://\S+.pth at {tmp_path}/\S+, or pass a file .*inception=FILE"):
         load_extractors(["inception"])
     with pytest.raises(ValueError, match="inception='nowhere.pth' must be a file of weights"):
         load_extractors(["inception=nowhere.pth"])
@@ -94,9 +95,9 @@ def test_names_stand_in_metrics(judge_folder, inception):
 def test_pictures_are_judged_alike_in_any_company(judge_folder):
     extractors = load_extractors([f"effnet={judge_folder}"])
     images = pictures(70)
-    together = judge(extractors, images)
+    together = extract_features(extractors, images)
     assert together["effnet.features"].shape == (70, 256)
-    in_chunks = [judge(extractors, chunk) for chunk in images.split(32)]
+    in_chunks = [extract_features(extractors, chunk) for chunk in images.split(32)]
     assert torch.equal(together["effnet.features"], torch.cat([part["effnet.features"] for part in in_chunks]))
 
 
@@ -104,7 +105,7 @@ def test_features_that_are_not_finite_are_an_error(judge_folder):
     (extractor,) = load_extractors([f"effnet={judge_folder}"])
     extractor.network.model.classifier.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="logits of effnet must be finite, got 30 NaN"):
-        judge([extractor], pictures(3))
+        extract_features([extractor], pictures(3))
 
 
 def test_weights_of_judges_are_known_by_their_hash(judge_folder, tmp_path):
@@ -113,8 +114,6 @@ def test_weights_of_judges_are_known_by_their_hash(judge_folder, tmp_path):
     one, other = (load_extractors([f"effnet={folder}"])[0].settings["sha256"] for folder in (judge_folder, copy))
     assert one == other and len(one) == 64
     (copy / "model.safetensors").write_bytes((judge_folder / "model.safetensors").read_bytes() + b" ")
-    from hf_fae.evaluation.reports.report import identify_model
-
     assert identify_model(str(copy))["sha256"] != one
 
 
@@ -122,8 +121,8 @@ def test_unwanted_pictures_hold_their_places(judge_folder):
     extractors = load_extractors([f"effnet={judge_folder}"])
     images, is_good = pictures(40), torch.ones(40, dtype=torch.bool)
     is_good[7] = False
-    everything = judge(extractors, images)["effnet.features"]
-    assert torch.equal(judge(extractors, images, is_good)["effnet.features"], everything[is_good])
+    everything = extract_features(extractors, images)["effnet.features"]
+    assert torch.equal(extract_features(extractors, images, is_good)["effnet.features"], everything[is_good])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +132,7 @@ def test_unwanted_pictures_hold_their_places(judge_folder):
         (["=x"], "NAME=PATH with a name of a-z, 0-9, - and _, got '=x'"),
         (["My Net=x"], "got 'My Net=x'"),
         (["net="], "got 'net='"),
-        (["/nowhere/at/all"], "extractors '/nowhere/at/all' is no folder here and cannot be loaded"),
+        (["/nowhere/at/all"], "extractors '/nowhere/at/all' is not a local folder and cannot be loaded"),
         (["JUDGE", "test_efficientnet=JUDGE"], r"extractors must have different names, got \['test_efficientnet'"),
         (["NO_WEIGHTS"], "extractors .*no-weights' cannot be loaded"),
         (["inception=NO_WEIGHTS/config.json"], "extractors 'inception=.* cannot be loaded"),

@@ -7,12 +7,12 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from hf_fae.data.decoding import decode_image, lanczos_crop
-from hf_fae.evaluation.inputs.numbered_images import NumberedPictures, PictureArguments
+from hf_fae.evaluation.inputs.numbered_images import ImageArguments, NumberedImages
 
 
 def open_pictures(folder, seed=0, **options):
-    arguments = PictureArguments(dataset_name=str(folder), label_column="label", caption_column="caption", **options)
-    return NumberedPictures(arguments.open(32, seed))
+    arguments = ImageArguments(dataset_name=str(folder), label_column="label", caption_column="caption", **options)
+    return NumberedImages(arguments.open(32, seed))
 
 
 def test_pictures_are_those_of_the_split_in_their_order(data_folder):
@@ -50,7 +50,7 @@ def test_hash_tells_splits_apart(data_folder):
 
 def test_crop_is_chosen(data_folder):
     adm, uvit = (
-        NumberedPictures(PictureArguments(dataset_name=str(data_folder), crop=crop).open(24))
+        NumberedImages(ImageArguments(dataset_name=str(data_folder), crop=crop).open(24))
         for crop in ("center", "lanczos")
     )
     assert adm.describe() == {**uvit.describe(), "crop": "center"}
@@ -65,8 +65,8 @@ def test_captions_in_json(tmp_path):
     rows = [{"image": {"bytes": b"", "path": None}, "json": {"caption": text, "number": 1}} for text in texts]
     features = Features({"image": ImageFeature(), "json": {"caption": Value("string"), "number": Value("int64")}})
     Dataset.from_list(rows, features=features).to_parquet(tmp_path / "validation.parquet")
-    arguments = PictureArguments(dataset_name=str(tmp_path), caption_column="json.caption")
-    pictures = NumberedPictures(arguments.open(32))
+    arguments = ImageArguments(dataset_name=str(tmp_path), caption_column="json.caption")
+    pictures = NumberedImages(arguments.open(32))
     assert pictures.captions() == ["a cat", "a dog", "a sun"] and len(pictures) == 5
     assert pictures.fingerprint == pictures.select(range(5)).fingerprint != pictures.select(range(4)).fingerprint
 
@@ -74,8 +74,8 @@ def test_captions_in_json(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset_name": None}, "dataset_name must name the pictures to measure on, got None"),
-        ({"dataset_name": "VIRTUAL_imagenet256_labeled.npz"}, "an npz is a reference for generated pictures"),
+        ({"dataset_name": None}, "dataset_name must name the images to measure on, got None"),
+        ({"dataset_name": "VIRTUAL_imagenet256_labeled.npz"}, "an npz is a reference for generated images"),
         ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
         ({"label_column": "colour"}, "has no column 'colour'"),
         ({"split": "train[:0]"}, r"train\[:0\]"),
@@ -86,7 +86,7 @@ def test_captions_in_json(tmp_path):
 def test_errors(data_folder, options, message):
     options = {"dataset_name": str(data_folder), **options}
     with pytest.raises(ValueError, match=message):
-        NumberedPictures(PictureArguments(**options).open(32))
+        NumberedImages(ImageArguments(**options).open(32))
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def test_errors(data_folder, options, message):
     ],
 )
 def test_nothing_is_measured_on_what_was_learned(data_folder, train_split, split, shares):
-    pictures = PictureArguments(dataset_name=str(data_folder), split=split)
+    pictures = ImageArguments(dataset_name=str(data_folder), split=split)
     if not shares:
         assert len(pictures.open(32, train_split=train_split).train)
         return
-    with pytest.raises(ValueError, match=re.escape(f"train_split {train_split!r} must have no rows of split, got")):
+    with pytest.raises(ValueError, match=re.escape(f"train_split {train_split!r} must be disjoint from split, got")):
         pictures.open(32, train_split=train_split)
 
 
 def test_an_empty_folder(tmp_path):
     with pytest.raises((ValueError, OSError), match=str(tmp_path)):
-        PictureArguments(dataset_name=str(tmp_path)).open(32)
+        ImageArguments(dataset_name=str(tmp_path)).open(32)

@@ -6,7 +6,7 @@ import torch
 
 from hf_fae.evaluation.inputs.extractors import load_extractors
 from hf_fae.evaluation.inputs.references import Reference, ReferenceBatch, write_batch
-from hf_fae.evaluation.parts import Parts
+from hf_fae.evaluation.resumable import Parts
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
@@ -93,7 +93,7 @@ def test_damaged_pictures(tmp_path):
     data[5000:5100] = bytes(100)
     path.write_bytes(data)
     batch = ReferenceBatch(str(path))
-    with pytest.raises(ValueError, match="arr_0 of reference .* is damaged"):
+    with pytest.raises(ValueError, match="arr_0 of reference .* is corrupt"):
         batch.read(range(70))
 
 
@@ -102,10 +102,10 @@ ERRORS = {
     "no archive": (lambda path: path.write_text("mu = 0"), "cannot be read as an npz: File is not a zip file"),
     "empty file": (lambda path: path.write_bytes(b""), "cannot be read as an npz"),
     "broken off": (lambda path: cut_short(path, {"arr_0": IMAGES}, 9000), "cannot be read as an npz"),
-    "pickled": (lambda path: np.savez(path, arr_0=np.array([{}])), r"must hold pictures \(N, H, W, 3\) of uint8"),
+    "pickled": (lambda path: np.savez(path, arr_0=np.array([{}])), r"must hold images \(N, H, W, 3\) of uint8"),
     "floats": (lambda path: np.savez(path, arr_0=IMAGES / 255), r"of uint8 as arr_0, got .* of float64"),
     "channels first": (lambda path: np.savez(path, arr_0=IMAGES.transpose(0, 3, 1, 2)), "got .70, 3, 32, 32."),
-    "one picture": (lambda path: np.savez(path, arr_0=IMAGES[:1]), "reference must have at least 2 pictures, got 1"),
+    "one picture": (lambda path: np.savez(path, arr_0=IMAGES[:1]), "reference must have at least 2 images, got 1"),
     "other arrays": (lambda path: np.savez(path, x=IMAGES), r"must hold arr_0, or mu and sigma, got \['x'\]"),
     "half of the statistics": (lambda path: np.savez(path, mu=np.zeros(3)), "must hold arr_0, or mu and sigma"),
     "another judge's statistics": (
@@ -122,7 +122,7 @@ ERRORS = {
     ),
     "no covariance": (
         lambda path: np.savez(path, arr_0=IMAGES, mu=np.zeros(2048), sigma=-np.eye(2048)),
-        "mu and sigma of reference .* it is no covariance",
+        "mu and sigma of reference .* the covariance must be symmetric",
     ),
     "the order of Fortran": (
         lambda path: np.savez(path, arr_0=np.asfortranarray(IMAGES)),
@@ -130,7 +130,7 @@ ERRORS = {
     ),
     "no pictures to judge": (
         lambda path: np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048)),
-        "reference must have pictures for effnet to judge",
+        "reference must have images for effnet to read",
     ),
 }
 

@@ -65,7 +65,7 @@ def test_times_lie_in_their_interval():
 
 
 def test_latents_that_cannot_be_denoised():
-    with pytest.raises(ValueError, match="train and held_out must have pictures, got 4 and 0"):
+    with pytest.raises(ValueError, match="train and held_out must have images, got 4 and 0"):
         denoising_loss(torch.randn(4, 3, 4, 4), torch.randn(0, 3, 4, 4), 1)
     with pytest.raises(ValueError, match="train must vary in every channel, got 3 constant ones"):
         denoising_loss(torch.ones(4, 3, 4, 4), torch.ones(4, 3, 4, 4), 1)

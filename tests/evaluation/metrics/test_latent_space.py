@@ -53,9 +53,9 @@ def test_overfitting_shows_on_held_out_points():
 
 
 def test_too_few_points():
-    with pytest.raises(ValueError, match="components must be at most the 5 training pictures, got 6"):
+    with pytest.raises(ValueError, match="components must be at most the 5 training images, got 6"):
         mode_count_curve(gaussian(5, 2), gaussian(5, 2), [2, 6])
-    with pytest.raises(ValueError, match="held_out must have pictures, got none"):
+    with pytest.raises(ValueError, match="held_out must have images, got none"):
         mode_count_curve(gaussian(5, 2), gaussian(0, 2), [2])
 
 
@@ -102,7 +102,7 @@ def test_dimension_is_bounded():
 
 
 def test_spaces_that_cannot_be_reduced():
-    with pytest.raises(ValueError, match="train must have at least 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="train must have at least 2 images, got 1"):
         reduce_spaces({"a": gaussian(1, 3)}, {"a": gaussian(1, 3)})
     with pytest.raises(ValueError, match="train must vary, got a constant space 'a'"):
         reduce_spaces({"a": torch.ones(4, 3)}, {"a": torch.ones(4, 3)})

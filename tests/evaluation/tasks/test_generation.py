@@ -182,7 +182,7 @@ def test_texts_are_the_captions_of_the_data(options, tmp_path):
 
     from datasets import load_dataset
 
-    from hf_fae.evaluation.metrics.image_text import ImageTextModel
+    from hf_fae.evaluation.inputs.text_models import ImageTextModel
 
     captions = load_dataset(str(options["dataset_name"]), split="train")["caption"]
     captions = [captions[row] for row in np.random.default_rng(0).permutation(90)[:40]]
@@ -263,15 +263,18 @@ def test_few_samples_are_answered_with_a_warning(options):
 ERRORS = {
     "no pipeline": ({"model": "JUDGE"}, "model .* cannot be loaded"),
     "a tokenizer": ({"model": "TOKENIZER"}, "model .* cannot be loaded"),
-    "nothing there": ({"model": "/nowhere/at/all"}, "model '/nowhere/at/all' is no folder here and cannot be loaded"),
-    "no reference": ({"dataset_name": None}, "dataset_name must name the pictures to measure on, got None"),
+    "nothing there": (
+        {"model": "/nowhere/at/all"},
+        "'/nowhere/at/all' is not a local folder and cannot be loaded",
+    ),
+    "no reference": ({"dataset_name": None}, "dataset_name must name the images to measure on, got None"),
     "two references": ({"reference": "NPZ"}, "dataset_name must be None where a reference is given"),
-    "another size": ({"reference": "NPZ", "dataset_name": None}, "must have pictures of 32 x 32 .* got 16 x 16"),
+    "another size": ({"reference": "NPZ", "dataset_name": None}, "must have images of 32 x 32 .* got 16 x 16"),
     "too few samples": ({"num_samples": 9}, "num_samples must be at least 10, got 9"),
     "no batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
     "unknown metric": ({"metrics": ["fid", "gfid"]}, "metrics must be among fid, .*, got 'gfid'"),
-    "nothing to measure": ({"metrics": ["sfid"]}, "metrics must have one that effnet can judge .* got sfid"),
+    "nothing to measure": ({"metrics": ["sfid"]}, "metrics must have one that effnet can measure .* got sfid"),
     "negative seed": ({"seed": -1}, "seed must be from 0 to"),
     "guidance of another kind": (
         {"guidance_scale": '{"channels": "3"}'},
@@ -284,18 +287,18 @@ ERRORS = {
     "file as folder": ({"output_dir": "NPZ"}, "output_dir .* cannot be used"),
     "no number": ({"guidance_scale": "much"}, "guidance_scale must be a number or JSON, got 'much'"),
     "no scale": ({"guidance_scale": '"much"'}, "guidance_scale"),
-    "no text": ({"text_model": "JUDGE"}, "text_model has no meaning without prompts"),
+    "no text": ({"text_model": "JUDGE"}, "text_model requires prompts"),
     "no prompts": ({"model": "TEXT"}, "caption_column must name the prompts of a pipeline that reads text, got None"),
     "steps of a flow": ({"model": "FLOW", "num_inference_steps": 3}, "num_inference_steps has no meaning for a FAE"),
     "foreign folder": ({"output_dir": "TOKENIZER"}, "output_dir must be new, empty or that of an evaluation"),
     "no samples": ({"model": "/nowhere/samples.npz"}, "model '/nowhere/samples.npz' cannot be read as an npz"),
-    "few samples": ({"model": "NPZ"}, "model .* must hold at least 10 pictures, got 4"),
+    "few samples": ({"model": "NPZ"}, "model .* must hold at least 10 images, got 4"),
     "saved samples": (
         {"model": "NPZ", "guidance_scale": "2"},
-        "guidance_scale has no meaning for pictures drawn before",
+        "guidance_scale has no meaning for saved samples",
     ),
     "no images": ({"image_column": "picture"}, "has no column 'picture'"),
-    "one picture": ({"split": "validation[:1]"}, "reference must have more than 3 pictures, got 1"),
+    "one picture": ({"split": "validation[:1]"}, "reference must have more than 3 images, got 1"),
 }
 
 
@@ -329,7 +332,7 @@ def test_errors_come_before_anything_is_written(options, places, tmp_path, case)
 def test_a_folder_holds_one_evaluation(options, tmp_path):
     run("generation", **options)
     report = (tmp_path / "out" / "report.json").read_bytes()
-    with pytest.raises(ValueError, match="holds an evaluation with another seed, 0, got 1: take another output_dir"):
+    with pytest.raises(ValueError, match="holds an evaluation with another seed, 0, got 1: use another output_dir"):
         run("generation", **options, seed=1)
     copy = tmp_path / "copy"
     shutil.copytree(options["model"], copy)

@@ -84,7 +84,7 @@ def test_a_picture_matches_itself(options):
 def test_interrupted_and_shared_runs_end_alike(options, tmp_path):
     metrics = run("matching", **options).metrics
     (options["output_dir"] / "report.json").unlink()
-    parts = sorted((options["output_dir"] / "parts" / "pictures").iterdir())
+    parts = sorted((options["output_dir"] / "parts" / "images").iterdir())
     assert len(parts) == 3
     parts[1].unlink()
     assert run("matching", **options).metrics == metrics
@@ -95,10 +95,10 @@ def test_interrupted_and_shared_runs_end_alike(options, tmp_path):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"rows": [0, 1, 2]}, r"rows must be pairs of pictures, got \[0, 1, 2\]"),
+        ({"rows": [0, 1, 2]}, r"rows must be pairs of images, got \[0, 1, 2\]"),
         ({"rows": [0, 70]}, "rows must be from 0 to 69, got 70"),
-        ({"rows": [40, 1]}, "rows must be pictures that can be read, got 40"),
-        ({"dataset_name": None}, "dataset_name must name the pictures"),
+        ({"rows": [40, 1]}, "rows must be images that can be read, got 40"),
+        ({"dataset_name": None}, "dataset_name must name the images"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
@@ -110,6 +110,6 @@ def test_bad_arguments(options, changed, message):
 
 def test_a_tokenizer_without_features(options, tmp_path):
     tiny_kl().save_pretrained(tmp_path / "kl")
-    with pytest.raises(ValueError, match="must give features back, which a AutoencoderKL does not"):
+    with pytest.raises(ValueError, match="must reconstruct features, got a AutoencoderKL, which does not"):
         run("matching", **options | {"model": tmp_path / "kl"})
     assert not options["output_dir"].exists()

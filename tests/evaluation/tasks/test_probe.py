@@ -7,7 +7,7 @@ import torch
 from factories import TINY_VISION_CONFIGS, tiny_encoder, tiny_fae, tiny_kl, tiny_maetok
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
-from hf_fae.evaluation.inputs.numbered_images import NumberedPictures, PictureArguments
+from hf_fae.evaluation.inputs.numbered_images import ImageArguments, NumberedImages
 from hf_fae.evaluation.inputs.spaces import token_spaces
 from hf_fae.evaluation.metrics.classifiers import knn_accuracy, linear_probe, pool_tokens, standard_error
 from hf_fae.evaluation.tasks.probe import ProbeArguments, evaluate_probe
@@ -29,12 +29,12 @@ def options(tokenizer_folder, tmp_path):
 
 @pytest.fixture
 def pictures(data_folder):
-    return PictureArguments(dataset_name=str(data_folder), label_column="label")
+    return ImageArguments(dataset_name=str(data_folder), label_column="label")
 
 
 def read(pictures, split):
     """The good pictures and their classes."""
-    source = NumberedPictures(pictures.open(32, 0, "train"), split)
+    source = NumberedImages(pictures.open(32, 0, "train"), split)
     batch = source.read(range(len(source)))
     return batch["images"][batch["is_good"]], batch["class_labels"][batch["is_good"]]
 
@@ -135,15 +135,15 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
         ({}, {"label_column": None}, "label_column must name the classes to tell apart, got None"),
         ({}, {"label_column": "absent"}, "has no column 'absent'"),
         ({}, {"dataset_name": None}, "dataset_name must name"),
-        ({"train_split": "validation"}, {}, "train_split .* must have no rows of split, got 'validation'"),
-        ({"neighbours": [91]}, {}, r"neighbours must be at most the 90 training pictures, got \[91\]"),
+        ({"train_split": "validation"}, {}, "train_split .* must be disjoint from split, got 'validation'"),
+        ({"neighbours": [91]}, {}, r"neighbours must be at most the 90 training images, got \[91\]"),
         ({"neighbours": [0]}, {}, r"neighbours must be positive numbers, got \[0\]"),
         ({"probe_steps": 0}, {}, "probe_steps must be at least 1, got 0"),
-        ({"classifier": "absent/folder/here"}, {}, "classifier 'absent/folder/here' is no folder here"),
+        ({"classifier": "absent/folder/here"}, {}, "classifier 'absent/folder/here' is not a local folder"),
         ({"classifier": "of five"}, {}, "must have the 3 classes of label_column 'label', got 5"),
         ({"classifier": "narrow"}, {}, "a dinov2 of width 32, got a dinov2 of width 16"),
         ({"classifier": "headless"}, {}, "must have trained weights, but lacks classifier.bias"),
-        ({"model": "kl", "classifier": "headless"}, {}, "classifier must be None for a AutoencoderKL, which gives no"),
+        ({"model": "kl", "classifier": "headless"}, {}, "classifier must be None for a AutoencoderKL, which has no"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(options, pictures, tmp_path, changed, of_pictures, message):
@@ -175,6 +175,6 @@ def test_no_picture_is_left(options, tmp_path):
                 Image.new("RGB", (32, 32)).save(path)
                 if split == "validation":
                     path.write_bytes(b"no picture")
-    pictures = PictureArguments(dataset_name=str(tmp_path / "data"), label_column="label")
+    pictures = ImageArguments(dataset_name=str(tmp_path / "data"), label_column="label")
     with pytest.raises(ValueError, match=r"in both splits, got \{'train': 6, 'validation': 0\}"):
         evaluate_probe(ProbeArguments(**options), pictures)

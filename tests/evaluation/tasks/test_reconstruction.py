@@ -106,8 +106,8 @@ def test_larger_pictures(options, tmp_path):
     [
         ({"metrics": ["fid"]}, "metrics must be among rfid, .*, got 'fid'"),
         ({"resolution": 30}, "resolution must be a positive multiple of 8, got 30"),
-        ({"dataset_name": "VIRTUAL.npz"}, "an npz is a reference for generated pictures"),
-        ({"split": "validation[:1]"}, "must have at least 2 pictures, got 1"),
+        ({"dataset_name": "VIRTUAL.npz"}, "an npz is a reference for generated images"),
+        ({"split": "validation[:1]"}, "must have at least 2 images, got 1"),
         ({"metrics": ["lpips"], "vgg16": "nowhere.pth"}, "vgg16='nowhere.pth' must be a file of weights"),
         ({"metrics": ["lpips"], "vgg16": __file__}, "vgg16 .* cannot be loaded"),
         ({"model": "JUDGE"}, "--model .* cannot be loaded"),

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from hf_fae import AutoencoderFAE
 from hf_fae.encoders import VisionEncoder
-from hf_fae.evaluation.inputs.numbered_images import NumberedPictures, PictureArguments
+from hf_fae.evaluation.inputs.numbered_images import ImageArguments, NumberedImages
 from hf_fae.evaluation.inputs.spaces import token_spaces
-from hf_fae.evaluation.metrics.image_text import LinearTextAlignment, SentenceEncoder
+from hf_fae.evaluation.inputs.text_models import SentenceEncoder
+from hf_fae.evaluation.metrics.image_text import LinearTextAlignment
 from hf_fae.evaluation.tasks.retrieval import RetrievalArguments, evaluate_retrieval
 
 
@@ -51,12 +52,12 @@ def options(tokenizer_folder, saved, tmp_path):
 
 @pytest.fixture
 def pictures(data_folder):
-    return PictureArguments(dataset_name=str(data_folder), caption_column="caption")
+    return ImageArguments(dataset_name=str(data_folder), caption_column="caption")
 
 
 def read(pictures, split="validation"):
     """The good pictures and their captions."""
-    source = NumberedPictures(pictures.open(32, 0, "train"), split)
+    source = NumberedImages(pictures.open(32, 0, "train"), split)
     batch = source.read(range(len(source)))
     captions = [caption for caption, is_good in zip(batch["captions"], batch["is_good"]) if is_good]
     return batch["images"][batch["is_good"]], captions
@@ -133,7 +134,7 @@ def test_coco_with_one_caption_a_row(options, saved, tmp_path):
     features = Features({"image": ImageFeature(), "caption": Value("string")})
     (tmp_path / "coco").mkdir()
     Dataset.from_list(rows, features=features).to_parquet(tmp_path / "coco" / "validation-00000-of-00001.parquet")
-    pictures = PictureArguments(dataset_name=str(tmp_path / "coco"), caption_column="caption")
+    pictures = ImageArguments(dataset_name=str(tmp_path / "coco"), caption_column="caption")
     models = {"model": str(saved / "fae-siglip"), "text_model": str(saved / "siglip")}
     result = evaluate_retrieval(RetrievalArguments(**options | models), pictures)
     counts = [result.details[name] for name in ("pictures", "captions", "groups")]
@@ -159,13 +160,13 @@ def test_interrupted_runs_go_on_to_the_same_result(options, pictures, tmp_path):
     [
         ({}, {"caption_column": None}, "caption_column must name the captions to find, got None"),
         ({}, {"caption_column": "absent"}, "has no column 'absent'"),
-        ({}, {"max_samples": 1}, "at least 2 pictures in each split, got 1 in validation"),
-        ({"train_split": "validation"}, {}, "train_split .* must have no rows of split, got 'validation'"),
-        ({"text_model": "absent/folder/here"}, {}, "text_model 'absent/folder/here' is no folder here"),
+        ({}, {"max_samples": 1}, "at least 2 images in each split, got 1 in validation"),
+        ({"train_split": "validation"}, {}, "train_split .* must be disjoint from split, got 'validation'"),
+        ({"text_model": "absent/folder/here"}, {}, "text_model 'absent/folder/here' is not a local folder"),
         ({"text_model": "siglip"}, {}, "must have the tokenizer's encoder as its vision tower"),
-        ({"text_model": "clip", "model": "fae-clip"}, {}, "a CLIPModel has a class token for the picture"),
+        ({"text_model": "clip", "model": "fae-clip"}, {}, "a CLIPModel has a class token for the image"),
         ({"text_model": "siglip", "model": "fae-clip"}, {}, "must have the tokenizer's encoder as its vision tower"),
-        ({"model": "kl"}, {}, "must give features back, which a AutoencoderKL does not"),
+        ({"model": "kl"}, {}, "must reconstruct features, got a AutoencoderKL, which does not"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

@@ -1,6 +1,6 @@
-"""What judges pictures: a small protocol, Inception as ADM uses it, and any model of timm or transformers.
+"""Feature extractors: a small protocol, Inception as in ADM, and any model of timm or transformers.
 
-Features of a picture do not depend on the pictures beside it: `judge` shows an extractor always the same number.
+Features of an image do not depend on the rest of the batch: `extract_features` passes a fixed number of images.
 """
 
 import io
@@ -16,32 +16,31 @@ from ...images import from_uint8
 from ...latents import check_finite
 from ...loading import loading
 from ...networks import TimmNetwork, load_hub_weights, read_config
-from ..reports.report import hash_file, identify_model
+from ..options import CHUNK
+from ..provenance import hash_file, identify_model
 
 
 __all__ = [
-    "CHUNK",
     "FeatureExtractor",
     "InceptionExtractor",
     "TimmExtractor",
     "VisionExtractor",
-    "judge",
+    "extract_features",
     "load_extractors",
     "metric_name",
     "padded_chunks",
 ]
 
-CHUNK = 32  # pictures that an extractor gets at a time
 INCEPTION = "inception"
 
 
 class FeatureExtractor(Protocol):
-    """8-bit pictures (B, 3, H, W) on any device -> {"features": (B, D)}, and with classes {"logits": (B, K)}.
+    """8-bit images (B, 3, H, W) on any device -> {"features": (B, D)}, for classifiers also {"logits": (B, K)}.
 
     Attributes:
-        name: stands in the name of every metric, as in `fid_effnet`.
-        outputs: names of what it gives.
-        settings: what a report tells of it, JSON-able: which weights, how it resizes.
+        name: part of the metrics' names, as in `fid_effnet`.
+        outputs: names of the outputs.
+        settings: weights and resizing, for the report, JSON-able.
     """
 
     name: str
@@ -52,17 +51,16 @@ class FeatureExtractor(Protocol):
 
 
 class InceptionExtractor(nn.Module):
-    """InceptionV3 of December 2015, as ADM's evaluator runs it (TensorFlow's resizing), by torch-fidelity.
+    """InceptionV3 of December 2015, as in ADM's evaluator (with TensorFlow's resizing), by torch-fidelity.
 
-    Besides "features" (B, 2048) and "logits" (B, 1008, without bias, as ADM has them) it gives "spatial" (B, 2023),
-    the first 7 channels of the convolution that TensorFlow calls `mixed_6/conv`, row by row: those of sFID.
+    Besides "features" (B, 2048) and "logits" (B, 1008, without bias, as ADM's) "spatial" (B, 2023) for sFID: the
+    first 7 channels of the convolution that TensorFlow calls `mixed_6/conv`, in row order.
 
     Args:
-        weights: file of torch-fidelity's weights; by default its own in the cache of torch.hub, where they are
-            downloaded to.
+        weights: file of torch-fidelity's weights; by default downloaded to the cache of torch.hub.
 
     Raises:
-        OSError: the file is not there, or nothing is cached and the download fails.
+        OSError: the file does not exist, or nothing is cached and the download fails.
     """
 
     name = INCEPTION
@@ -73,7 +71,7 @@ class InceptionExtractor(nn.Module):
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
         state = load_hub_weights(URL_INCEPTION_V3, weights, "inception", "inception=FILE")
-        # torch-fidelity unpickles whatever a file holds: it gets one that was written here, of tensors alone.
+        # torch-fidelity unpickles any file: it gets one that was written here, with tensors alone.
         file = io.BytesIO()
         torch.save(state, file)
         file.seek(0)
@@ -92,11 +90,11 @@ class InceptionExtractor(nn.Module):
 
 
 class TimmExtractor(nn.Module):
-    """Pooled features of a timm classifier, with its logits, at its own input size.
+    """Pooled features and logits of a timm classifier, at its own input size.
 
     Args:
         path: Hub id or local folder.
-        name: by default that of the architecture.
+        name: by default the architecture.
     """
 
     def __init__(self, path: str, name: str | None = None):
@@ -118,10 +116,9 @@ class TimmExtractor(nn.Module):
 
 
 class VisionExtractor(nn.Module):
-    """What a transformers vision model (DINOv2, CLIP, SigLIP, ...) makes of a whole picture.
+    """Image features of a transformers vision model (DINOv2, CLIP, SigLIP, ...).
 
-    Its pooled output, which for DINOv2 and CLIP is the class token; of models without one, the mean of their patch
-    tokens.
+    Its pooled output (of DINOv2 and CLIP the class token); for models without one, the mean of the patch tokens.
 
     Args:
         path: Hub id or local folder.
@@ -145,14 +142,14 @@ class VisionExtractor(nn.Module):
 
 
 def load_extractors(sources: list[str], device: torch.device | str = "cpu") -> list[FeatureExtractor]:
-    """Extractors by their names or places.
+    """Extractors by name or path.
 
     Args:
         sources: each "inception", "inception=FILE" with its weights, or "[NAME=]PATH" of a timm or transformers model,
             a Hub id or a folder.
 
     Raises:
-        ValueError: none, another form, a model of neither library, the same name twice, or nothing is found there.
+        ValueError: no or malformed sources, a model of neither library, duplicate names, or a failure to load.
     """
     if not sources:
         raise ValueError("extractors must name at least one, got none")
@@ -182,28 +179,28 @@ def _load(source):
 
 
 def metric_name(metric: str, extractor: FeatureExtractor) -> str:
-    """ "fid" for Inception's features, for which alone this name is right; "fid_NAME" for others."""
+    """A plain name such as "fid" for Inception alone; "fid_NAME" for other extractors."""
     return metric if extractor.name == INCEPTION else f"{metric}_{extractor.name}"
 
 
 def padded_chunks(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
-    """`CHUNK` pictures at a time, the last ones among blank ones, and how many of them are not blank."""
+    """`CHUNK` images at a time, the last chunk padded with blank images, and the number of real ones."""
     for chunk in images.split(CHUNK):
         blank = chunk.new_zeros(CHUNK - len(chunk), *chunk.shape[1:])
         yield torch.cat([chunk, blank]), len(chunk)
 
 
 @torch.no_grad()
-def judge(
+def extract_features(
     extractors: list[FeatureExtractor], images: torch.Tensor, is_good: torch.Tensor | None = None, **_
 ) -> dict[str, torch.Tensor]:
-    """Features in fp32 on the CPU, as "NAME.features" and so on, of 8-bit pictures (B, 3, H, W) anywhere.
+    """Features in fp32 on the CPU, as "NAME.features" and so on, of 8-bit images (B, 3, H, W) on any device.
 
-    An extractor sees `CHUNK` pictures at a time, the last ones among blank ones, in fp32 without TF32: how many there
-    are changes nothing.
+    Extractors get `CHUNK` images at a time, the last chunk padded, in fp32 without TF32: features do not depend on the
+    batch size.
 
     Args:
-        is_good: (B,) bool: pictures that hold their places, but are not wanted.
+        is_good: (B,) bool; features of other images are dropped.
 
     Raises:
         ValueError: features that are not finite.

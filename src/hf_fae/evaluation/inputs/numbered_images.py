@@ -1,4 +1,4 @@
-"""The pictures of a data set by number, 8 bits deep: what evaluations measure on."""
+"""The 8-bit images of a data set, by number."""
 
 import contextlib
 import copy
@@ -15,12 +15,12 @@ from ...data.images import DataArguments, ImageData
 from ...images import to_uint8
 
 
-__all__ = ["NumberedPictures", "PictureArguments"]
+__all__ = ["NumberedImages", "ImageArguments"]
 
 
 @dataclass
-class PictureArguments:
-    """Which pictures to measure on."""
+class ImageArguments:
+    """The images to measure on."""
 
     dataset_name: str | None = field(
         default=None,
@@ -28,36 +28,36 @@ class PictureArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of the data set."})
     split: str = field(default="validation", metadata={"help": "Split to measure on; slices such as train[9:] work."})
-    image_column: str = field(default="image", metadata={"help": "Column of the pictures."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes."})
     caption_column: str | None = field(
         default=None, metadata={"help": "Column of the captions, or json.caption for a field of the column json."}
     )
     crop: Literal["center", "lanczos"] = field(
         default="center",
-        metadata={"help": "How squares are cut out: as ADM does it, or as U-ViT, for text to image on COCO."},
+        metadata={"help": "Center crops as in ADM, or as in U-ViT, for text to image on COCO."},
     )
     max_samples: int | None = field(
-        default=None, metadata={"help": "Measure on a fixed random choice of N rows; none: on all of them."}
+        default=None, metadata={"help": "Measure on a fixed random subset of N rows (default: all)."}
     )
 
     def open(self, resolution: int, seed: int = 0, train_split: str | None = None) -> ImageData:
-        """The data set, not yet its pictures.
+        """Open the data set without decoding images.
 
         Args:
-            resolution: side of the square pictures.
-            seed: of the random choice.
-            train_split: where classifiers learn, whose classes are those of the data; by default `split`.
+            resolution: side of the square images.
+            seed: of the random subset.
+            train_split: split to train classifiers on, which defines the classes; by default `split`.
 
         Raises:
-            ValueError: there is no data set, an argument does not fit it, or the splits have rows in common.
+            ValueError: no data set, arguments that do not fit it, or splits that overlap.
         """
         if self.dataset_name is None:
-            raise ValueError("dataset_name must name the pictures to measure on, got None")
+            raise ValueError("dataset_name must name the images to measure on, got None")
         if self.dataset_name.endswith(".npz"):
             raise ValueError(
                 f"dataset_name must be a data set, got {self.dataset_name!r}: an npz is a reference for generated "
-                "pictures, with which nothing else may be compared"
+                "images alone"
             )
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"max_samples must be at least 1, got {self.max_samples}")
@@ -65,7 +65,7 @@ class PictureArguments:
         if len(set(columns)) < len(columns):
             raise ValueError(f"image_column, label_column and caption_column must differ, got {', '.join(columns)}")
         if not isinstance(resolution, int):
-            raise ValueError(f"model must take squares, got one for pictures of {resolution}")
+            raise ValueError(f"model must have square images, got {resolution}")
         try:
             data = self._open(resolution, seed, train_split)
         except (ValueError, OSError) as error:
@@ -95,7 +95,7 @@ class PictureArguments:
 
 
 def _check_disjoint(train_split, split, data):
-    """Refuse to measure on what was learned: splits may be slices, such as train[:90%]."""
+    """Require disjoint splits; these may be slices, such as train[:90%]."""
     from datasets import ReadInstruction
 
     sizes = {name: info.num_examples for name, info in (data.train.info.splits or {}).items()}
@@ -105,15 +105,15 @@ def _check_disjoint(train_split, split, data):
     ]
     for name, start, end in ranges[0]:
         if any(name == other and start < stop and begin < end for other, begin, stop in ranges[1]):
-            raise ValueError(f"train_split {train_split!r} must have no rows of split, got {split!r}")
+            raise ValueError(f"train_split {train_split!r} must be disjoint from split, got {split!r}")
 
 
-class NumberedPictures:
-    """The pictures of one split, cropped as its data set says: by default as ADM does it.
+class NumberedImages:
+    """The images of one split, with the data set's crop, by default that of ADM.
 
     Args:
         data: the data set.
-        split: its train or its validation split; of the latter, the choice that `data` makes.
+        split: its train or validation split; of the latter, the subset that `data` selects.
     """
 
     def __init__(self, data: ImageData, split: str = "validation"):
@@ -123,14 +123,14 @@ class NumberedPictures:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, numbers: list[int]) -> "NumberedPictures":
-        """Some of the pictures, in the order of these numbers."""
+    def select(self, numbers: list[int]) -> "NumberedImages":
+        """A subset of the images, in the order of these numbers."""
         chosen = copy.copy(self)
         chosen.rows = self.rows.select(numbers)
         return chosen
 
     def describe(self) -> dict:
-        """Which pictures these are, JSON-able."""
+        """Identifies the images, JSON-able."""
         args = self.data.args
         split = args.train_split if self.split == "train" else args.validation_split
         rows = {"split": split, "fingerprint": self.fingerprint, "count": len(self)}
@@ -138,11 +138,11 @@ class NumberedPictures:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures, labels and captions, wherever their files lie (see `fingerprint_rows`)."""
+        """Hash of images, labels and captions, independent of paths (see `fingerprint_rows`)."""
         return fingerprint_rows(self.data, self.rows)
 
     def captions(self) -> list[str]:
-        """Those of all rows that have one, in their order."""
+        """The captions of all rows that have one, in order."""
         column, captions = self.data.find_column(self.rows, self.data.args.caption_column), []
         for row in self.rows.select_columns([column]):
             with contextlib.suppress(CorruptRow):
@@ -150,12 +150,12 @@ class NumberedPictures:
         return captions
 
     def read(self, numbers: range) -> dict:
-        """Pictures by their numbers, decoded in threads.
+        """Decode images by number, in threads.
 
         Returns:
-            "images": (B, 3, H, W) uint8; those of damaged rows are black, so that the others keep their places.
+            "images": (B, 3, H, W) uint8; corrupt rows give black images, so that the others keep their positions.
             "is_good": (B,) bool.
-            "class_labels": (B,) long, "captions": list of strings, where there are columns of these.
+            "class_labels": (B,) long and "captions", list of strings, if the data set has these columns.
         """
         args = self.data.args
         blank = {"pixel_values": torch.full((3, args.resolution, args.resolution), -1.0)}

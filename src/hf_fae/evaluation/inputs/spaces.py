@@ -1,4 +1,4 @@
-"""The spaces of a tokenizer: its latents, and around them the frozen encoder's features and these given back."""
+"""The spaces of a tokenizer: the frozen encoder's features, the reconstructed features, and the latents."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -10,13 +10,13 @@ from ...loading import open_tokenizer
 from ..options import DTYPES, TokenizerArguments
 
 
-__all__ = ["SPACES", "gives_features", "open_any_tokenizer", "open_feature_tokenizer", "token_spaces"]
+__all__ = ["SPACES", "decodes_features", "open_any_tokenizer", "open_feature_tokenizer", "token_spaces"]
 
 SPACES = ("features", "reconstruction", "latents")
 
 
-def gives_features(vae: torch.nn.Module) -> bool:
-    """Whether a tokenizer gives the features of a frozen encoder back."""
+def decodes_features(vae: torch.nn.Module) -> bool:
+    """Whether a tokenizer reconstructs the features of a frozen encoder."""
     return hasattr(vae, "decode_features")
 
 
@@ -30,14 +30,14 @@ def open_any_tokenizer(args: TokenizerArguments, device: torch.device) -> Latent
 
 
 def open_feature_tokenizer(args: TokenizerArguments, device: torch.device) -> FrozenEncoderMixin:
-    """The tokenizer to evaluate on its features, with its frozen encoder.
+    """The tokenizer to evaluate, which must reconstruct features, with its frozen encoder.
 
     Raises:
-        ValueError: it cannot be loaded, or does not give features back.
+        ValueError: it cannot be loaded, or does not reconstruct features.
     """
     vae = open_any_tokenizer(args, device)
-    if not gives_features(vae):
-        raise ValueError(f"model {args.model!r} must give features back, which a {type(vae).__name__} does not")
+    if not decodes_features(vae):
+        raise ValueError(f"model {args.model!r} must reconstruct features, got a {type(vae).__name__}, which does not")
     return vae
 
 
@@ -45,18 +45,18 @@ def open_feature_tokenizer(args: TokenizerArguments, device: torch.device) -> Fr
 def token_spaces(
     vae: LatentAutoencoderMixin | AutoencoderKL, images: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], tuple[int, int]]:
-    """Tokens of the same pictures in each of `SPACES`, all of them in fp32, and their grid (h, w).
+    """Tokens of images in each of `SPACES`, in fp32, and their grid (h, w).
 
     Args:
-        vae: with its frozen encoder; of one that gives no features back there are "latents" alone.
+        vae: with its frozen encoder; a tokenizer without features has "latents" alone.
         images: (B, 3, H, W) uint8.
 
     Returns:
-        {"features": (B, N, C), "reconstruction": (B, N, C), "latents": (B, N, c)}: raw features, the same decoded from
-        the mode of the latents, and that mode, normalised.
+        {"features": (B, N, C), "reconstruction": (B, N, C), "latents": (B, N, c)}: raw features, features decoded
+        from the latents' mode, and that mode, normalised.
     """
     pixel_values = from_uint8(images.to(vae.device)).to(vae.dtype)
-    if not gives_features(vae):
+    if not decodes_features(vae):
         latents = encode_images(vae, pixel_values).mode()
         return {"latents": latents.flatten(2).transpose(1, 2).float()}, tuple(latents.shape[2:])
     features, grid = vae.extract_features(pixel_values)

@@ -1,6 +1,6 @@
-"""Do features tell classes apart? Nearest neighbours, linear classifiers, and a classifier that is there already.
+"""Classification from features: k-NN, linear probes, and DINOv2's released classifier.
 
-The protocols are dinov2's (arXiv 2304.07193, evaluation scripts of its repository). Accuracies are in [0, 1].
+The protocols are those of DINOv2 (arXiv 2304.07193, evaluation scripts of its repository). Accuracies are in [0, 1].
 """
 
 import math
@@ -29,24 +29,24 @@ __all__ = [
 ]
 
 POOLINGS = ("mean", "quadrants", "flatten")
-# Both as in dinov2. The learning rates are those of batches of 256.
+# Both as in DINOv2. Learning rates are for batches of 256.
 NEIGHBOURS = (10, 20, 100, 200)
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 _EPS = 1e-6  # of the BatchNorm in MAE's linear probe
-_QUERIES, _KEYS, _ROWS = 4096, 32768, 8192  # worked on at a time
+_QUERIES, _KEYS, _ROWS = 4096, 32768, 8192  # rows per block
 
 
 def pool_tokens(tokens: torch.Tensor, grid: tuple[int, int], pooling: str) -> torch.Tensor:
-    """One vector for each picture.
+    """Pool tokens to one vector per image.
 
     Args:
-        tokens: (B, N, C), row by row.
+        tokens: (B, N, C), in row order.
         grid: height and width, N in all.
-        pooling: "mean" (B, C); "quadrants" (B, 4C), the means of a 2 x 2 grid; "flatten" (B, N * C), all tokens: what
-            MAETok (arXiv 2502.03444) probes latents by, 128 x 32 = 4,096 inputs.
+        pooling: "mean" (B, C); "quadrants" (B, 4C), the means of a 2 x 2 grid; "flatten" (B, N * C), all tokens, as
+            MAETok (arXiv 2502.03444) probes latents: 128 x 32 = 4,096 inputs.
 
     Raises:
-        ValueError: a grid with another number of cells, or no such pooling.
+        ValueError: a grid with another number of cells, or an unknown pooling.
     """
     if grid[0] * grid[1] != tokens.shape[1]:
         raise ValueError(f"grid must have {tokens.shape[1]} cells as there are tokens, got {tuple(grid)}")
@@ -61,7 +61,7 @@ def pool_tokens(tokens: torch.Tensor, grid: tuple[int, int], pooling: str) -> to
 
 
 def standard_error(accuracy: float, count: int) -> float:
-    """Of an accuracy that was measured on `count` pictures: sqrt(p (1 - p) / n)."""
+    """Standard error of an accuracy measured on `count` images: sqrt(p (1 - p) / n)."""
     return (accuracy * (1 - accuracy) / count) ** 0.5
 
 
@@ -74,12 +74,12 @@ def knn_accuracy(
     temperature: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> dict[int, float]:
-    """Top-1 of dinov2's weighted k-NN: the k nearest by cosine vote with exp(cosine / temperature).
+    """Top-1 of DINOv2's weighted k-NN: the k nearest by cosine vote with exp(cosine / temperature).
 
     Args:
-        train_features, train_labels: (N, D) and (N,) long, anywhere; what is compared goes to `device` piece by piece.
+        train_features, train_labels: (N, D) and (N,) long, on any device; moved to `device` in blocks.
         features, labels: (M, D) and (M,).
-        k: those above N are left out.
+        k: values above N are skipped.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinite values, no k from 1 to N, or a temperature that is not
@@ -112,11 +112,11 @@ def knn_accuracy(
 
 @dataclass
 class LinearProbe:
-    """What a sweep of linear classifiers found.
+    """The result of a sweep of linear classifiers.
 
     Attributes:
         accuracies: pooling -> learning rate (of batches of 256) -> top-1.
-        pooling, learning_rate, accuracy: of the best one; of equals, the first.
+        pooling, learning_rate, accuracy: of the best one; the first of ties.
     """
 
     accuracies: dict[str, dict[float, float]]
@@ -138,20 +138,20 @@ def linear_probe(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> LinearProbe:
-    """dinov2's linear probe: a classifier for each pooling and learning rate, all of them trained by the same batches.
+    """DINOv2's linear probe: a classifier for each pooling and learning rate, all trained on the same batches.
 
-    SGD with momentum 0.9 and without weight decay; rates of `rate * batch_size / 256` fall to 0 by a cosine; weights
-    start from N(0, 0.01^2), biases from 0. Inputs are standardised by mean and variance of the train set in each
-    dimension, as MAE's BatchNorm without affine does it. Other than dinov2's, the inputs are features of pictures that
-    are not augmented, and no head sees a class token.
+    SGD with momentum 0.9, without weight decay; learning rates of `rate * batch_size / 256` with cosine decay to 0;
+    weights start from N(0, 0.01^2), biases from 0. Inputs are standardised per dimension by mean and variance of the
+    training set, as by MAE's BatchNorm without affine. Unlike in DINOv2, images are not augmented and class tokens are
+    not used.
 
-    As dinov2 does it, the best head is chosen on the validation set, which flatters it a little; `accuracies` has all.
+    As in DINOv2, the best head is chosen on the validation set, which is slightly optimistic; `accuracies` has all.
 
     Args:
-        train, validation: pooling -> (N, D) and (M, D), anywhere; batches of them go to `device`.
+        train, validation: pooling -> (N, D) and (M, D), on any device; batches are moved to `device`.
         train_labels, labels: (N,) and (M,) long.
-        steps, batch_size: by default dinov2's for ImageNet, ten epochs.
-        seed: of the order and the weights.
+        steps, batch_size: by default DINOv2's for ImageNet, ten epochs.
+        seed: of batch order and initial weights.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinite values, no pooling or others in `validation`, no learning
@@ -188,24 +188,24 @@ def linear_probe(
 
 
 class _Heads:
-    """The heads of one pooling, in one matrix: R learning rates times K classes."""
+    """The heads of one pooling as one matrix: R learning rates times K classes."""
 
     def __init__(self, features, classes, rates, seed, device):
         self.mean, self.scale = (values.to(device) for values in _standardisation(features))
         self.rates, self.classes = rates, classes
-        # Every head starts from the same weights, whatever others there are.
+        # Every head starts from the same weights.
         weight = torch.randn(classes, features.shape[1], generator=torch.Generator().manual_seed(mix_seed(seed, 1)))
         self.weight = (0.01 * weight).repeat(len(rates), 1).to(device)
         self.bias = torch.zeros(len(rates) * classes, device=device)
         self.weight_momentum, self.bias_momentum = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
 
     def logits(self, features):
-        """(B, R, K), and the standardised input (B, D)."""
+        """Logits (B, R, K), and the standardised input (B, D)."""
         inputs = (features.float() - self.mean) * self.scale
         return F.linear(inputs, self.weight, self.bias).unflatten(1, (-1, self.classes)), inputs
 
     def step(self, features, targets, progress):
-        """A step of every head on its own mean cross-entropy, whose gradient is softmax - one-hot."""
+        """One step of every head on its mean cross-entropy, whose gradient is softmax - one-hot."""
         logits, inputs = self.logits(features)
         slopes = logits.softmax(-1)
         slopes -= F.one_hot(targets, self.classes)[:, None]
@@ -226,7 +226,7 @@ class _Heads:
 
 
 def released_head_logits(model: nn.Module, class_tokens: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits (B, K) of DINOv2's released classifier, which takes the class token beside the mean of the patch tokens.
+    """Logits (B, K) of DINOv2's released classifier, from the class token and the mean of the patch tokens.
 
     Args:
         model: transformers' `Dinov2ForImageClassification` or `Dinov2WithRegistersForImageClassification`.
@@ -249,14 +249,14 @@ def released_head_logits(model: nn.Module, class_tokens: torch.Tensor, tokens: t
 def released_head_accuracy(
     model: nn.Module, class_tokens: torch.Tensor, tokens: torch.Tensor, labels: torch.Tensor
 ) -> float:
-    """Top-1 of FAE's probe without any training (arXiv 2512.07829, table 1), on patch tokens that were given back.
+    """Top-1 of FAE's training-free probe (arXiv 2512.07829, table 1), on reconstructed patch tokens.
 
-    The class tokens are the encoder's own: nobody gives these back, so the number flatters, and it compares only with
-    that of the original patch tokens.
+    Class tokens are the encoder's own, as no tokenizer reconstructs them: the number is optimistic, comparable only
+    with that of the original patch tokens.
 
     Args:
-        model, class_tokens, tokens: as of `released_head_logits`, anywhere.
-        labels: (B,) long, class ids of the model.
+        model, class_tokens, tokens: as in `released_head_logits`, on any device.
+        labels: (B,) long, the model's class ids.
     """
     batches = zip(class_tokens.split(_ROWS), tokens.split(_ROWS), labels.split(_ROWS), strict=True)
     hits = 0

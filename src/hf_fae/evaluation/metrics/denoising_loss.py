@@ -1,6 +1,6 @@
-"""How hard are latents to denoise? The loss that a small diffusion transformer reaches, to be compared between spaces.
+"""How hard latents are to denoise: the loss of a small diffusion transformer, for comparison between spaces.
 
-The order of the diffusion loss follows that of mixture modes (MAETok, arXiv 2502.03444, appendix B.3).
+Spaces rank by diffusion loss as by mixture modes (MAETok, arXiv 2502.03444, appendix B.3).
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ INTERVALS = 10  # of the noise times
 
 @dataclass
 class DenoisingLoss:
-    """Of latents of unit variance, where a denoiser that knows nothing has 2: mean over elements of |v - (eps - x)|^2.
+    """Mean of |v - (eps - x)|^2 over the elements of unit-variance latents; a constant prediction of 0 has 2.
 
     Attributes:
         loss: mean over noise times.
-        by_time: in each of the `INTERVALS`, from no noise to pure noise.
+        by_time: mean in each of the `INTERVALS`, from no noise to pure noise.
         training: mean training loss of each tenth of the steps.
     """
 
@@ -35,7 +35,7 @@ class DenoisingLoss:
 
 
 class LatentFlowMatching(FlowMatchingObjective):
-    """Flow matching on latents (B, C, h, w) that are there already, all of one class; uniform noise times."""
+    """Flow matching on given latents (B, C, h, w) of one class, with uniform noise times."""
 
     def __init__(self, model: nn.Module):
         super().__init__(model, nn.Identity(), label_dropout=0.0)
@@ -45,7 +45,7 @@ class LatentFlowMatching(FlowMatchingObjective):
 
 
 class IntervalRandom(ImageRandom):
-    """Whose uniform numbers lie in one of `INTERVALS` equal parts of [0, 1)."""
+    """Random numbers whose uniform ones are in one of `INTERVALS` equal parts of [0, 1)."""
 
     def __init__(self, interval: int, *args):
         super().__init__(*args)
@@ -67,17 +67,17 @@ def denoising_loss(
     attention_head_dim: int = 48,
     device: torch.device | str = "cpu",
 ) -> DenoisingLoss:
-    """Train an unconditional LightningDiT on latents by flow matching (AdamW, cosine), and measure it on others.
+    """Train an unconditional LightningDiT on latents by flow matching (AdamW, cosine), and measure held-out loss.
 
     Args:
         train, held_out: (N, C, h, w) and (M, C, h, w); both are normalised per channel by the training part.
-        steps: of the optimiser; 0 measures the fresh model, whose output is 0.
+        steps: optimiser steps; 0 measures the initial model, whose output is 0.
 
     Raises:
-        ValueError: no pictures, or channels that are constant.
+        ValueError: no images, or constant channels.
     """
     if not len(train) or not len(held_out):
-        raise ValueError(f"train and held_out must have pictures, got {len(train)} and {len(held_out)}")
+        raise ValueError(f"train and held_out must have images, got {len(train)} and {len(held_out)}")
     mean, std = (value.view(-1, 1, 1) for value in channel_statistics([train.movedim(1, -1)]))
     if not (std > 0).all():
         raise ValueError(f"train must vary in every channel, got {int((std == 0).sum())} constant ones")
@@ -121,8 +121,10 @@ def held_out_loss(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> list[float]:
-    """Loss in each of the `INTERVALS` of the noise times; every picture has one time and one noise in each of them,
-    the same ones for any denoiser."""
+    """Loss in each of the `INTERVALS` of noise times, at one random time and noise per image and interval.
+
+    They are the same for any denoiser.
+    """
     objective.eval()
     totals = []
     for interval in range(INTERVALS):

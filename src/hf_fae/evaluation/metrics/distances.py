@@ -1,4 +1,4 @@
-"""How far samples are from a reference, as functions of features: all in fp64, the same whatever the batches.
+"""Distances between samples and a reference, as functions of features: in fp64, independent of batching.
 
 Features are rows of matrices (N, D), of any dtype, finite.
 """
@@ -21,15 +21,15 @@ __all__ = [
     "precision_recall",
 ]
 
-# Rows that are summed at once. Sums are rounded alike only if this does not depend on how the features arrive.
+# Rows per summation: rounding is reproducible only if it does not depend on how features are batched.
 _BLOCK = 1024
 
 
 def _check(name: str, features: torch.Tensor, width: int | None = None, at_least: int = 1) -> None:
-    """Refuse what are no features (N, D).
+    """Require features (N, D).
 
     Raises:
-        ValueError: not two axes, not `width` dimensions, fewer than `at_least` samples, NaN or infinite values.
+        ValueError: another shape or width, fewer than `at_least` samples, NaN or infinite values.
     """
     if features.ndim != 2 or (width is not None and features.shape[1] != width):
         raise ValueError(f"{name} must have shape (N, {width or 'D'}), got {tuple(features.shape)}")
@@ -39,7 +39,7 @@ def _check(name: str, features: torch.Tensor, width: int | None = None, at_least
 
 
 def _blocks(batches: Iterable[torch.Tensor], name: str) -> Iterator[torch.Tensor]:
-    """The rows of all batches, `_BLOCK` at a time, in fp64 on the CPU: always the same tensor, to be used at once."""
+    """The rows of all batches, `_BLOCK` at a time, in fp64 on the CPU; every block reuses the same memory."""
     block, filled = None, 0
     for batch in batches:
         _check(name, batch, None if block is None else block.shape[1], at_least=0)
@@ -58,10 +58,10 @@ def _blocks(batches: Iterable[torch.Tensor], name: str) -> Iterator[torch.Tensor
 
 
 class GaussianStatistics:
-    """Mean (D,) and covariance (D, D) of features, in fp64 on the CPU; `count` samples, None where it is not known.
+    """Mean (D,) and covariance (D, D) of features, in fp64 on the CPU; `count` samples, None if unknown.
 
     Args:
-        mean, covariance: tensors or arrays, as a reference file gives them; the covariance is the unbiased one.
+        mean, covariance: tensors or arrays, for example of a reference file; the covariance is unbiased.
 
     Raises:
         ValueError: shapes that do not fit each other, NaN or infinite values.
@@ -82,10 +82,10 @@ class GaussianStatistics:
 
     @classmethod
     def of(cls, batches: Iterable[torch.Tensor], name: str = "features") -> "GaussianStatistics":
-        """The statistics of batches (B, D), in one pass and without keeping them.
+        """The statistics of batches (B, D), in one pass.
 
         Args:
-            name: what errors call the batches.
+            name: of the batches in errors.
 
         Raises:
             ValueError: fewer than 2 samples, batches that are not (B, D) of one width, NaN or infinite values.
@@ -93,7 +93,7 @@ class GaussianStatistics:
         count = 0
         for block in _blocks(batches, name):
             if count == 0:
-                # Near the mean, the squares of the deviations are not lost in those of the mean.
+                # Shifted by about the mean: squares of deviations do not cancel against squares of the mean.
                 shift = block.mean(0)
                 total = torch.zeros_like(shift)
                 products = torch.zeros(len(shift), len(shift), dtype=torch.float64)
@@ -108,12 +108,12 @@ class GaussianStatistics:
 
 
 def _square_root(covariance: torch.Tensor) -> torch.Tensor:
-    """A (D, r) with A A^T = covariance, of rank r: directions of no variance but for rounding are left out."""
+    """A (D, r) with A A^T = covariance of rank r; directions with variance at rounding level are dropped."""
     noise = torch.finfo(torch.float64).eps * len(covariance)
     root, failed = torch.linalg.cholesky_ex(covariance)
     pivots = root.diagonal().square()
     if not failed and pivots.min() > noise * pivots.max():
-        return root  # of full rank, and a tenth of the time of the eigenvectors
+        return root  # full rank: ten times faster than eigenvectors
     variances, directions = torch.linalg.eigh(covariance)
     kept = variances > noise * variances[-1]
     return directions[:, kept] * variances[kept].sqrt()
@@ -122,8 +122,8 @@ def _square_root(covariance: torch.Tensor) -> torch.Tensor:
 def frechet_distance(samples: GaussianStatistics, reference: GaussianStatistics) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the FID of arXiv 1706.08500 where features are Inception's.
 
-    With C1 = A A^T and C2 = B B^T, the trace of the root is the sum of the singular values of A^T B: also for singular
-    covariances, which few samples give; of these it warns, as they make the distance too large.
+    With C1 = A A^T and C2 = B B^T, the trace of the root is the sum of the singular values of A^T B, also for singular
+    covariances. Distances of no more samples than dimensions are computed, with a bias warning.
 
     Raises:
         ValueError: statistics of different widths.
@@ -134,13 +134,13 @@ def frechet_distance(samples: GaussianStatistics, reference: GaussianStatistics)
     for name, statistics in (("samples", samples), ("reference", reference)):
         if statistics.count is not None and statistics.count <= width:
             warnings.warn(
-                f"{name} are {statistics.count} in {width} dimensions: the distance of so few is biased upwards",
+                f"{name} are {statistics.count} in {width} dimensions: the distance is biased upwards",
                 stacklevel=2,
             )
     root = torch.linalg.svdvals(_square_root(samples.covariance).T @ _square_root(reference.covariance)).sum()
     means = (samples.mean - reference.mean).square().sum()
     distance = means + samples.covariance.trace() + reference.covariance.trace() - 2 * root
-    return max(distance.item(), 0.0)  # rounding makes that of equals negative
+    return max(distance.item(), 0.0)  # rounding can make it negative
 
 
 def kernel_distance(
@@ -148,8 +148,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Mean and standard deviation over random subsets of the squared MMD with kernel (x.y / D + 1)^3.
 
-    The KID of arXiv 1801.01401 where features (N, D) are Inception's, by torch-fidelity with its default seed. Sets of
-    fewer than `subset_size` samples lower that to their number, with a warning.
+    The KID of arXiv 1801.01401 where features (N, D) are Inception's, by torch-fidelity with its default seed. Fewer
+    samples than `subset_size` lower it to their number, with a warning.
 
     Raises:
         ValueError: sets or subsets of fewer than 2 samples, features of different widths, NaN or infinite values.
@@ -178,9 +178,9 @@ def kernel_distance(
 
 
 def inception_score(logits: torch.Tensor, splits: int = 10) -> tuple[float, float]:
-    """Mean and standard deviation over `splits` runs of logits (N, K) of exp E KL(p(y|x) | p(y)), in [1, K].
+    """exp E KL(p(y|x) | p(y)), in [1, K], from logits (N, K): mean and standard deviation over `splits` splits.
 
-    arXiv 1606.03498, by torch-fidelity. The order is kept, as in ADM's evaluator: every run must be mixed.
+    arXiv 1606.03498, by torch-fidelity. The order is kept, as in ADM's evaluator: every split must mix the classes.
 
     Raises:
         ValueError: fewer samples than `splits`, not (N, K), NaN or infinite values.
@@ -188,24 +188,24 @@ def inception_score(logits: torch.Tensor, splits: int = 10) -> tuple[float, floa
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
     _check("logits", logits, at_least=splits)
-    result = isc_features_to_metric(logits.detach(), splits, shuffle=False)  # it computes in fp64 by itself
+    result = isc_features_to_metric(logits.detach(), splits, shuffle=False)  # computed in fp64
     return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
 
 
 def precision_recall(samples: torch.Tensor, reference: torch.Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """The share of samples (N, D) in the reference's manifold, and the reverse: both in [0, 1].
+    """The share of samples (N, D) in the manifold of the reference, and the reverse: both in [0, 1].
 
     A manifold is the union of balls around its points that reach to their `neighbours`-th nearest neighbour
     (arXiv 1904.06991), by torch-fidelity.
 
     Raises:
-        ValueError: not more than `neighbours` samples, features of different widths, NaN or infinite values.
+        ValueError: at most `neighbours` samples, features of different widths, NaN or infinite values.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     _check("samples", samples, at_least=neighbours + 1)
     _check("reference", reference, samples.shape[1], at_least=neighbours + 1)
-    # A thousand rows of distances at a time: of 50,000 samples, all of them would take 20 GB.
+    # A thousand rows of distances at a time: all distances of 50,000 samples would take 20 GB.
     result = prc_features_to_metric(
         samples.detach().double(),
         reference.detach().double(),
@@ -218,7 +218,7 @@ def precision_recall(samples: torch.Tensor, reference: torch.Tensor, neighbours:
 
 
 def clip_score(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> float:
-    """Mean over pairs of max(100 cos, 0) of embeddings (N, D): arXiv 2104.08718, scaled as is usual, not by 2.5.
+    """Mean over pairs of max(100 cos, 0) of embeddings (N, D): arXiv 2104.08718, scaled by the common 100, not 2.5.
 
     Raises:
         ValueError: no samples, another number or width of texts than of images, NaN or infinite values.

@@ -1,6 +1,6 @@
-"""How are latents distributed? Mixture modes (MAETok, arXiv 2502.03444, appendix B.3), moments, spectra.
+"""The distribution of latents: mixture modes (MAETok, arXiv 2502.03444, appendix B.3), moments, spectra.
 
-Everything in fp64, on the CPU.
+All in fp64 on the CPU.
 """
 
 import math
@@ -14,13 +14,13 @@ __all__ = ["ReducedSpaces", "channel_moments", "mode_count_curve", "power_spectr
 
 @dataclass
 class ReducedSpaces:
-    """Spaces that can be compared: of one dimension, every coordinate of zero mean and unit variance.
+    """Comparable spaces: of one dimension, each coordinate with zero mean and unit variance.
 
     Attributes:
         train, held_out: space -> (N, dimension).
-        dimension: of all spaces.
-        shares: space -> the part of its variance that these dimensions explain.
-        variances: space -> all of its principal variances, the largest first.
+        dimension: the common dimension.
+        shares: space -> the share of its variance that these dimensions explain.
+        variances: space -> all of its principal variances, in descending order.
     """
 
     train: dict[str, torch.Tensor]
@@ -36,17 +36,17 @@ def reduce_spaces(
     share: float = 0.9,
     max_dimension: int | None = None,
 ) -> ReducedSpaces:
-    """Project flattened pictures onto the principal components of the training part, as many in every space.
+    """Project flattened images onto the principal components of the training part, equally many in every space.
 
-    That is the smallest number that explains more than `share` of the variance of each space (protocol of MAETok), or
-    as many as every space has.
+    Their number is the smallest that explains more than `share` of the variance of each space (MAETok's protocol), at
+    most as many as every space has.
 
     Args:
         train, held_out: space -> (N, ...), flattened; N is the same for all spaces of a part.
-        max_dimension: at most so many, whatever they explain.
+        max_dimension: upper limit.
 
     Raises:
-        ValueError: fewer than 2 training pictures, or a space that is constant.
+        ValueError: fewer than 2 training images, or a space that is constant.
     """
     components = {name: _principal_components(name, space.flatten(1).double()) for name, space in train.items()}
     variances = {name: values for name, (_, values, _) in components.items()}
@@ -71,7 +71,7 @@ def reduce_spaces(
 def _principal_components(name, points):
     """Mean (D,), variances (K,) and axes (D, K) of points (N, D), from the smaller of the two Gram matrices."""
     if len(points) < 2:
-        raise ValueError(f"train must have at least 2 pictures, got {len(points)}")
+        raise ValueError(f"train must have at least 2 images, got {len(points)}")
     mean = points.mean(0)
     centred = points - mean
     is_wide = points.shape[1] > len(points)
@@ -95,21 +95,21 @@ def mode_count_curve(
     max_iter: int = 500,
     seed: int = 0,
 ) -> list[dict]:
-    """Negative log-likelihood of Gaussian mixtures by their number of components (scikit-learn, k-means start).
+    """Negative log-likelihood of Gaussian mixtures by number of components (scikit-learn, k-means initialisation).
 
     Args:
         train, held_out: (N, D) and (M, D).
         components: numbers of components.
         covariance_type: "full", "tied", "diag" or "spherical".
-        reg: added to the covariances' diagonals.
-        max_iter: of expectation maximisation.
+        reg: added to the diagonals of covariances.
+        max_iter: iterations of expectation maximisation.
 
     Returns:
-        For each number {"components", "nll", "held_out_nll", "iterations", "converged"}; the likelihoods are means
-        over pictures, in nats.
+        For each mixture {"components", "nll", "held_out_nll", "iterations", "converged"}; likelihoods are means over
+        images, in nats.
 
     Raises:
-        ValueError: fewer training pictures than components, or none held out.
+        ValueError: fewer training images than components, or no held-out images.
     """
     import warnings
 
@@ -117,9 +117,9 @@ def mode_count_curve(
     from sklearn.mixture import GaussianMixture
 
     if len(train) < max(components):
-        raise ValueError(f"components must be at most the {len(train)} training pictures, got {max(components)}")
+        raise ValueError(f"components must be at most the {len(train)} training images, got {max(components)}")
     if not len(held_out):
-        raise ValueError("held_out must have pictures, got none")
+        raise ValueError("held_out must have images, got none")
     train, held_out = train.double().cpu().numpy(), held_out.double().cpu().numpy()
     curve = []
     for count in components:
@@ -127,7 +127,7 @@ def mode_count_curve(
             count, covariance_type=covariance_type, reg_covar=reg, max_iter=max_iter, random_state=seed
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the result says so
+            warnings.simplefilter("ignore", ConvergenceWarning)  # reported in the result
             mixture.fit(train)
         curve.append(
             {
@@ -142,10 +142,10 @@ def mode_count_curve(
 
 
 def channel_moments(latents: torch.Tensor) -> dict:
-    """What single channels of latents (N, C, h, w) look like, and how many directions they fill.
+    """Moments of the channels of latents (N, C, h, w), and their effective rank.
 
     Returns:
-        "mean", "std", "skewness", "excess_kurtosis": lists of C numbers (of a constant channel, the last two are 0);
+        "mean", "std", "skewness", "excess_kurtosis": lists of C numbers (the last two are 0 for constant channels);
         "effective_rank": exp of the entropy of the normalised eigenvalues of the channels' covariance, from 1 to C
         (Roy and Vetterli 2007).
     """
@@ -167,13 +167,13 @@ def channel_moments(latents: torch.Tensor) -> dict:
 
 
 def power_spectrum(latents: torch.Tensor) -> dict[str, list]:
-    """Power of latents (N, C, h, w) by spatial frequency, averaged over directions, channels and pictures.
+    """Power of latents (N, C, h, w) by spatial frequency, averaged over directions, channels and images.
 
     White noise of unit variance has power 1 everywhere; the mean over all frequencies is the mean square.
 
     Returns:
-        "frequency": in cycles per cell, multiples of 1 / max(h, w), diagonal ones up to 0.71; "power" at each; "cells"
-        of the Fourier plane that it is the mean of.
+        "frequency": in cycles per cell, multiples of 1 / max(h, w), diagonal ones up to 0.71; "power": mean at
+        each; "cells": the number of Fourier coefficients in each mean.
     """
     height, width = latents.shape[2:]
     power = torch.zeros(height, width, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Which patches look alike? Similarity within a picture and between pictures (FAE, arXiv 2512.07829, section 5.4).
+"""Patch similarity within and between images (FAE, arXiv 2512.07829, section 5.4).
 
 All similarities are cosines of tokens, in fp32.
 """
@@ -19,10 +19,10 @@ __all__ = [
 
 
 def similarity_map(tokens: torch.Tensor, query: int) -> torch.Tensor:
-    """Cosine (N,) of every token of a picture (N, C) with one of them.
+    """Cosine (N,) of all tokens (N, C) of an image with a query token.
 
     Raises:
-        ValueError: no such token.
+        ValueError: a query outside of the tokens.
     """
     if not 0 <= query < len(tokens):
         raise ValueError(f"query must be from 0 to {len(tokens) - 1}, got {query}")
@@ -32,7 +32,7 @@ def similarity_map(tokens: torch.Tensor, query: int) -> torch.Tensor:
 def map_agreement(tokens: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Pearson correlation (B, N) of each patch's similarity map in one space with its map in another.
 
-    The patch itself, 1 in every space, is left out; a map that is the same everywhere agrees with none: 0.
+    The patch itself, always 1, is excluded; constant maps have correlation 0.
 
     Args:
         tokens, reference: (B, N, C) and (B, N, c) of the same patches.
@@ -48,12 +48,12 @@ def map_agreement(tokens: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 
 
 def object_mask(tokens: torch.Tensor, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:
-    """Which patches (B, N), bool, show an object: K-means with two clusters over all tokens of all pictures.
+    """Object patches (B, N), bool: K-means with two clusters over the tokens of all images.
 
-    Tokens have unit length; the object is the cluster with the smaller share of the pictures' borders.
+    Tokens are normalised to unit length; the object is the cluster with the smaller share of border patches.
 
     Args:
-        tokens: (B, N, C) of pictures with objects of a kind, whatever is behind them.
+        tokens: (B, N, C), of images with objects of one kind on any background.
         grid: height and width, N in all.
 
     Raises:
@@ -75,14 +75,14 @@ def object_mask(tokens: torch.Tensor, grid: tuple[int, int], seed: int = 0) -> t
 
 
 def choose_query(tokens: torch.Tensor, mask: torch.Tensor) -> int:
-    """The object's most telling patch: the one whose similarity map differs most from place to place in the object.
+    """The object patch whose similarity map varies most within the object.
 
     Args:
-        tokens: (N, C) of a picture.
-        mask: (N,) bool, its object.
+        tokens: (N, C) of an image.
+        mask: (N,) bool, object patches.
 
     Raises:
-        ValueError: a mask without patches.
+        ValueError: an empty mask.
     """
     _check_mask("mask", mask)
     unit = F.normalize(tokens[mask].float(), dim=-1)
@@ -92,13 +92,13 @@ def choose_query(tokens: torch.Tensor, mask: torch.Tensor) -> int:
 def nearest_patches(
     first: torch.Tensor, second: torch.Tensor, second_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every token of one picture (N, C) the most similar one of another (M, C) among those of a mask (M,).
+    """For every token of one image (N, C), the most similar token of another (M, C) within a mask (M,).
 
     Returns:
-        Cosine and index in the second picture, (N,) both.
+        Cosine and index in the second image, (N,) both.
 
     Raises:
-        ValueError: there is none in the mask.
+        ValueError: an empty mask.
     """
     _check_mask("second_mask", second_mask)
     cosines = F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).T
@@ -108,18 +108,18 @@ def nearest_patches(
 def match_patches(
     first: torch.Tensor, second: torch.Tensor, first_mask: torch.Tensor, second_mask: torch.Tensor, count: int = 16
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best pairs of object patches of two pictures: mutual nearest neighbours first, then by cosine.
+    """The best pairs of object patches of two images: mutual nearest neighbours first, then by cosine.
 
     Args:
         first, second: tokens (N, C) and (M, C).
-        first_mask, second_mask: (N,) and (M,) bool, the objects.
-        count: pairs at most (16 in the paper); there are no more than patches in `first_mask`.
+        first_mask, second_mask: (N,) and (M,) bool, object patches.
+        count: maximum number of pairs (16 in the paper), further limited by the patches in `first_mask`.
 
     Returns:
-        Pairs (K, 2) of indices, and their cosines (K,), the best ones first.
+        Index pairs (K, 2) and their cosines (K,), best first.
 
     Raises:
-        ValueError: a mask without patches, or a count below 1.
+        ValueError: an empty mask, or a count below 1.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -128,13 +128,13 @@ def match_patches(
     sources = first_mask.nonzero().squeeze(1)
     back = nearest_patches(second, first, first_mask)[1]
     is_mutual = back[targets[sources]] == sources
-    best = (cosines[sources] + 10 * is_mutual).argsort(descending=True, stable=True)[:count]  # cosines end at 1
+    best = (cosines[sources] + 10 * is_mutual).argsort(descending=True, stable=True)[:count]  # cosines are at most 1
     chosen = sources[best]
     return torch.stack([chosen, targets[chosen]], dim=1), cosines[chosen]
 
 
 def is_near(first: torch.Tensor, second: torch.Tensor, width: int) -> torch.Tensor:
-    """Whether patches, by their numbers in a grid of some width, are the same or neighbours, at corners as well."""
+    """Whether patches are equal or adjacent, also diagonally, from their indices in a grid of this width."""
     rows, columns = first // width - second // width, first % width - second % width
     return torch.maximum(rows.abs(), columns.abs()) <= 1
 

@@ -1,26 +1,27 @@
-"""Plots of latent spaces side by side: likelihoods of mixtures, spectra, channels, the denoiser's loss."""
+"""Plots that compare latent spaces: mixture likelihoods, spectra, channel statistics, denoising loss."""
 
 import torch
 
 from ..metrics.latent_space import ReducedSpaces
 
 
-__all__ = ["draw_channels", "draw_denoising", "draw_likelihoods", "draw_spectra"]
+__all__ = ["plot_channels", "plot_denoising", "plot_likelihoods", "plot_spectra"]
 
-TITLES = {"latents": "latents", "pixels": "pixels, scaled down", "features_pca": "features, PCA"}
+TITLES = {"latents": "latents", "pixels": "pixels, downsampled", "features_pca": "features, PCA"}
 COLOURS = {"latents": "#0072B2", "pixels": "#E69F00", "features_pca": "#009E73"}
 
 
-def draw_likelihoods(curves: dict[str, list[dict]], dimension: int):
-    """Negative log-likelihood of mixtures by number of components, on training and on held-out pictures: a matplotlib
-    `Figure`, as all of these.
+def plot_likelihoods(curves: dict[str, list[dict]], dimension: int):
+    """Negative log-likelihood of mixtures by number of components, on training and held-out images.
+
+    Like all functions here, it returns a matplotlib `Figure`.
 
     Args:
-        curves: space -> what `mode_count_curve` gives.
+        curves: space -> result of `mode_count_curve`.
         dimension: of the spaces.
     """
     figure, axes = _figure(1, 2)
-    for axis, kind, title in zip(axes, ("nll", "held_out_nll"), ("training pictures", "held-out pictures")):
+    for axis, kind, title in zip(axes, ("nll", "held_out_nll"), ("training images", "held-out images")):
         for name, curve in curves.items():
             counts = [point["components"] for point in curve]
             values = [point[kind] / dimension for point in curve]
@@ -30,16 +31,16 @@ def draw_likelihoods(curves: dict[str, list[dict]], dimension: int):
         axis.set_xticklabels(counts)
         if max(point[kind] for curve in curves.values() for point in curve) > 10 * dimension:  # too many components
             axis.set_yscale("symlog", linthresh=10)
-    axes[0].set_ylabel(f"negative log-likelihood\nin nats for each of {dimension} dimensions")
+    axes[0].set_ylabel(f"negative log-likelihood\nin nats per dimension ({dimension} dimensions)")
     axes[0].legend()
     return figure
 
 
-def draw_spectra(spectra: dict[str, dict], reduced: ReducedSpaces):
-    """Power by spatial frequency (share of the mean square), and the variance that principal components explain.
+def plot_spectra(spectra: dict[str, dict], reduced: ReducedSpaces):
+    """Power by spatial frequency (relative to the mean square), and the variance that principal components explain.
 
     Args:
-        spectra: space -> what `power_spectrum` gives.
+        spectra: space -> result of `power_spectrum`.
     """
     figure, axes = _figure(1, 2)
     for name, spectrum in spectra.items():
@@ -54,18 +55,18 @@ def draw_spectra(spectra: dict[str, dict], reduced: ReducedSpaces):
     axes[0].set_title("spatial spectrum (dotted: white noise)")
     axes[1].axhline(0.1, color="grey", linestyle=":", linewidth=1)
     axes[1].axvline(reduced.dimension, color="grey", linestyle=":", linewidth=1)
-    axes[1].set(xscale="log", yscale="log", ylim=(1e-3, 1), xlabel="principal components of whole pictures")
-    axes[1].set(ylabel="variance that is left", title=f"for mixtures: {reduced.dimension} components")
+    axes[1].set(xscale="log", yscale="log", ylim=(1e-3, 1), xlabel="principal components of whole images")
+    axes[1].set(ylabel="unexplained variance", title=f"for mixtures: {reduced.dimension} components")
     axes[0].legend()
     return figure
 
 
-def draw_channels(spaces: dict[str, torch.Tensor], moments: dict[str, dict]):
-    """Values of all channels against a Gaussian, the channels' spread, and how far each is from a Gaussian.
+def plot_channels(spaces: dict[str, torch.Tensor], moments: dict[str, dict]):
+    """The distribution of all channels next to a Gaussian, their standard deviations, and their higher moments.
 
     Args:
         spaces: space -> (N, C, h, w).
-        moments: space -> what `channel_moments` gives.
+        moments: space -> result of `channel_moments`.
     """
     figure, axes = _figure(1, 3)
     edges = torch.linspace(-6, 6, 121)
@@ -84,7 +85,7 @@ def draw_channels(spaces: dict[str, torch.Tensor], moments: dict[str, dict]):
     axes[0].plot(middle, (-middle.square() / 2).exp() / (2 * torch.pi) ** 0.5, color="grey", linestyle=":")
     axes[0].set(yscale="log", ylim=(1e-5, 10), xlabel="standardised value", ylabel="density")
     axes[0].set_title("all channels (dotted: Gaussian)")
-    axes[1].set(xlabel="channel, the widest first", ylabel="standard deviation / largest", ylim=(0, 1.05))
+    axes[1].set(xlabel="channel, by standard deviation", ylabel="standard deviation / largest", ylim=(0, 1.05))
     axes[2].axhline(0, color="grey", linestyle=":", linewidth=1)
     axes[2].axvline(0, color="grey", linestyle=":", linewidth=1)
     axes[2].set(xlabel="skewness", ylabel="excess kurtosis", yscale="symlog", title="each channel (0, 0: Gaussian)")
@@ -93,8 +94,8 @@ def draw_channels(spaces: dict[str, torch.Tensor], moments: dict[str, dict]):
     return figure
 
 
-def draw_denoising(losses: dict[str, dict]):
-    """Held-out loss by noise time, and the loss while training.
+def plot_denoising(losses: dict[str, dict]):
+    """Held-out loss by noise time, and the training loss.
 
     Args:
         losses: space -> `DenoisingLoss` as a dict.

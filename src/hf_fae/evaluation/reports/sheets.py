@@ -1,17 +1,17 @@
-"""Sheets that a person reads: similarity maps of patches, and patches matched between pictures."""
+"""Figures of patch similarity: similarity maps within images, and matches between images."""
 
 import torch
 
 
-__all__ = ["TITLES", "draw_matches", "draw_similarity"]
+__all__ = ["TITLES", "plot_matches", "plot_similarity"]
 
-# Of `spaces.SPACES`.
-TITLES = {"features": "encoder's features", "reconstruction": "features given back", "latents": "latents"}
-SIDE = 2.3  # inches of a picture with its maps
-PAIR_SIDE = 3.0  # and of one in a pair
+# Titles of `spaces.SPACES`.
+TITLES = {"features": "encoder's features", "reconstruction": "reconstructed features", "latents": "latents"}
+SIDE = 2.3  # inches per image and map
+PAIR_SIDE = 3.0  # and per image of a pair
 
 
-def draw_similarity(
+def plot_similarity(
     images: torch.Tensor,
     queries: list[int],
     maps: dict[str, torch.Tensor],
@@ -19,13 +19,13 @@ def draw_similarity(
     grid: tuple[int, int],
     labels: list[str],
 ):
-    """A row for each picture: itself with the query patch, its maps on one colour scale, and the cosine per token.
+    """A row per image: the image with its query patch, similarity maps on one colour scale, and the cosine per token.
 
     Args:
         images: (B, 3, H, W) uint8.
-        queries: the query patch of each picture.
-        maps: of each space, the cosines (B, N) with the query patch.
-        cosines: (B, N), features given back against features.
+        queries: the query patch of each image.
+        maps: space -> cosines (B, N) with the query patch.
+        cosines: (B, N), of reconstructed features with the features.
         grid: of the patches.
         labels: of the rows.
 
@@ -62,25 +62,24 @@ def draw_similarity(
     return figure
 
 
-def draw_matches(
+def plot_matches(
     images: torch.Tensor,
     masks: torch.Tensor,
     matches: list[dict[str, tuple[torch.Tensor, torch.Tensor]]],
     grid: tuple[int, int],
     labels: list[str],
 ):
-    """A row for each pair of pictures, a panel for each space: the same patches of the left picture, and where each
-    of them has its match in the right one.
+    """A row per pair of images and a panel per space: patches of the left image and their matches in the right one.
 
-    What is no object is pale. Matches that are elsewhere than in the first space are dashed.
+    The background is faded. Matches that differ from those in the first space are dashed.
 
     Args:
-        images: (B, 3, H, W) uint8; pictures 2i and 2i + 1 are a pair.
-        masks: (B, N) bool, the objects.
-        matches: of each pair, for each space: patches (K, 2) by their indices, and whether (K,) they are matched as in
-            the first space, or beside it.
+        images: (B, 3, H, W) uint8; 2i and 2i + 1 are a pair.
+        masks: (B, N) bool, object patches.
+        matches: per pair, space -> patch indices (K, 2), and whether (K,) they match as in the first space, or next
+            to that.
         grid: of the patches.
-        labels: of the pictures.
+        labels: of the images.
 
     Returns:
         A matplotlib `Figure`.
@@ -132,13 +131,13 @@ def _figure(rows, columns, width, height):
 
 
 def _outline(axis, image, grid):
-    """The picture's edges over a heat map, so that a place in it is found again."""
+    """The image's edges over a heat map, for orientation."""
     grey = image.float().mean(0)
     axis.contour(grey.numpy(), levels=[128, 230], colors="white", linewidths=0.4, alpha=0.6)
 
 
 def _mark(axis, patch, size, grid):
-    """A frame around a patch, seen on any ground."""
+    """A frame around a patch that is visible on any background."""
     from matplotlib.patches import Rectangle
 
     height, width = size[0] / grid[0], size[1] / grid[1]
@@ -152,7 +151,7 @@ def _centre(patch, size, grid):
 
 
 def _spread(patches, width):
-    """Shifts of points along x, so that those of the same patch do not hide each other."""
+    """Offsets along x that separate points of the same patch."""
     places = [patches[:index].count(patch) for index, patch in enumerate(patches)]
     return [
         (place - (patches.count(patch) - 1) / 2) * width / max(3, patches.count(patch))
@@ -161,14 +160,14 @@ def _spread(patches, width):
 
 
 def _arc(start, end):
-    """Points of a line that is bent upwards, the more the longer it is: lines of one row do not hide each other."""
+    """Points of an arc, higher the longer it is, so that lines of one row do not overlap."""
     t = torch.linspace(0, 1, 30)
     lift = 0.35 * (end[0] - start[0]) * t * (1 - t)
     return start[0] + (end[0] - start[0]) * t, start[1] + (end[1] - start[1]) * t - lift
 
 
 def _fade(image, mask, grid):
-    """8-bit picture (3, H, W), pale outside of the mask (N,)."""
+    """An 8-bit image (3, H, W), faded outside of the mask (N,)."""
     from torch.nn.functional import interpolate
 
     inside = interpolate(mask.view(1, 1, *grid).float(), size=image.shape[1:], mode="nearest")[0]

@@ -1,4 +1,4 @@
-"""Do latents know what is in a picture? Classes by k-NN, linear probes, and the encoder's released classifier."""
+"""How well latents capture image semantics: k-NN, linear probes, and the encoder's released classifier."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +7,8 @@ import torch
 
 from ...images import from_uint8
 from ...loading import loading
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
-from ..inputs.spaces import SPACES, gives_features, open_any_tokenizer, token_spaces
+from ..inputs.numbered_images import ImageArguments, NumberedImages
+from ..inputs.spaces import SPACES, decodes_features, open_any_tokenizer, token_spaces
 from ..metrics.classifiers import (
     LEARNING_RATES,
     NEIGHBOURS,
@@ -20,8 +20,9 @@ from ..metrics.classifiers import (
     standard_error,
 )
 from ..options import TokenizerArguments, check_positive
-from ..parts import Parts, check_settings, process_state
-from ..reports.report import Evaluation, describe_run, identify_model
+from ..provenance import describe_run, identify_model
+from ..reports.report import Evaluation
+from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["ProbeArguments", "evaluate_probe"]
@@ -32,15 +33,15 @@ SPACE_POOLINGS = {name: POOLINGS if name == "latents" else POOLINGS[:2] for name
 
 @dataclass
 class ProbeArguments(TokenizerArguments):
-    """Which tokenizer to probe, and what to train on its features."""
+    """The tokenizer to probe, and the classifiers trained on its features."""
 
-    train_split: str = field(default="train", metadata={"help": "Split to train on; `split` is what is measured on."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on; `split` is measured."})
     neighbours: list[int] = field(
         default_factory=lambda: list(NEIGHBOURS),
-        metadata={"help": "Neighbours that vote in k-NN; those above the number of training pictures are left out."},
+        metadata={"help": "Numbers of neighbours in k-NN; those above the number of training images are skipped."},
     )
     probe_steps: int = field(default=12_500, metadata={"help": "Steps of the linear probes."})
-    probe_batch_size: int = field(default=1024, metadata={"help": "Pictures in a step of the linear probes."})
+    probe_batch_size: int = field(default=1024, metadata={"help": "Batch size of the linear probes."})
     classifier: str | None = field(
         default=None,
         metadata={
@@ -55,31 +56,31 @@ class ProbeArguments(TokenizerArguments):
             raise ValueError(f"neighbours must be positive numbers, got {self.neighbours}")
 
 
-def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluation | None:
-    """Classify pictures by the latents' mode, and if the tokenizer has them by its encoder's features and by these
-    given back.
+def evaluate_probe(args: ProbeArguments, image_args: ImageArguments) -> Evaluation | None:
+    """Classify images from the mode of the latents and, with a frozen encoder, from its original and reconstructed
+    features.
 
-    Top-1 accuracies, fractions in [0, 1]. Of k-NN on the mean of the tokens, the best k counts; of the linear probes
-    of a space, the best pooling and learning rate, where latents have one pooling more, all tokens. These are chosen
-    on the measured pictures, as dinov2 does it; `details` has all of them.
+    Metrics are top-1 accuracies in [0, 1]: k-NN on mean tokens with the best k, linear probes with the best pooling
+    and learning rate (latents have one more pooling, all tokens). The best are chosen on the measured images, as in
+    dinov2's protocol; `details` has all of them.
 
     Returns:
-        On the main process the result, whose report lies in `output_dir`; None on others.
+        The result on the main process, whose report is written to `output_dir`; None on the others.
 
     Raises:
-        ValueError: an argument that does not fit, before anything is written.
+        ValueError: an invalid argument, before anything is written.
     """
-    if pictures.label_column is None:
+    if image_args.label_column is None:
         raise ValueError("label_column must name the classes to tell apart, got None")
     state = process_state()
     vae = open_any_tokenizer(args, state.device)
-    data = pictures.open(vae.config.sample_size, args.seed, args.train_split)
-    splits = {"train": NumberedPictures(data, "train"), "validation": NumberedPictures(data)}
+    data = image_args.open(vae.config.sample_size, args.seed, args.train_split)
+    splits = {"train": NumberedImages(data, "train"), "validation": NumberedImages(data)}
     if not len(splits["validation"]):
-        raise ValueError(f"split must have pictures, got {pictures.split!r} with none")
+        raise ValueError(f"split must have images, got {image_args.split!r} with none")
     if len(splits["train"]) < min(args.neighbours):
         raise ValueError(
-            f"neighbours must be at most the {len(splits['train'])} training pictures, got {args.neighbours}"
+            f"neighbours must be at most the {len(splits['train'])} training images, got {args.neighbours}"
         )
     classifier = _open_classifier(args, vae, data)
     settings = {
@@ -102,23 +103,25 @@ def evaluate_probe(args: ProbeArguments, pictures: PictureArguments) -> Evaluati
         parts[split].compute(_pooler(args, vae, source, keep_class_tokens), f"features of {split}")
     if not state.is_main_process:
         return None
-    spaces = SPACES if gives_features(vae) else ("latents",)
+    spaces = SPACES if decodes_features(vae) else ("latents",)
     metrics, details = _measure(args, parts, spaces, classifier, state.device)
     count = details["samples"]["validation"]
     details["damaged"] = {split: len(source) - details["samples"][split] for split, source in splits.items()}
     details["standard_errors"] = {name: standard_error(value, count) for name, value in metrics.items()}
-    result = Evaluation("probe", metrics, settings, pictures.dataset_name, pictures.split, details)
+    result = Evaluation(
+        "probe", metrics, settings, dataset=image_args.dataset_name, split=image_args.split, details=details
+    )
     result.save(args.output_dir)
     return result
 
 
 def _open_classifier(args, vae, data):
-    """The released classifier, on the encoder's device; None if there is none to use."""
+    """The released classifier, on the encoder's device; None without one."""
     if args.classifier is None:
         return None
-    if not gives_features(vae):
+    if not decodes_features(vae):
         raise ValueError(
-            f"classifier must be None for a {type(vae).__name__}, which gives no features, got {args.classifier!r}"
+            f"classifier must be None for a {type(vae).__name__}, which has no features, got {args.classifier!r}"
         )
     from transformers import AutoModelForImageClassification
 
@@ -144,7 +147,7 @@ def _open_classifier(args, vae, data):
 
 
 def _pooler(args, vae, source, keep_class_tokens):
-    """Numbers of pictures -> "SPACE.POOLING" and labels of those that can be read."""
+    """Numbers of images -> "SPACE.POOLING" and labels of the readable ones."""
 
     @torch.no_grad()
     def pool(images):
@@ -174,7 +177,7 @@ def _measure(args, parts, spaces, classifier, device):
     labels = {split: part.stack("class_labels") for split, part in parts.items()}
     if not all(map(len, labels.values())):
         used = {split: len(values) for split, values in labels.items()}
-        raise ValueError(f"dataset_name must have pictures that can be used in both splits, got {used}")
+        raise ValueError(f"dataset_name must have images that can be used in both splits, got {used}")
     metrics, released = {}, {}
     details = {
         "samples": {split: len(values) for split, values in labels.items()},

@@ -1,4 +1,4 @@
-"""How well does a tokenizer give pictures back? rFID, PSNR, SSIM, LPIPS, and the cosine of features."""
+"""Reconstruction quality of a tokenizer: rFID, PSNR, SSIM, LPIPS, and feature cosine."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,37 +9,41 @@ from ...images import from_uint8, to_uint8
 from ...latents import check_finite, compression_ratio, decode_latents, encode_images
 from ...loading import loading, open_tokenizer
 from ...utils.image_metrics import psnr, ssim, token_cosine
-from ..inputs.extractors import INCEPTION, judge, load_extractors, metric_name
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.extractors import INCEPTION, extract_features, load_extractors, metric_name
+from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..metrics.distances import GaussianStatistics, frechet_distance
 from ..options import DTYPES, TokenizerArguments
-from ..parts import Parts, check_settings, process_state
-from ..reports.report import Evaluation, describe_run, hash_file
+from ..provenance import describe_run, hash_file
+from ..reports.report import Evaluation
+from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["ReconstructionArguments", "evaluate_reconstruction"]
 
 METRICS = ("rfid", "psnr", "ssim", "lpips", "feature_cosine")
-MAX_PSNR = 100.0  # of a picture that is the same to the bit
+MAX_PSNR = 100.0  # of an identical image
 
 
 @dataclass
 class ReconstructionArguments(TokenizerArguments):
-    """Which tokenizer to judge by what it gives back, and who judges."""
+    """The tokenizer, and the metrics of its reconstructions."""
 
     extractors: list[str] = field(
         default_factory=lambda: [INCEPTION],
         metadata={
-            "help": "Judges of rFID: inception, inception=FILE, or [NAME=]PATH of a timm or transformers model."
+            "help": "Feature extractors of rFID: inception, inception=FILE, or [NAME=]PATH of a timm or transformers "
+            "model."
         },
     )
     metrics: list[str] = field(
         default_factory=lambda: list(METRICS), metadata={"help": f"What to measure: {', '.join(METRICS)}."}
     )
     vgg16: str | None = field(
-        default=None, metadata={"help": "File of VGG16 for LPIPS; none: torchvision's, which is downloaded."}
+        default=None, metadata={"help": "File of VGG16 for LPIPS (default: torchvision's, downloaded)."}
     )
-    resolution: int | None = field(default=None, metadata={"help": "Side of the pictures; none: the tokenizer's own."})
+    resolution: int | None = field(
+        default=None, metadata={"help": "Side of the images (default: the tokenizer's own)."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,18 +51,18 @@ class ReconstructionArguments(TokenizerArguments):
             raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {unknown[0]!r}")
 
 
-def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArguments) -> Evaluation | None:
-    """Compare the pictures of a data set, cropped as ADM does it, with what a tokenizer makes of them.
+def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArguments) -> Evaluation | None:
+    """Compare the images of a data set, cropped as in ADM, with their reconstructions by a tokenizer.
 
-    All metrics are of 8-bit pictures, decoded from the mode of their latents; PSNR (at most 100 dB), SSIM and LPIPS
-    are means over the pictures. The reference of rFID are the same pictures: ADM's reference batch has no place here
-    (it would make 1.9 of an rFID of 0.57).
+    All metrics are of 8-bit images, decoded from the mode of their latents; PSNR (at most 100 dB), SSIM and LPIPS are
+    means over the images. The reference of rFID is the same images, never ADM's reference batch (which would turn an
+    rFID of 0.57 into 1.9).
 
     Returns:
-        On the main process the result, whose report lies in `output_dir`; None on others.
+        The result on the main process, whose report is written to `output_dir`; None on the others.
 
     Raises:
-        ValueError: an argument that does not fit, before anything is written.
+        ValueError: an invalid argument, before anything is written.
     """
     state = process_state()
     vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
@@ -66,9 +70,9 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
     if resolution < unit or resolution % unit:
         raise ValueError(f"resolution must be a positive multiple of {unit}, got {resolution}")
     extractors = load_extractors(args.extractors, state.device) if "rfid" in args.metrics else []
-    data = NumberedPictures(pictures.open(resolution, args.seed))
+    data = NumberedImages(image_args.open(resolution, args.seed))
     if len(data) < 2:
-        raise ValueError(f"dataset_name {pictures.dataset_name!r} must have at least 2 pictures, got {len(data)}")
+        raise ValueError(f"dataset_name {image_args.dataset_name!r} must have at least 2 images, got {len(data)}")
     if not hasattr(vae, "decode_features") and args.metrics == ["feature_cosine"]:
         raise ValueError(
             f"metrics must have one for a {type(vae).__name__}, which has no features, got feature_cosine"
@@ -83,7 +87,7 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
     }
     check_settings(args.output_dir, {"task": "reconstruction", **settings})
 
-    parts = Parts(Path(args.output_dir) / "parts" / "pictures", len(data), args.batch_size)
+    parts = Parts(Path(args.output_dir) / "parts" / "images", len(data), args.batch_size)
     parts.compute(lambda numbers: compare(**data.read(numbers)), "reconstructing")
     if not state.is_main_process:
         return None
@@ -91,16 +95,18 @@ def evaluate_reconstruction(args: ReconstructionArguments, pictures: PictureArgu
     metrics = {name: parts.stack(name)[good].double().mean().item() for name in parts.names() if name in METRICS}
     for extractor in extractors:
         both = (f"{kind}.{extractor.name}.features" for kind in ("reconstruction", "original"))
-        statistics = [GaussianStatistics.of(parts.iterate(name), "pictures") for name in both]
+        statistics = [GaussianStatistics.of(parts.iterate(name), "images") for name in both]
         metrics[metric_name("rfid", extractor)] = frechet_distance(*statistics)
     details = {"damaged": int((~good).sum())}
-    result = Evaluation("reconstruction", metrics, settings, pictures.dataset_name, pictures.split, details)
+    result = Evaluation(
+        "reconstruction", metrics, settings, dataset=image_args.dataset_name, split=image_args.split, details=details
+    )
     result.save(args.output_dir)
     return result
 
 
 class _Comparison:
-    """What is measured on a part of the pictures."""
+    """The metrics and features of one part of the images."""
 
     def __init__(self, args, vae, extractors):
         self.args, self.vae, self.extractors = args, vae, extractors
@@ -116,7 +122,7 @@ class _Comparison:
         batches = [self._compare(batch) for batch in images.split(self.args.batch_size)]
         part = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
         for kind, shown in (("reconstruction", part.pop("reconstruction")), ("original", images)):
-            judged = judge(self.extractors, shown, is_good)
+            judged = extract_features(self.extractors, shown, is_good)
             part |= {f"{kind}.{name}": values for name, values in judged.items()}
         return {**part, "is_good": is_good}
 
@@ -127,16 +133,16 @@ class _Comparison:
         if "feature_cosine" in self.args.metrics and hasattr(self.vae, "decode_features"):
             features, grid = self.vae.extract_features(pixel_values)
             latents = self.vae.encode_features(features, grid).latent_dist.mode()
-            given_back = self.vae.decode_features(latents)
-            found["feature_cosine"] = token_cosine(given_back, self.vae.last_features(features)).mean(1).cpu()
+            decoded = self.vae.decode_features(latents)
+            found["feature_cosine"] = token_cosine(decoded, self.vae.last_features(features)).mean(1).cpu()
         else:
             latents = encode_images(self.vae, pixel_values).mode()
         sample = decode_latents(self.vae, latents)
-        check_finite(f"pictures that {self.args.model!r} gives back", sample)
+        check_finite(f"images that {self.args.model!r} reconstructs", sample)
         found["reconstruction"] = to_uint8(sample).cpu()
-        given_back = from_uint8(found["reconstruction"].to(self.vae.device))
+        reconstruction = from_uint8(found["reconstruction"].to(self.vae.device))
         for name, metric in self.pairwise.items():
-            pairs = zip(given_back.split(1), original.split(1), strict=True)
+            pairs = zip(reconstruction.split(1), original.split(1), strict=True)
             values = torch.stack([metric(*pair).squeeze() for pair in pairs]).cpu()
             found[name] = values.clamp_max(MAX_PSNR) if name == "psnr" else values
         return found

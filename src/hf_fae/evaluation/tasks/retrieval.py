@@ -1,4 +1,4 @@
-"""Do features still match captions when they are given back? Recall at 1, 5 and 10, both ways."""
+"""Image-text retrieval with original and reconstructed features: recall at 1, 5 and 10, both ways."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 
 from ...loading import loading
-from ..inputs.numbered_images import NumberedPictures, PictureArguments
+from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..inputs.spaces import SPACES, open_feature_tokenizer, token_spaces
+from ..inputs.text_models import ImageTextModel, load_text_model
 from ..metrics.classifiers import standard_error
-from ..metrics.image_text import ImageTextModel, LinearTextAlignment, load_text_model, pair_up, recall_at_k
+from ..metrics.image_text import LinearTextAlignment, pair_up, recall_at_k
 from ..options import TokenizerArguments
-from ..parts import Parts, check_settings, process_state
-from ..reports.report import Evaluation, describe_run
+from ..provenance import describe_run
+from ..reports.report import Evaluation
+from ..resumable import Parts, check_settings, process_state
 
 
 __all__ = ["RetrievalArguments", "evaluate_retrieval"]
@@ -23,34 +25,34 @@ RANKS = (1, 5, 10)
 
 @dataclass
 class RetrievalArguments(TokenizerArguments):
-    """Which tokenizer to test, and what knows the texts."""
+    """The tokenizer, and the model that embeds captions."""
 
     text_model: str = field(
         kw_only=True,
         metadata={
-            "help": "Hub id or folder: SigLIP, whose vision tower is the tokenizer's encoder; or for other encoders a "
+            "help": "Hub id or folder: SigLIP, if its vision tower is the tokenizer's encoder; for other encoders a "
             "sentence encoder (all-MiniLM), to whose embeddings a linear map is fitted."
         },
     )
-    train_split: str = field(default="train", metadata={"help": "Split to fit the linear map on, where there is one."})
+    train_split: str = field(default="train", metadata={"help": "Split to fit the linear map on, if one is used."})
 
 
-def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> Evaluation | None:
-    """Find pictures by their captions and captions by their pictures, before and after the tokenizer.
+def evaluate_retrieval(args: RetrievalArguments, image_args: ImageArguments) -> Evaluation | None:
+    """Retrieve images by caption and captions by image, from original and reconstructed features.
 
-    With SigLIP, its own head pools features and features given back (table 4 of the paper); latents have no head. With
-    a sentence encoder, a linear map from the mean of the features to the captions' embeddings is fitted on
-    `train_split`, and applied unchanged to the features given back; latents have a map of their own.
+    With SigLIP, its own head pools original and reconstructed features (table 4 of the paper); latents have no head.
+    With a sentence encoder, a linear map from mean features to caption embeddings is fitted on `train_split` and
+    applied unchanged to reconstructed features; latents have a map of their own.
 
-    Recalls are fractions in [0, 1]. Equal pictures and equal captions count once (see `pair_up`).
+    Recalls are fractions in [0, 1]. Identical images and identical captions count once (see `pair_up`).
 
     Returns:
-        On the main process the result, whose report lies in `output_dir`; None on others.
+        The result on the main process, whose report is written to `output_dir`; None on the others.
 
     Raises:
-        ValueError: an argument that does not fit, before anything is written.
+        ValueError: an invalid argument, before anything is written.
     """
-    if pictures.caption_column is None:
+    if image_args.caption_column is None:
         raise ValueError("caption_column must name the captions to find, got None")
     state = process_state()
     vae = open_feature_tokenizer(args, state.device)
@@ -59,11 +61,11 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
     is_joint = isinstance(text_model, ImageTextModel)
     if is_joint:
         _check_tower(args, text_model, vae)
-    data = pictures.open(vae.config.sample_size, args.seed, None if is_joint else args.train_split)
-    splits = {"validation": NumberedPictures(data)} | ({} if is_joint else {"train": NumberedPictures(data, "train")})
+    data = image_args.open(vae.config.sample_size, args.seed, None if is_joint else args.train_split)
+    splits = {"validation": NumberedImages(data)} | ({} if is_joint else {"train": NumberedImages(data, "train")})
     for split, source in splits.items():
         if len(source) < 2:
-            raise ValueError(f"dataset_name must have at least 2 pictures in each split, got {len(source)} in {split}")
+            raise ValueError(f"dataset_name must have at least 2 images in each split, got {len(source)} in {split}")
     settings = {
         "task": "retrieval",
         **describe_run(args, vae.config.sample_size, state.device),
@@ -80,16 +82,18 @@ def evaluate_retrieval(args: RetrievalArguments, pictures: PictureArguments) -> 
     if not state.is_main_process:
         return None
     if not all(len(part.stack("captions")) for part in parts.values()):
-        raise ValueError(f"dataset_name {pictures.dataset_name!r} must have pictures with captions that can be read")
+        raise ValueError(f"dataset_name {image_args.dataset_name!r} must have images with captions that can be read")
     metrics, details = _measure(parts, is_joint)
     details["damaged"] = {split: len(source) - len(parts[split].stack("captions")) for split, source in splits.items()}
-    result = Evaluation("retrieval", metrics, settings, pictures.dataset_name, pictures.split, details)
+    result = Evaluation(
+        "retrieval", metrics, settings, dataset=image_args.dataset_name, split=image_args.split, details=details
+    )
     result.save(args.output_dir)
     return result
 
 
 def _check_tower(args, text_model, vae):
-    """Refuse an image-text model that does not read the tokenizer's features."""
+    """Require an image-text model whose vision tower is the tokenizer's encoder."""
     tower, own = (encoder.model.state_dict() for encoder in (text_model.encoder, vae.image_encoder))
     is_same = own.keys() <= tower.keys() and all(
         values.shape == tower[name].shape and torch.equal(values, tower[name].to(values.dtype))
@@ -98,13 +102,13 @@ def _check_tower(args, text_model, vae):
     if not is_same:
         raise ValueError(
             f"text_model {args.text_model!r} must have the tokenizer's encoder as its vision tower: for an encoder "
-            "without texts, take a sentence encoder"
+            "without a text tower, use a sentence encoder"
         )
-    text_model.pool(torch.zeros(1, 1, vae.config.feature_dim))  # refuses models without a head
+    text_model.pool(torch.zeros(1, 1, vae.config.feature_dim))  # raises for models without a head
 
 
 def _embedder(args, vae, text_model, source):
-    """Numbers of pictures -> what stands for them in every space, their captions' embeddings, and hashes of both."""
+    """Numbers of images -> their embedding in every space, their captions' embeddings, and hashes of both."""
     pool, names = (text_model.pool, SPACES[:2]) if isinstance(text_model, ImageTextModel) else (_mean, SPACES)
 
     def make_part(numbers):
@@ -112,7 +116,7 @@ def _embedder(args, vae, text_model, source):
         found = [token_spaces(vae, images)[0] for images in batch["images"].split(args.batch_size)]
         part = {name: torch.cat([pool(spaces[name]).cpu() for spaces in found]) for name in names}
         part["text_embeds"] = text_model.text_embeds(batch["captions"]).cpu()
-        part["pictures"] = torch.tensor([_hash(image.numpy().tobytes()) for image in batch["images"]])
+        part["images"] = torch.tensor([_hash(image.numpy().tobytes()) for image in batch["images"]])
         part["captions"] = torch.tensor([_hash(caption.encode()) for caption in batch["captions"]])
         return {name: values[batch["is_good"]] for name, values in part.items()}
 
@@ -130,7 +134,7 @@ def _hash(data):
 def _measure(parts, is_joint):
     validation = parts["validation"]
     (image_rows, image_groups), (text_rows, text_groups) = pair_up(
-        validation.stack("pictures"), validation.stack("captions")
+        validation.stack("images"), validation.stack("captions")
     )
     texts, maps = validation.stack("text_embeds")[text_rows], {}
     if not is_joint:
@@ -139,10 +143,10 @@ def _measure(parts, is_joint):
         maps["reconstruction"] = maps["features"]
     metrics, errors = {}, {}
     for name in SPACES[:2] if is_joint else SPACES:
-        images, wanted = validation.stack(name)[image_rows], texts
+        image_embeds, text_embeds = validation.stack(name)[image_rows], texts
         if not is_joint:
-            images, wanted = maps[name].image_embeds(images), maps[name].text_embeds(texts)
-        similarity = wanted @ images.T
+            image_embeds, text_embeds = maps[name].image_embeds(image_embeds), maps[name].text_embeds(texts)
+        similarity = text_embeds @ image_embeds.T
         ways = {
             "text_to_image": (similarity, text_groups, image_groups),
             "image_to_text": (similarity.T, image_groups, text_groups),

@@ -2,7 +2,7 @@
 
 import evaluate
 
-from hf_fae.evaluation.metric_modules import metric_info, to_features
+from hf_fae.evaluation.metric_interface import metric_info, to_features
 from hf_fae.utils.image_metrics import feature_cosine
 
 

@@ -2,13 +2,13 @@
 
 import evaluate
 
-from hf_fae.evaluation.metric_modules import metric_info, to_features
+from hf_fae.evaluation.metric_interface import metric_info, to_features
 from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_distance
 
 
 _DESCRIPTION = """\
-The Fréchet distance of two sets of features: that of Gaussians of their means and covariances, computed in fp64. It is
-the FID where the features are those of Inception's last pooling layer.
+The Fréchet distance of two sets of features: that of Gaussians with their means and covariances, in fp64. With the
+features of Inception's last pooling layer it is the FID.
 """
 
 _CITATION = """\
@@ -23,7 +23,7 @@ _CITATION = """\
 _INPUTS = """
 Args:
     predictions: features of the samples, a list of D numbers each.
-    references: features of as many reference samples.
+    references: features of the reference, a list of D numbers each.
 Returns:
     frechet_distance: from 0 on, lower is better.
 """

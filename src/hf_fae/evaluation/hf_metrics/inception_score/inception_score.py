@@ -2,7 +2,7 @@
 
 import evaluate
 
-from hf_fae.evaluation.metric_modules import metric_info, to_features
+from hf_fae.evaluation.metric_interface import metric_info, to_features
 from hf_fae.evaluation.metrics.distances import inception_score
 
 

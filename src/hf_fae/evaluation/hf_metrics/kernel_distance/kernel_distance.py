@@ -2,13 +2,13 @@
 
 import evaluate
 
-from hf_fae.evaluation.metric_modules import metric_info, to_features
+from hf_fae.evaluation.metric_interface import metric_info, to_features
 from hf_fae.evaluation.metrics.distances import kernel_distance
 
 
 _DESCRIPTION = """\
 The kernel distance of two sets of features: the squared maximum mean discrepancy of a cubic kernel, over random
-subsets. It is the KID where the features are those of Inception's last pooling layer.
+subsets. With features of Inception's last pooling layer it is the KID.
 """
 
 _CITATION = """\
@@ -23,9 +23,9 @@ _CITATION = """\
 _INPUTS = """
 Args:
     predictions: features of the samples, a list of D numbers each.
-    references: features of as many reference samples.
-    subsets: how many subsets are drawn.
-    subset_size: samples of a subset.
+    references: features of the reference, a list of D numbers each.
+    subsets: number of random subsets.
+    subset_size: samples per subset.
 Returns:
     kernel_distance: mean over the subsets, lower is better.
     kernel_distance_std: their standard deviation.

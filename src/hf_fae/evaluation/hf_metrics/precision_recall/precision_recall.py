@@ -2,7 +2,7 @@
 
 import evaluate
 
-from hf_fae.evaluation.metric_modules import metric_info, to_features
+from hf_fae.evaluation.metric_interface import metric_info, to_features
 from hf_fae.evaluation.metrics.distances import precision_recall
 
 
@@ -23,8 +23,8 @@ _CITATION = """\
 _INPUTS = """
 Args:
     predictions: features of the samples, a list of D numbers each.
-    references: features of as many reference samples.
-    neighbours: the neighbour that a point's surroundings reach to.
+    references: features of the reference, a list of D numbers each.
+    neighbours: the nearest neighbour that defines the radius around each point.
 Returns:
     precision, recall: from 0 to 1, higher is better.
 """

@@ -1,13 +1,13 @@
-"""The peak signal-to-noise ratio of pictures, for `evaluate.load`."""
+"""The peak signal-to-noise ratio of images, for `evaluate.load`."""
 
 import evaluate
 
-from hf_fae.evaluation.metric_modules import metric_info, to_images
+from hf_fae.evaluation.metric_interface import metric_info, to_images
 from hf_fae.utils.image_metrics import psnr
 
 
 _DESCRIPTION = """\
-The peak signal-to-noise ratio of pictures in dB: the mean over the pictures.
+The peak signal-to-noise ratio of images in dB: the mean over the images.
 """
 
 _CITATION = """\
@@ -21,7 +21,7 @@ _CITATION = """\
 
 _INPUTS = """
 Args:
-    predictions: reconstructed pictures, each (H, W, 3) of 8 bits; all of one size.
+    predictions: reconstructed images, each (H, W, 3) of 8 bits; all of one size.
     references: the originals.
 Returns:
     psnr: higher is better.
@@ -31,7 +31,7 @@ Returns:
 class PSNR(evaluate.Metric):
     def _info(self):
         return metric_info(
-            _DESCRIPTION, _CITATION, _INPUTS, "https://en.wikipedia.org/wiki/Peak_signal-to-noise_ratio", "pictures"
+            _DESCRIPTION, _CITATION, _INPUTS, "https://en.wikipedia.org/wiki/Peak_signal-to-noise_ratio", "images"
         )
 
     def _compute(self, predictions, references):

@@ -1,13 +1,13 @@
-"""The structural similarity of pictures, for `evaluate.load`."""
+"""The structural similarity of images, for `evaluate.load`."""
 
 import evaluate
 
-from hf_fae.evaluation.metric_modules import metric_info, to_images
+from hf_fae.evaluation.metric_interface import metric_info, to_images
 from hf_fae.utils.image_metrics import ssim
 
 
 _DESCRIPTION = """\
-The structural similarity of pictures: the mean over the pictures.
+The structural similarity of images: the mean over the images.
 """
 
 _CITATION = """\
@@ -21,7 +21,7 @@ _CITATION = """\
 
 _INPUTS = """
 Args:
-    predictions: reconstructed pictures, each (H, W, 3) of 8 bits; all of one size.
+    predictions: reconstructed images, each (H, W, 3) of 8 bits; all of one size.
     references: the originals.
 Returns:
     ssim: up to 1, higher is better.
@@ -30,7 +30,7 @@ Returns:
 
 class SSIM(evaluate.Metric):
     def _info(self):
-        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://doi.org/10.1109/TIP.2003.819861", "pictures")
+        return metric_info(_DESCRIPTION, _CITATION, _INPUTS, "https://doi.org/10.1109/TIP.2003.819861", "images")
 
     def _compute(self, predictions, references):
         return {"ssim": ssim(*to_images(predictions, references)).item()}

@@ -1,0 +1,7 @@
+"""`python -m hf_fae.app`. Copied as `app.py`, it is all the code of a Hugging Face Space (see docs/demo.md)."""
+
+from hf_fae.app import main
+
+
+if __name__ == "__main__":
+    main()
