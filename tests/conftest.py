@@ -13,6 +13,13 @@ from hub_server import hub  # noqa: F401 - a fixture
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(config, items):
+    if "network" not in config.option.markexpr:
+        for item in items:
+            if "network" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="downloads gigabytes: runs with -m network"))
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of offline weights and data; tests that need it are skipped where it is not."""

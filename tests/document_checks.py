@@ -1,8 +1,8 @@
 """Ways to check the commands of the documentation.
 
-They are run as a user types them, in a directory where tiny models and data lie under the names that the documentation
-uses (`document_world`); flags for tiny sizes are added at their ends, where they win. Trainings take one step.
-Benchmarks, and scripts that start others, only read their arguments.
+Commands run as a user types them, in a directory with tiny models and data under the names that the documentation uses
+(`document_world`); appended flags, which win, make them tiny. Trainings run for one step. Benchmarks, and scripts that
+start others, only parse their arguments.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from hf_fae import cli
 
 __all__ = ["check", "parses"]
 
-# Training scripts -> their smoke config. It and these flags make any of their runs tiny.
+# Training scripts -> their smoke config, which with these flags makes any of their runs tiny.
 SMOKE = {
     "cache_latents": "smoke_cache_latents.yaml",
     "train_autoregressive": "smoke_autoregressive.yaml",
@@ -51,7 +51,7 @@ LOOP = {
 }
 LOOP |= {"train_batch_size": 4, "dataloader_num_workers": 0, "push_to_hub": False}
 IDENTITY = {"latent_channels": 32, "decoder_num_layers": 0}  # the width of the tiny encoder
-# Weights that no test has: VGG16, a ConvNeXt and DINO of the ImageNet recipes.
+# In place of weights that no test has: VGG16, ConvNeXt and DINO of the ImageNet recipes.
 PIXELS = {
     "perceptual": ["features:facebook/dinov2-small=1.0"],
     "discriminator": "patch",
@@ -77,10 +77,10 @@ class Parsed(BaseException):
 
 
 def check(words: list[str], environment: dict[str, str]) -> None:
-    """Run a command, or see as far as it goes that it would run.
+    """Run a command, or check as far as possible that it would run.
 
     Raises:
-        ValueError, SystemExit, or whatever the command itself raises: it does not run.
+        ValueError, SystemExit, or any error of the command: it does not run.
     """
     if words[0] not in CHECKS:
         raise ValueError(f"tests/document_checks.py knows no way to check {shlex.join(words)!r}")
@@ -91,7 +91,7 @@ def check(words: list[str], environment: dict[str, str]) -> None:
 
 
 def check_make(words: list[str]) -> None:
-    """The target exists, and the scripts that it would start take their arguments."""
+    """The target exists, and the scripts that it would start accept their arguments."""
     result = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True)
     if result.returncode != 0:
         raise ValueError(f"make {shlex.join(words)}: {result.stderr}")
@@ -100,7 +100,7 @@ def check_make(words: list[str]) -> None:
 
 
 def check_pip(words: list[str]) -> None:
-    """Only this package is installed, with extras that it has."""
+    """Installs only this package, with existing extras."""
     found = re.fullmatch(r"install -e \.(?:\[([\w,-]+)\])?", " ".join(words))
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -109,7 +109,7 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_hf_fae(words: list[str]) -> None:
-    """Runs, but for the demo, which would not end; what it is asked to write is there afterwards."""
+    """Runs, except for the demo, which would not end, and writes its output."""
     if words[0] == "demo":
         parses(lambda: cli.main(words))
         return
@@ -128,7 +128,7 @@ def check_hf_fae(words: list[str]) -> None:
 
 
 def check_accelerate(words: list[str]) -> None:
-    """`accelerate launch` with flags that it knows; what it starts is run in this process."""
+    """`accelerate launch` with known flags; its script runs in this process."""
     arguments = launch_command_parser().parse_args(words[1:])
     if words[0] != "launch":
         raise ValueError(f"accelerate {words[0]}: only launch is known")
@@ -142,18 +142,23 @@ def check_python(words: list[str]) -> None:
     script, *arguments = words
     if script == "-m" and arguments[0] == "hf_fae.cli":
         check_hf_fae(arguments[1:])
+    elif script == "-m" and arguments[0] == "pytest":
+        missing = [path for path in arguments[1:] if not (ROOT / path).exists()]
+        if missing:
+            raise ValueError(f"python {shlex.join(words)}: there is no {', '.join(missing)}")
     elif Path(script).stem in SMOKE and script.startswith("training_scripts/"):
         train(script, arguments)
     elif script.endswith(".py"):
         parses(lambda: run_script(script, arguments))
     else:
-        raise ValueError(f"python {shlex.join(words)}: only scripts and -m hf_fae.cli are known")
+        raise ValueError(f"python {shlex.join(words)}: only scripts, -m hf_fae.cli and -m pytest are known")
 
 
 def train(script: str, arguments: list[str]) -> None:
-    """To the end, in one step on a few pictures. `...` in a command stands for what the reader has."""
+    """To the end, in one step on a few images. `...` in a command stands for the reader's choice."""
     smoke = yaml.safe_load((ROOT / "tests" / "configs" / SMOKE[Path(script).stem]).read_text())
     tiny = {**smoke, **DATA, **(LOOP if "max_train_steps" in smoke else {})}
+    config = {}
     if ["--config", "..."] in [arguments[index : index + 2] for index in range(len(arguments))]:
         place = arguments.index("--config")
         arguments = [*arguments[:place], *arguments[place + 2 :]]
@@ -173,17 +178,18 @@ def train(script: str, arguments: list[str]) -> None:
             tiny |= {"base_head_layer": 1}
         if config.get("layers"):
             tiny |= {"layers": [0, 2]}
-        if config.get("dimension_shift"):
+        if config.get("dimension_shift") or config.get("prediction_type") == "epsilon":
             tiny |= {"shift": 1.0}
-    for flag, folder in zip(arguments, arguments[1:]):
-        if flag == "--output_dir" and Path(folder, STAND_IN).exists():
-            shutil.rmtree(folder)
+    given = [folder for flag, folder in zip(arguments, arguments[1:]) if flag == "--output_dir"]
+    folder = [config.get("output_dir"), *given][-1]
+    if folder is not None and Path(folder, STAND_IN).exists():
+        shutil.rmtree(folder)
     AcceleratorState._reset_state(reset_partial_state=True)
     run_script(script, [*arguments, *to_flags(tiny)])
 
 
 def run_script(script: str, arguments: list[str]) -> None:
-    """As `python SCRIPT ARGUMENTS` does it, in this process."""
+    """Like `python SCRIPT ARGUMENTS`, in this process."""
     path = Path(script).absolute()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])
@@ -192,7 +198,7 @@ def run_script(script: str, arguments: list[str]) -> None:
 
 
 def parses(program) -> None:
-    """The program takes its arguments, and would go on from there."""
+    """The program accepts its arguments; it is stopped once it has parsed them."""
     parse_args, parse_dataclasses = argparse.ArgumentParser.parse_args, HfArgumentParser.parse_args_into_dataclasses
 
     def stop(parse):

@@ -1,7 +1,7 @@
-"""What lies where the documentation says that it lies: tiny models and data under all the names that it uses.
+"""The world of the documentation: tiny models and data under all the names that it uses.
 
-The working directory of a page is a clone of the repository with the assets beside it. Hub ids are folders of that
-name, which every `from_pretrained` and `load_dataset` takes first.
+The working directory of a page is a clone of the repository, next to the assets. Hub ids are folders of that name,
+which `from_pretrained` and `load_dataset` prefer.
 """
 
 import json
@@ -34,12 +34,13 @@ from text_models import save_sentence_encoder
 
 from hf_fae import AutoencoderFAE
 from hf_fae.data.encode_dataset import encode_dataset
-from hf_fae.data.images import DataArguments, ImageData
+from hf_fae.data.images import ImageData
+from hf_fae.data.source import DataArguments
 
 
 __all__ = ["DATA", "JUDGE", "LATENTS", "STAND_IN", "build_world"]
 
-# Makers of what is saved -> the names under which the documentation and the configs that it uses have it.
+# The names of each tiny model in the documentation and in the configs that it uses.
 ENCODERS = ["../shared/assets/dinov2-small", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant"]
 ENCODERS += ["facebook/dinov2-with-registers-base", "facebook/dinov3-vitl16-pretrain-lvd1689m"]
 TOKENIZERS = [
@@ -50,7 +51,7 @@ TOKENIZERS = [
     "user/detok",
     "user/fae",
 ]
-FUSED_TOKENIZERS = ["user/drorae"]
+FUSED_TOKENIZERS = ["user/drorae", "outputs/drorae-dinov2-base-phase3"]
 PIXEL_TOKENIZERS = {"user/detok": tiny_detok, "user/maetok": tiny_maetok}
 DENOISERS = ["outputs/demo/4-dit", "checkpoints/fae-dit-emoji-256", "user/fae-dit", "user/my-generator"]
 FLOWS = ["outputs/starflow", "checkpoints/fae-starflow-emoji-256", "user/starflow"]
@@ -59,18 +60,19 @@ TEXT = ["user/text-to-image"]
 TEXT_ALONE = ["checkpoints/fae-text-emoji-256"]  # without its text encoder, which it names
 # Caches of latents.
 LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
-# A file in folders that stand for results which some page makes: there they make way.
+LATENTS += [f"outputs/latents-imagenet-{name}" for name in ("detok", "maetok", "dinov2-base", "dinov2-giant")]
+# Marks folders that stand for the results of some page, which replaces them.
 STAND_IN = ".stand-in"
 TEXT_ENCODERS = ["../shared/assets/all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"]
 JUDGE = "../shared/assets/efficientnet-lite0"
-# What runs on tiny data are told of them.
+# Flags of runs on tiny data.
 DATA = {"resolution": 32, "max_train_samples": 24, "max_validation_samples": 4}
 CLASSES = ["heart", "cat-face", "animal-bird"]
 ROWS = {"train": 216, "validation": 200}
 
 
 def build_world(folder: Path) -> Path:
-    """Fills `folder`; what is returned is the working directory in it."""
+    """Fills `folder` and returns the working directory in it."""
     here = folder / "hf_fae"
     here.mkdir()
     for name in ("Makefile", "benchmarks", "experiments", "src", "training_scripts"):
@@ -107,19 +109,19 @@ def build_world(folder: Path) -> Path:
     _save_parquet(assets / "fluent-emoji", ["group", "subgroup", "base", "caption"], ROWS)
     _save_parquet(here / "ILSVRC" / "imagenet-1k", ["label"], {"train": 24, "validation": 24})
     for index, name in enumerate(CLASSES * 8):
-        for place in (f"pictures/train/{name}", f"pictures/validation/{name}", "dog-pictures", "my-pictures"):
+        for place in (f"my-images/train/{name}", f"my-images/validation/{name}", "dog-images"):
             (here / place).mkdir(parents=True, exist_ok=True)
-            picture(index).save(here / place / f"{index}.png")
-    _save_captioned(here / "captioned-pictures")
-    picture(0).resize((50, 40)).save(here / "picture.jpg")
-    np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(picture(index)) for index in range(20)]))
+            image(index).save(here / place / f"{index}.png")
+    _save_captioned(here / "captioned-images")
+    image(0).resize((50, 40)).save(here / "image.jpg")
+    np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(image(index)) for index in range(20)]))
     _save_latents(here)
-    for name in (*TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *TEXT, *TEXT_ALONE, *LATENTS):
+    for name in (*TOKENIZERS, *FUSED_TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *TEXT, *TEXT_ALONE, *LATENTS):
         (here / name / STAND_IN).touch()
     return here
 
 
-def picture(number: int) -> Image.Image:
+def image(number: int) -> Image.Image:
     """32 x 32: noise on the colour of its class."""
     random = np.random.default_rng(number)
     colour = np.eye(3)[number % 3] * 160 + 40
@@ -132,7 +134,7 @@ def _save_parquet(folder: Path, columns: list[str], rows: dict[str, int]) -> Non
     for split, count in rows.items():
         names = [CLASSES[number % 3] for number in range(count)]
         letters = [chr(97 + number % 26) for number in range(count)]
-        table = {"image": [picture(number) for number in range(count)], **dict.fromkeys(columns, names)}
+        table = {"image": [image(number) for number in range(count)], **dict.fromkeys(columns, names)}
         if "base" in columns:
             table["base"] = letters
             table["caption"] = [f"{name.replace('-', ' ')} {letter}" for name, letter in zip(names, letters)]
@@ -141,12 +143,12 @@ def _save_parquet(folder: Path, columns: list[str], rows: dict[str, int]) -> Non
 
 
 def _save_captioned(folder: Path) -> None:
-    """An imagefolder with captions beside the pictures."""
+    """An imagefolder with captions in metadata.jsonl."""
     for split in ("train", "validation"):
         (folder / split).mkdir(parents=True)
         lines = []
         for number in range(24):
-            picture(number).save(folder / split / f"{number}.png")
+            image(number).save(folder / split / f"{number}.png")
             lines.append(json.dumps({"file_name": f"{number}.png", "text": f"a {CLASSES[number % 3]}"}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines))
 
@@ -160,9 +162,9 @@ def _save_judge(folder: Path) -> None:
 
 
 def _save_latents(here: Path) -> None:
-    """By what `cache_latents.py` calls."""
-    pictures = str(here / "../shared/assets/fluent-emoji")
-    data = ImageData(DataArguments(pictures, label_column="subgroup", **DATA))
+    """By the function that `cache_latents.py` calls."""
+    images = str(here / "../shared/assets/fluent-emoji")
+    data = ImageData(DataArguments(images, label_column="subgroup", **DATA))
     vae = AutoencoderFAE.from_pretrained(here / "user/fae")
     options = {"source": "user/fae", "batch_size": 32, "rows_per_shard": 512}
     encode_dataset(str(here / LATENTS[0]), vae, data, Accelerator(cpu=True), **options)

@@ -1,7 +1,7 @@
-"""The code that the documentation shows: blocks of README.md and its like, and the commands in them.
+"""The code in the documentation: blocks of README.md and the other pages, and the commands in them.
 
-A shell block is read without a shell: assignments, `$NAME`, line continuations, comments, `&&` and variables before a
-command are what the documentation may use. Anything else is an error, so that nothing is passed over.
+A shell block is read without a shell: the documentation may use assignments, `$NAME`, line continuations, comments,
+`&&` and variables before a command. Anything else is an error, so that nothing is skipped silently.
 """
 
 import re
@@ -22,7 +22,7 @@ PROGRAMS = ("make", "python", "pip", "hf-fae", "accelerate")
 
 @dataclass
 class Block:
-    """What a fence encloses: its language, its text without indentation, and the line where it starts."""
+    """A fenced block: its language, its text without indentation, and the line where it starts."""
 
     language: str
     text: str
@@ -31,15 +31,16 @@ class Block:
 
 @dataclass
 class Command:
-    """The words of a command, and the variables that are set for it alone."""
+    """The words of a command, and its own environment variables."""
 
     words: list[str]
     environment: dict[str, str]
 
 
 def pages() -> list[Path]:
-    """README.md, the guides, and the cards of the models that lie in the repository."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("checkpoints/**/README.md"))]
+    """README.md and its neighbours, all pages of docs/, and the cards of the models in checkpoints/."""
+    top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    return [*top, *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("checkpoints/**/README.md"))]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -51,14 +52,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 def inline_commands(page: Path) -> list[str]:
-    """Whole commands within sentences and tables: not just their names, and without `...` or a NAME to fill in."""
+    """Whole commands within sentences and tables: not just names, and without `...` or a NAME to fill in."""
     found = re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text()))
     commands = [code for code in found if code.split()[0] in PROGRAMS and not INCOMPLETE.search(code)]
     return [code for code in commands if len(code.split()) > (1 if code.startswith("make") else 2)]
 
 
 class Shell:
-    """Reads blocks of one page, which share their variables.
+    """Reads the shell blocks of one page, which share their variables.
 
     Args:
         text: the page; an inline `NAME=value` in its sentences sets a variable as well.
@@ -68,10 +69,10 @@ class Shell:
         self.variables = dict(re.findall(r"`([A-Z_]+)=([\w./-]+)`", text))
 
     def commands(self, text: str) -> list[Command]:
-        """The commands of a block, in which variables are set and replaced.
+        """The commands of a block, with variables replaced.
 
         Raises:
-            ValueError: an unknown variable, or something of a shell that is not understood.
+            ValueError: an unknown variable, or unsupported shell syntax.
         """
         lines = text.replace("\\\n", " ").splitlines()
         return [command for line in lines for part in line.split(" && ") for command in self._command(part)]
@@ -80,7 +81,7 @@ class Shell:
         words = shlex.split(re.sub(r"\$\{?(\w+)\}?", self._value, line), comments=True)
         if words[:1] == ["export"]:
             words = words[1:]
-        # A word with a space in it was quoted: what else is in it means nothing to a shell.
+        # A word with a space in it was quoted: a shell would not interpret its characters.
         if any(re.search(r"[|;<>&$]|^[*?]", word) for word in words if " " not in word):
             raise ValueError(f"not understood by tests/documents.py: {line!r}")
         count = next((index for index, word in enumerate(words) if not ASSIGNMENT.match(word)), len(words))

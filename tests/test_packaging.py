@@ -1,6 +1,7 @@
-"""The package as an installed thing: what it imports, what its names may not be, what its files may not say."""
+"""The installed package: its imports and names, and the files of the project that repeat its version and commands."""
 
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import diffusers.pipelines
 import pytest
+import yaml
 
 import hf_fae
 
@@ -44,7 +46,7 @@ def run_python(code: str, *args: str) -> str:
 
 
 def test_import_loads_nothing_that_diffusers_does_not():
-    # diffusers and transformers themselves import torchvision and peft where these are installed: not ours to prevent.
+    # diffusers and transformers themselves import torchvision and peft where these are installed.
     code = """
 import json, sys
 import diffusers.pipelines.pipeline_loading_utils
@@ -87,27 +89,16 @@ def test_no_package_is_named_like_a_diffusers_pipeline():
     assert not {part for part in parts if hasattr(diffusers.pipelines, part)}
 
 
-def test_no_file_names_a_package_registry():
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    if listing.returncode != 0:
-        pytest.skip("not a git checkout")
-    # Taken apart, so that this file does not name them either.
-    hosts = [".".join(parts).encode() for parts in (
-        ("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("deb", "debian"), ("download", "pytorch"),
-        ("anaconda", "org"), ("pypi", "nvidia"),
-    )]  # fmt: skip
-    found = {
-        name: host
-        for name in listing.stdout.splitlines()
-        for host in hosts
-        if (ROOT / name).is_file() and host in (ROOT / name).read_bytes()
-    }
-    assert not found
-
-
 def test_version_is_the_installed_one():
     from importlib.metadata import version
 
     assert hf_fae.__version__ == version("hf_fae")
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == hf_fae.__version__
+    assert f"## {hf_fae.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_hooks_and_workflow_run_what_developers_run():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == ["make lint"]
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test"]["steps"]
+    assert steps[-1] == {"run": ".ci/run"} and os.access(ROOT / ".ci" / "run", os.X_OK)

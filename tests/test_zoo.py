@@ -6,13 +6,14 @@ import json
 
 import pytest
 from hub_server import Blob
+from huggingface_hub import ModelCard
 from published import publish
 
-from hf_fae.cards import PAPERS
+from hf_fae.cards.folder_facts import PAPERS
 from hf_fae.zoo import ZOO, find
 
 
-NAMES = ["lightningdit-xl-800ep", "dit-dh-xl-256", "mar-b-detok", "sit-xl-2", "dit-xl-2-256", "starflow-3b-text"]
+NAMES = ["rae-dinov2-b", "lightningdit-xl-800ep", "mar-b-detok", "sit-xl-2", "dit-xl-2-256", "starflow-3b-text"]
 CLIENT = """
 import dataclasses, json, sys, torch
 import hf_fae
@@ -20,20 +21,26 @@ from hf_fae.zoo import ZOO
 
 for name, settings in {settings}.items():
     ZOO[name] = dataclasses.replace(ZOO[name], settings=settings)
-digests = {{}}
+results = {{}}
 for name in {names}:
-    pipe = hf_fae.load_published(name)
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    if pipe.reads_text:
+    model = hf_fae.load_published(name)
+    torch.manual_seed(0)
+    if not hasattr(model, "transformer"):
+        with torch.no_grad():
+            images = model(torch.rand(1, 3, 64, 64)).sample
+    elif model.reads_text:
         embeds = torch.ones(1, 5, 24)
-        call = dict(prompt_embeds=embeds, negative_prompt_embeds=0 * embeds)
+        images = model(prompt_embeds=embeds, negative_prompt_embeds=0 * embeds, output_type="pt").images
     else:
-        call = dict(class_labels=[1], num_inference_steps=2)
-        call |= dict(num_diffusion_steps=2) if name.startswith("mar") else {{}}
-    images = pipe(**call, generator=generator, output_type="np").images
-    digests[name] = [list(images.shape), float(images.mean()), float(images.std())]
-print(json.dumps(digests))
+        steps = dict(num_diffusion_steps=2) if name.startswith("mar") else {{}}
+        images = model(class_labels=1, num_inference_steps=2, output_type="pt", **steps).images
+    results[name] = [list(images.shape), images.mean().item(), images.std().item()]
+print(json.dumps(results))
+"""
+PUSH = """
+model.push_to_hub("tester/pushed")
+from hf_fae.cli import main
+main(["convert", "mar-b-detok", "--output", "converted", "--push_to_hub", "tester/converted"])
 """
 
 
@@ -76,7 +83,7 @@ def test_over_http(hub, tmp_path, oracle):
         }
         hub.repository(repository).commit(tree, "files")
     home, client = tmp_path / "home", CLIENT.format(settings=settings, names=NAMES)
-    first = json.loads(hub.run(client, home=home).splitlines()[-1])
+    first = json.loads(hub.run(client + PUSH, home=home).splitlines()[0])
     assert all(shape[0] == 1 and std > 0 for shape, _, std in first.values())
     assert hub.downloads("hustvl/lightningdit-xl-imagenet256-800ep") == ["lightningdit-xl-imagenet256-800ep.pt"]
     requests = len(hub.requests)
@@ -86,3 +93,10 @@ def test_over_http(hub, tmp_path, oracle):
     (kept,) = (home / "assets" / "hf_fae").glob("mar-b-detok-*[0-9a-f]")
     origins = json.loads((kept / "published.json").read_text())
     assert [origin["revision"] for origin in origins] == 2 * [hub.head("jjiaweiyang/l-DeTok")]
+    # Pushed either way, they keep where they come from and under which licence.
+    assert json.loads(hub.files("tester/converted")["published.json"]) == origins
+    assert ModelCard(hub.files("tester/converted")["README.md"].decode()).data.license == "mit"
+    pushed = ModelCard(hub.files("tester/pushed")["README.md"].decode())
+    assert pushed.data.license == "apple-amlr"
+    assert "`starflow_3B_t2i_256x256.pth` of <https://huggingface.co/apple/starflow>" in pushed.text
+    assert "vae/diffusion_pytorch_model.safetensors" in hub.files("tester/pushed")

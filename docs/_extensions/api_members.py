@@ -1,6 +1,6 @@
-"""What the API reference shows of a class: what hf_fae wrote, wherever it is inherited from, and no more.
+"""What the API reference shows of a class: members that hf_fae defines, inherited ones included, and no others.
 
-Models and pipelines inherit hundreds of members from torch and diffusers, which have references of their own. The
+Models and pipelines inherit hundreds of members from torch and diffusers, which have their own references. The
 arguments of scripts and tasks are fields of dataclasses whose texts are those of `--help`: they become a list.
 Docstrings are prose with `code` in it and Google's sections; stars and bars in them are formulas, not markup.
 """
@@ -16,7 +16,7 @@ CODE = re.compile(r"(``.*?``|`[^`]*`)|[*|]", re.DOTALL)
 
 
 def skip_foreign(app, what, name, member, skip, options) -> bool | None:
-    """Leaves out members of a class that other packages define, and the fields of dataclasses."""
+    """Skips members of a class that other packages define, and the fields of dataclasses."""
     if what != "class":  # members of a module are those of its `__all__`
         return None
     if isinstance(member, functools.cached_property):
@@ -27,7 +27,7 @@ def skip_foreign(app, what, name, member, skip, options) -> bool | None:
 
 
 def escape_formulas(app, what, name, obj, options, lines: list[str]) -> None:
-    """Stars and bars outside of code are what they look like: products and absolute values."""
+    """Escapes stars and bars outside of code: they are products and absolute values."""
     text = CODE.sub(lambda part: part[0] if part[1] else rf"\{part[0]}", "\n".join(lines))
     lines[:] = text.split("\n")
 

@@ -1,8 +1,8 @@
 """Links that work on GitHub work in the built pages as well.
 
-README.md is the first page. Links to other files outside docs/ download these files, as MyST does it by itself for all
-but Markdown; a link to a folder, of which built pages have nothing to show, becomes plain text. A link to nothing
-stays a warning.
+README.md, CONTRIBUTING.md and CHANGELOG.md have pages. Links to other files outside docs/ download these files, as
+MyST does for all but Markdown; a link to a folder becomes plain text, because the built pages have no folders. A link
+to a missing file stays a warning.
 """
 
 import posixpath
@@ -14,14 +14,16 @@ from sphinx.transforms import SphinxTransform
 
 
 ROOT = Path(__file__).resolve().parents[2]
-# The place where README.md goes in `index.md`.
+# Files outside docs/ that have a page.
+PAGES = {"README": "index", "CONTRIBUTING": "contributing", "CHANGELOG": "changelog"}
+# The place of README.md in `index.md`.
 MARK = "<!-- README.md -->"
-# Targets of links and pictures, in Markdown and in HTML, that are no addresses and no anchors of the same page.
+# Targets of links and images, in Markdown and in HTML, except addresses and anchors of the same page.
 RELATIVE = re.compile(r"""(\]\(|\b(?:src|href)=")(?![a-z]+:|#|/)([^)"\s]+)""")
 
 
 def include_readme(app, docname: str, source: list[str]) -> None:
-    """Puts README.md in the place of the mark, its links rewritten as seen from docs/."""
+    """Replaces the mark by README.md, with links relative to docs/."""
     if MARK not in source[0]:
         return
     readme = ROOT / "README.md"
@@ -31,7 +33,7 @@ def include_readme(app, docname: str, source: list[str]) -> None:
 
 
 class OutsideLinks(SphinxTransform):
-    """Turns links that leave docs/ into what a built page can offer."""
+    """Resolves links that leave docs/."""
 
     default_priority = 5  # before Sphinx collects the files to download
 
@@ -40,8 +42,9 @@ class OutsideLinks(SphinxTransform):
         for link in [*self.document.findall(addnodes.pending_xref)]:
             target = (folder / link["reftarget"]).resolve()
             if link.get("refdomain") == "doc" and not target.is_relative_to(self.env.srcdir):  # Markdown
-                if target == ROOT / "README":
-                    link["reftarget"] = "index"
+                if target.parent == ROOT and target.name in PAGES:
+                    page = Path(self.env.srcdir, PAGES[target.name])
+                    link["reftarget"] = posixpath.relpath(page, folder)
                 else:
                     file = posixpath.relpath(f"{target}.md", folder)
                     options = {"refdomain": None, "reftarget": file, "refdoc": self.env.docname}

@@ -16,7 +16,7 @@ HEADS = 3  # of the oracles' decoders
 
 @pytest.fixture(params=["dinov2", "siglip2", "mae"])
 def folder(request, oracle):
-    return oracle("rae") / request.param
+    return oracle(f"rae/{request.param}")
 
 
 def load(folder, **config):
@@ -50,7 +50,7 @@ def test_saved_and_loaded_again(folder, tmp_path):
 
 
 def test_published_files_come_back(oracle, tmp_path):
-    folder = oracle("rae") / "dinov2"
+    folder = oracle("rae/dinov2")
     vae = load(folder)
     decoder, statistics = export_rae(vae)
     published = torch.load(folder / "model.pt", weights_only=True)
@@ -68,7 +68,7 @@ def test_published_files_come_back(oracle, tmp_path):
 
 
 def test_averaged_decoder_of_a_training_checkpoint(oracle, tmp_path):
-    folder = oracle("rae") / "mae"
+    folder = oracle("rae/mae")
     decoder = torch.load(folder / "model.pt", weights_only=True)
     raw = {f"module.decoder.{name}": torch.zeros_like(value) for name, value in decoder.items()}
     averaged = {f"module._orig_mod.decoder.{name}": value for name, value in decoder.items()}
@@ -80,14 +80,14 @@ def test_averaged_decoder_of_a_training_checkpoint(oracle, tmp_path):
 
 
 def test_half_precision_keeps_the_statistics(oracle):
-    vae = load(oracle("rae") / "dinov2", dtype=torch.bfloat16)
+    vae = load(oracle("rae/dinov2"), dtype=torch.bfloat16)
     assert vae.decoder.proj_in.weight.dtype == torch.bfloat16
     assert vae.latents_std.dtype == vae.decoder.pos_embed.table.dtype == torch.float32
 
 
 @pytest.mark.parametrize("part", ["mean", "var"])
 def test_one_half_of_the_statistics(oracle, tmp_path, part):
-    folder = oracle("rae") / "dinov2"
+    folder = oracle("rae/dinov2")
     statistics = torch.load(folder / "stat.pt", weights_only=True)
     torch.save({part: statistics[part]}, tmp_path / "stat.pt")
     vae = load_rae(folder / "model.pt", tmp_path / "stat.pt", None, HEADS)
@@ -115,7 +115,7 @@ def test_published_sizes(oracle, grid, preset):
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("rae-")])
 def test_presets_are_arguments(oracle, name):
     """A preset's decoder loads with its arguments; the oracle is smaller, which is the error."""
-    folder = oracle("rae") / "dinov2"
+    folder = oracle("rae/dinov2")
     with pytest.raises(ValueError, match="of shape .* for this AutoencoderDRoRAE, got"):
         load_rae(folder / "model.pt", None, None, HEADS, **PRESETS[name][1])
 
@@ -123,7 +123,7 @@ def test_presets_are_arguments(oracle, name):
 class TestBadInput:
     @pytest.fixture
     def state(self, oracle):
-        return torch.load(oracle("rae") / "dinov2" / "model.pt", weights_only=True)
+        return torch.load(oracle("rae/dinov2") / "model.pt", weights_only=True)
 
     def test_trained_positions(self, state):
         state["decoder_pos_embed"][0, 3, 5] += 1e-3
@@ -153,4 +153,4 @@ class TestBadInput:
     def test_statistics_of_another_size(self, oracle, tmp_path):
         torch.save({"mean": torch.zeros(32, 8, 8), "var": torch.ones(32, 8, 8)}, tmp_path / "stat.pt")
         with pytest.raises(ValueError, match=r"'latents_mean' of shape \(32, 4, 4\) .* got \(32, 8, 8\)"):
-            load_rae(oracle("rae") / "dinov2" / "model.pt", tmp_path / "stat.pt", None, HEADS)
+            load_rae(oracle("rae/dinov2") / "model.pt", tmp_path / "stat.pt", None, HEADS)

@@ -39,7 +39,7 @@ class KeyTable:
     """The keys of one family of checkpoints.
 
     Args:
-        rules: `Rule`s, or tuples of their arguments.
+        rules: each a `Rule` or a tuple of its arguments.
         dropped: published names that have no counterpart in ours: fixed tables, training heads.
     """
 
