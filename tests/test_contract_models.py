@@ -256,7 +256,11 @@ def test_return_dict(case, model):
 
 def gradients(model, inputs):
     model.train().zero_grad()
-    model(**inputs).sample.square().mean().backward()
+    if model.config.get("base_head_layer") is None:
+        model(**inputs).sample.square().mean().backward()
+    else:
+        output = model(**inputs, output_base_sample=True)
+        (output.sample.square().mean() + output.base_sample.square().mean()).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -105,7 +105,7 @@ class LatentDenoiser(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
         heads = [self] if self.base_head is None else [self, self.base_head]
         return [part for head in heads for part in (head.modulation_out, head.proj_out) if part is not None]
 
-    def base_layer(self, output_base_sample: bool) -> int | None:
+    def base_depth(self, output_base_sample: bool) -> int | None:
         """The number of blocks before the base head, None if it is not asked for.
 
         Raises:

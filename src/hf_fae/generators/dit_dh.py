@@ -131,7 +131,7 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         """Predict the velocity eps - x or x at x_t; arguments, result and errors as in
         `LightningDiTTransformer2DModel`."""
         config, latents = self.config, hidden_states
-        grid, base_layer, base_sample = self.patch_grid(latents), self.base_layer(output_base_sample), None
+        grid, base_depth, base_sample = self.patch_grid(latents), self.base_depth(output_base_sample), None
         time_features = self.time_proj(timestep.expand(latents.shape[0]) / 1000)
         time = self.time_embedding(time_features.to(latents.dtype))
         # As in RAE's code, a SiLU makes each condition, and another one stands before the modulations.
@@ -141,7 +141,7 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         rotary_emb = rotary_angles(config.attention_head_dim, grid, tokens.device)
         for depth, block in enumerate(self.blocks, start=1):
             tokens = self.run_block(block, tokens, condition, rotary_emb)
-            if depth == base_layer:
+            if depth == base_depth:
                 base_sample = self.predict(tokens, condition, grid, self.base_head)
 
         condition = F.silu(self.head_condition(F.silu(time[:, None] + tokens)))  # one for each token

@@ -159,7 +159,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
             ValueError: latents of another shape, or of another grid than the learned positions, or there is no base
                 head.
         """
-        grid, base_layer = self.patch_grid(hidden_states), self.base_layer(output_base_sample)
+        grid, base_depth = self.patch_grid(hidden_states), self.base_depth(output_base_sample)
 
         # The sinusoids are of t in [0, 1] in SiT and LightningDiT, of DDPM's step number in DiT; always in fp32.
         unit = 1 if self.config.prediction_type == "epsilon" else 1000
@@ -174,6 +174,6 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         base_sample = None
         for depth, block in enumerate(self.blocks, start=1):
             tokens = self.run_block(block, tokens, condition, rotary_emb)
-            if depth == base_layer:
+            if depth == base_depth:
                 base_sample = self.predict(tokens, condition, grid, self.base_head)
         return denoiser_output(self.predict(tokens, condition, grid), base_sample, return_dict)

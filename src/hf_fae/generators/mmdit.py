@@ -244,7 +244,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
             ValueError: latents, embeddings or a mask of another shape, a mask that is not bool, or there is no base
                 head.
         """
-        grid, base_layer, base_sample = self.patch_grid(hidden_states), self.base_layer(output_base_sample), None
+        grid, base_depth, base_sample = self.patch_grid(hidden_states), self.base_depth(output_base_sample), None
         channels, padding = self.config.caption_channels, (0, grid[0] * grid[1])  # [text, image]
         mask = caption_mask(hidden_states, encoder_hidden_states, encoder_attention_mask, channels, padding)
         # The sinusoids are of t in [0, 1], in fp32.
@@ -255,6 +255,6 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         rotary_emb = rotary_angles(self.config.attention_head_dim, grid, tokens.device)
         for depth, block in enumerate(self.blocks, start=1):
             tokens, text = self.run_block(block, tokens, text, condition, rotary_emb, mask)
-            if depth == base_layer:
+            if depth == base_depth:
                 base_sample = self.predict(tokens, condition, grid, self.base_head)
         return denoiser_output(self.predict(tokens, condition, grid), base_sample, return_dict)

@@ -180,7 +180,7 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
                 base head.
         """
         config, latents, base_sample = self.config, hidden_states, None
-        grid, base_layer = self.patch_grid(latents), self.base_layer(output_base_sample)
+        grid, base_depth = self.patch_grid(latents), self.base_depth(output_base_sample)
         count = grid[0] * grid[1]
         for name, value, kind in (
             ("class_labels", class_labels, config.num_classes),
@@ -204,7 +204,7 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
         rotary_emb = F.pad(cos, behind, value=1.0), F.pad(sin, behind)
         for depth, block in enumerate(self.blocks, start=1):
             tokens = self.run_block(block, tokens, rotary_emb, None, mask)
-            if depth == base_layer:
+            if depth == base_depth:
                 base_sample = self._predict_base(tokens[:, :count], time, grid)
         tokens = tokens[:, :count]
 
