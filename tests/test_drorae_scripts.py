@@ -1,4 +1,4 @@
-"""The scripts behind docs/experiments/drorae.md: scaling, cost, diffusers' RAE beside ours, the experiment on emoji."""
+"""The scripts behind docs/experiments/drorae.md: scaling, cost, diffusers' RAE and ours, the experiment on emoji."""
 
 import json
 import os
