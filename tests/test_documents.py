@@ -14,13 +14,13 @@ import pytest
 import torch
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from document_checks import check, parses
-from document_world import build_world
+from document_world import PUBLISHED, build_world
 from documents import ROOT, Shell, blocks, inline_commands, pages
 from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_fae_text_to_image_pipeline
 from PIL import Image
 
 import hf_fae
-from hf_fae.cli.evaluate import TASKS, evaluate
+from hf_fae.cli.evaluate import evaluate
 
 
 # Languages of blocks that are not run, besides directives in braces. `sh` has commands with names to fill in.
@@ -71,6 +71,7 @@ def here(original, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "world" / "hf_fae")
     monkeypatch.setenv("HF_FAE_ASSETS", "../shared/assets")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "world" / PUBLISHED))
 
 
 def named(page: Path) -> str:

@@ -3,13 +3,14 @@
 import importlib
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 from hub_server import Blob
 from huggingface_hub import ModelCard
 from published import publish
 
-from hf_fae.cards import PAPERS
+from hf_fae.cards.folder_facts import PAPERS
 from hf_fae.zoo import ZOO, find
 
 
@@ -56,6 +57,27 @@ def test_rows(name):
     assert entry.tokenizer is None or entry.tokenizer in ZOO
     assert entry.paper in PAPERS
     json.dumps(entry.settings)
+
+
+def docs_table() -> str:
+    """Names, what they are, figures, licences and addresses, as docs/zoo.md has them."""
+
+    def line(*cells):
+        return f"| {' | '.join(cells)} |"
+
+    lines = [line("name", "figure", "licence", "paper", "published at"), "|---" * 5 + "|"]
+    for name, entry in ZOO.items():
+        kind = f"`{name}`" + (f" on `{entry.tokenizer}`" if entry.tokenizer else "")
+        paper = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})"
+        place = entry.address.removeprefix("https://").removeprefix("huggingface.co/")
+        needed = ", your files" if entry.needs_files else ""
+        licence = entry.license or "*none stated*"
+        lines.append(line(kind, entry.figure or "", licence, paper, f"[{place}]({entry.address}){needed}"))
+    return "\n".join(lines)
+
+
+def test_docs_have_the_table():
+    assert docs_table() in (Path(__file__).parents[1] / "docs" / "zoo.md").read_text()
 
 
 def test_find():
