@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import attention_backend
 from hub_server import hub  # noqa: F401 - a fixture
+from published import published_files  # noqa: F401 - a fixture
 
 
 SHARED = Path(__file__).parents[2] / "shared"
