@@ -402,9 +402,21 @@ def test_masks_of_maetok(mask):
 
 PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
     "size": (tiny_detok, {"sample_size": 36}, "sample_size must be a positive multiple of patch_size 8, got 36"),
-    "no size": (tiny_maetok, {"sample_size": 0}, "sample_size must be a positive multiple of patch_size 8, got 0"),
-    "no patch": (tiny_detok, {"patch_size": 0}, "patch_size must be positive, got 0"),
-    "no heads": (tiny_maetok, {"encoder_num_attention_heads": 0}, "encoder_num_attention_heads must split .* got 0"),
+    "no size": (
+        tiny_maetok,
+        {"sample_size": 0},
+        "sample_size in the config of AutoencoderMAETok must be from 1 to .* got 0",
+    ),
+    "no patch": (
+        tiny_detok,
+        {"patch_size": 0},
+        "patch_size in the config of AutoencoderDeTok must be from 1 to .* got 0",
+    ),
+    "no heads": (
+        tiny_maetok,
+        {"encoder_num_attention_heads": 0},
+        "encoder_num_attention_heads in .* must be from 1 to .* got 0",
+    ),
     "heads": (
         tiny_detok,
         {"encoder_num_attention_heads": 3},
@@ -553,8 +565,8 @@ def test_denoiser_of_texts(arguments, message):
 MMDIT_CONFIGS = {
     "head": ({"attention_head_dim": 18}, "attention_head_dim must be a multiple of 4, got 18"),
     "no layer": ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
-    "no width": ({"caption_channels": 0}, "caption_channels must be at least 1, got 0"),
-    "no length": ({"max_caption_length": 0}, "max_caption_length must be at least 1, got 0"),
+    "no width": ({"caption_channels": 0}, "caption_channels in .* must be from 1 to .* got 0"),
+    "no length": ({"max_caption_length": 0}, "max_caption_length in .* must be from 1 to .* got 0"),
     "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a positive multiple of patch_size 2, got 5"),
 }
 
@@ -617,8 +629,8 @@ FLOW_CONFIGS = {
     "no block": ({"num_layers": []}, r"num_layers must list at least one layer for each block, got \[\]"),
     "empty block": ({"num_layers": [1, 0]}, r"num_layers must list at least one layer .* got \[1, 0\]"),
     "two conditions": ({"caption_channels": 8}, "num_classes must be None for a flow with caption_channels 8, got 10"),
-    "no channels": ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
-    "no patch": ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
+    "no channels": ({"in_channels": 0}, "in_channels in .* must be from 1 to .* got 0"),
+    "no patch": ({"patch_size": 0}, "patch_size in .* must be from 1 to .* got 0"),
     "noise": ({"noise_sigma": -0.1}, "noise_sigma must be finite and not negative, got -0.1"),
     "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a positive multiple of patch_size 2, got 5"),
 }

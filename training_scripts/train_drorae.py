@@ -24,6 +24,7 @@ from hf_fae.objectives.reconstruction_losses import ReconstructionArguments, mak
 from hf_fae.objectives.validation import TokenizerValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
+from hf_fae.utils.command_line import run
 from hf_fae.utils.parsing import parse_arguments
 
 
@@ -134,4 +135,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -66,9 +66,14 @@ def test_a_schedule_has_no_single_scale(pipe):
 
 
 def test_callback_gets_the_timestep(pipe):
-    seen = []
-    draw(pipe, callback_on_step_end=lambda pipe, step, timestep, tensors: seen.append(float(timestep)))
-    assert seen == pipe.scheduler.timesteps.tolist() and seen[0] == 1000
+    seen, grids = [], []
+
+    def note(pipe, step, timestep, tensors):
+        seen.append(float(timestep))
+        grids.append(pipe.scheduler.timesteps.tolist())
+
+    draw(pipe, callback_on_step_end=note)
+    assert grids == [seen] * len(seen) and seen[0] == 1000
 
 
 class TestAutoGuidance:

@@ -1,9 +1,6 @@
 """The training scripts as users run them: each in a process of its own, on the smoke configs, one after the other."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,32 +29,29 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def train(script, config, folder, cache, *flags):
-    command = [sys.executable, str(SCRIPTS / script), "--config", str(CONFIGS / config)]
-    env = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([*command, "--output_dir", str(folder), *flags], env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+@pytest.fixture(scope="module")
+def train(processes):
+    """Runs a training script of the smoke configs in a process of its own: (script, config, output folder, *flags)."""
+
+    def run(script, config, folder, *flags):
+        processes.run([SCRIPTS / script, "--config", CONFIGS / config, "--output_dir", folder, *flags])
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def fae(tmp_path_factory, encoder, parquet_folder, cache):
+def fae(tmp_path_factory, train, encoder, parquet_folder):
     folder = tmp_path_factory.mktemp("fae")
     flags = ["--image_encoder", str(encoder), "--dataset_name", str(parquet_folder)]
-    train("train_fae.py", "smoke_fae.yaml", folder, cache, *flags)
+    train("train_fae.py", "smoke_fae.yaml", folder, *flags)
     return folder
 
 
 @pytest.fixture(scope="module")
-def decoded(tmp_path_factory, fae, image_folder, cache):
+def decoded(tmp_path_factory, train, fae, image_folder):
     folder = tmp_path_factory.mktemp("pixel-decoder")
     flags = ["--fae", str(fae), "--stage", "II", "--dataset_name", str(image_folder), *ADVERSARIAL]
-    train("train_pixel_decoder.py", "smoke_pixel_decoder.yaml", folder, cache, *flags)
+    train("train_pixel_decoder.py", "smoke_pixel_decoder.yaml", folder, *flags)
     return folder
 
 
@@ -101,10 +95,10 @@ def test_train_pixel_decoder(fae, decoded):
 
 
 @pytest.fixture(scope="module")
-def rae(tmp_path_factory, encoder, image_folder, cache):
+def rae(tmp_path_factory, train, encoder, image_folder):
     folder = tmp_path_factory.mktemp("rae")
     flags = ["--image_encoder", str(encoder), "--dataset_name", str(image_folder)]
-    train("train_drorae.py", "smoke_drorae.yaml", folder, cache, *flags)
+    train("train_drorae.py", "smoke_drorae.yaml", folder, *flags)
     return folder
 
 
@@ -225,13 +219,13 @@ def test_stages_on_cached_features(tmp_path, encoder, parquet_folder, train_here
     assert last(tmp_path / "slow", "loss") == pytest.approx(last(fae, "loss"), rel=0.05)
 
 
-def test_train_generator_resumed(tmp_path, decoded, image_folder, cache, train_here):
+def test_train_generator_resumed(tmp_path, decoded, image_folder, train, train_here):
     flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
     flags += ["--streaming", "true", "--checkpointing_steps", "2"]
     train_here("train_generator", "smoke_generator.yaml", tmp_path / "whole", *flags)
     first = tmp_path / "parts"
     train_here("train_generator", "smoke_generator.yaml", first, *flags, "--max_train_steps", "2")
-    train("train_generator.py", "smoke_generator.yaml", first, cache, *flags, "--resume_from_checkpoint", "latest")
+    train("train_generator.py", "smoke_generator.yaml", first, *flags, "--resume_from_checkpoint", "latest")
     for name in ("model.safetensors", "ema.safetensors"):
         whole, parts = (load_file(tmp_path / run / "checkpoint-4" / name) for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)

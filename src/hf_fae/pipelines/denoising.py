@@ -4,13 +4,13 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import check_sigmas
-from ..schedulers.learned_variance import check_scheduler
+from ..schedulers.learned_variance import check_scheduler as check_learned_variance
+from ..schedulers.path_check import check_path, check_shift, set_flow_timesteps
 from .latent_pipeline import LatentPipeline
 
 
@@ -28,8 +28,12 @@ class DenoisingPipeline(LatentPipeline):
         """
         self.init_components()
         transformer, guide = self.transformer, self.guidance_transformer
-        if transformer is not None and self.scheduler is not None:
-            _check_kinds(transformer, self.scheduler, guide)
+        self._trained_shift = 1.0
+        if self.scheduler is not None:
+            config = self.scheduler.config
+            self._trained_shift = config.get("shift", config.get("flow_shift", 1.0))
+            if transformer is not None:
+                self.check_scheduler()
         if guide is not None and transformer is not None:
             for name in ("in_channels", "num_classes", "caption_channels"):
                 ours, theirs = transformer.config.get(name), guide.config.get(name)
@@ -40,6 +44,27 @@ class DenoisingPipeline(LatentPipeline):
             guidance_scale=dataclasses.asdict(self._guidance), num_inference_steps=num_inference_steps
         )
 
+    def check_scheduler(self) -> None:
+        """Refuse a scheduler that does not sample what the transformers predict.
+
+        Raises:
+            ValueError: a DDPM scheduler of other settings or with a transformer that predicts the velocity, or any
+                other that does not sample the path of flow matching or has lost the shift of the one in its place.
+        """
+        scheduler, is_ddpm = self.scheduler, isinstance(self.scheduler, DDPMScheduler)
+        if is_ddpm:
+            check_learned_variance(scheduler)
+        wanted = "epsilon" if is_ddpm else "velocity"
+        for name, model in (("transformer", self.transformer), ("guidance_transformer", self.guidance_transformer)):
+            kind = wanted if model is None else model.config.get("prediction_type", "velocity")
+            if kind != wanted:
+                raise ValueError(
+                    f"{name} must have prediction_type {wanted!r} for a {type(scheduler).__name__}, got {kind!r}"
+                )
+        if not is_ddpm:
+            check_path(scheduler)
+            check_shift(scheduler, self._trained_shift)
+
     def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
         """Set the scheduler's grid, uniform in sigma before the scheduler's shift, and return the times of its steps.
 
@@ -49,8 +74,8 @@ class DenoisingPipeline(LatentPipeline):
             ValueError: a scheduler that does not fit the transformer or `final_sigma`, or steps or sigmas that it does
                 not support.
         """
-        _check_kinds(self.transformer, self.scheduler, self.guidance_transformer)  # it may have been replaced
-        final_sigma = self.config.get("final_sigma", 0.0)
+        self.check_scheduler()  # it may have been replaced
+        final_sigma, device = self.config.get("final_sigma", 0.0), self._execution_device
         is_euler = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
         if final_sigma and not is_euler:
             name = type(self.scheduler).__name__
@@ -64,21 +89,20 @@ class DenoisingPipeline(LatentPipeline):
                 raise ValueError(
                     f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}"
                 )
-        elif sigmas is None and is_euler:
-            # Left to itself this scheduler shifts twice (diffusers#13243).
-            sigmas = np.linspace(1.0, final_sigma, num_inference_steps + 1)[:-1]
-        if sigmas is None:
-            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-            return self.scheduler.timesteps
         # The scheduler's own last step goes from the last sigma to 0: it is left out where the grid ends above.
-        grid = [*sigmas, final_sigma] if final_sigma else sigmas
-        check_sigmas(grid)
-        self.scheduler.set_timesteps(sigmas=grid, device=self._execution_device)
-        return self.scheduler.timesteps[: len(sigmas)]
+        skipped = 1 if final_sigma else 0
+        if sigmas is None:
+            set_flow_timesteps(self.scheduler, num_inference_steps, final_sigma, device)
+        else:
+            grid = [*sigmas, final_sigma] if final_sigma else sigmas
+            check_sigmas(grid)
+            self.scheduler.set_timesteps(sigmas=grid, device=device)
+        return self.scheduler.timesteps[: len(self.scheduler.timesteps) - skipped]
 
     def set_guidance(self, guidance_scale: float | list | dict | Guidance | None) -> None:
         """Set the guidance of a call, by default the pipeline's own."""
-        self._guidance = Guidance.of(self.config.guidance_scale if guidance_scale is None else guidance_scale)
+        guidance = Guidance.of(self.config.guidance_scale if guidance_scale is None else guidance_scale)
+        self.record(_guidance=guidance)
 
     @property
     def guidance(self) -> Guidance:
@@ -101,8 +125,7 @@ class DenoisingPipeline(LatentPipeline):
         latents: torch.Tensor,
         condition: tuple[torch.Tensor, ...],
         negative_condition: tuple[torch.Tensor, ...] | None,
-        num_inference_steps: int,
-        sigmas: list[float] | None = None,
+        timesteps: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         attention_kwargs: dict | None = None,
         callback: Callable | None = None,
@@ -116,21 +139,17 @@ class DenoisingPipeline(LatentPipeline):
                 mask, with a row per image.
             negative_condition: the same for what to guide away from; unused without guidance and with a
                 `guidance_transformer`.
+            timesteps: from `prepare_timesteps`.
 
         The others are those of `__call__`.
-
-        Raises:
-            ValueError: steps or sigmas that the scheduler does not support.
         """
-        self._interrupt = False
-        timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
         # Rounded, so that fp32 does not decide on which side of a guidance interval's bound a step lies.
         noise_times = [round(t, 6) for t in (timesteps.double() / self.scheduler.config.num_train_timesteps).tolist()]
-        self._num_timesteps = len(timesteps)
+        self.record(_num_timesteps=len(timesteps))
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"return_dict": False, **({"generator": generator} if takes_generator else {})}
 
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue
@@ -161,24 +180,6 @@ class DenoisingPipeline(LatentPipeline):
 def _combine(guidance, conditional, negative, scale, channels):
     guided = guidance.combine(conditional[:, :channels], negative[:, :channels], scale)
     return guided if conditional.shape[1] == channels else torch.cat([guided, conditional[:, channels:]], dim=1)
-
-
-def _check_kinds(transformer, scheduler, guidance_transformer):
-    is_ddpm = isinstance(scheduler, DDPMScheduler)
-    if is_ddpm:
-        check_scheduler(scheduler)
-    elif (prediction_type := scheduler.config.get("prediction_type", "flow_prediction")) != "flow_prediction":
-        raise ValueError(
-            "scheduler must be of flow matching (prediction_type 'flow_prediction'), "
-            f"got a {type(scheduler).__name__} with {prediction_type!r}"
-        )
-    wanted = "epsilon" if is_ddpm else "velocity"
-    for name, model in (("transformer", transformer), ("guidance_transformer", guidance_transformer)):
-        kind = wanted if model is None else model.config.get("prediction_type", "velocity")
-        if kind != wanted:
-            raise ValueError(
-                f"{name} must have prediction_type {wanted!r} for a {type(scheduler).__name__}, got {kind!r}"
-            )
 
 
 def _run(transformer, latents, timestep, condition, **kwargs):

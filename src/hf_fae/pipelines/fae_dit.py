@@ -10,6 +10,7 @@ from ..generators.dit_dh import DiTDHTransformer2DModel
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
+from .calls import separate_call
 from .class_labels import ClassLabelsMixin
 from .denoising import DenoisingPipeline
 from .latent_pipeline import Tokenizer
@@ -67,6 +68,7 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         self.register_labels(id2label)
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         class_labels: int | str | list[int | str],
@@ -117,16 +119,21 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
                 "negative_class_labels must be None with a guidance_transformer, which predicts the same classes, "
                 f"got {negative_class_labels!r}"
             )
-        num_inference_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        self.check_inputs(
+        height, width, num_inference_steps, num_images_per_prompt = self.check_inputs(
             height,
             width,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            num_inference_steps=num_inference_steps,
+            generator=generator,
+            latents=latents,
+            num_inference_steps=self.config.num_inference_steps
+            if num_inference_steps is None
+            else num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
         )
         self.set_guidance(guidance_scale)
+        timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
         generator = self.prepare_generator(len(labels), generator)
         latents = self.prepare_latents(len(labels), height, width, generator, latents)
@@ -134,15 +141,13 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
             latents,
             (labels,),
             (negative_labels,),
-            num_inference_steps=num_inference_steps,
-            sigmas=sigmas,
+            timesteps,
             generator=generator,
             attention_kwargs=attention_kwargs,
             callback=callback_on_step_end,
             callback_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         images = self.decode(latents, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def add_classes(self, rows: dict[str, torch.Tensor]) -> None:

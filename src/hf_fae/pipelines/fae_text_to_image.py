@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..generators.mmdit import MMDiTTransformer2DModel
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
+from .calls import separate_call
 from .denoising import DenoisingPipeline
 from .latent_pipeline import Tokenizer
 from .prompts import PromptMixin
@@ -67,6 +68,7 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         self.init_prompts(text_encoder_id)
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -123,16 +125,21 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
             raise ValueError(
                 f"negative_prompt must be None with a guidance_transformer, which reads the same texts, got {away!r}"
             )
-        num_inference_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        self.check_inputs(
+        height, width, num_inference_steps, num_images_per_prompt = self.check_inputs(
             height,
             width,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            num_inference_steps=num_inference_steps,
+            generator=generator,
+            latents=latents,
+            num_inference_steps=self.config.num_inference_steps
+            if num_inference_steps is None
+            else num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
         )
         self.set_guidance(guidance_scale)
+        timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
         condition, negative_condition = _of_one_length(
             *self.prepare_prompt_embeds(
                 prompt,
@@ -151,15 +158,13 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
             latents,
             condition,
             negative_condition,
-            num_inference_steps=num_inference_steps,
-            sigmas=sigmas,
+            timesteps,
             generator=generator,
             attention_kwargs=attention_kwargs,
             callback=callback_on_step_end,
             callback_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         images = self.decode(latents, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
