@@ -13,8 +13,10 @@ from factories import (
     tiny_fae_starflow_pipeline,
     tiny_fae_text_to_image_pipeline,
     tiny_kl,
+    tiny_raev2_dit,
     tiny_random_autoregressive,
     tiny_starflow,
+    tiny_text_raev2_dit,
     tiny_text_starflow_pipeline,
 )
 
@@ -26,6 +28,7 @@ CASES = {
     "FAEDiT": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.5)),
     "FAEDiT-SDE": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerMaruyamaScheduler(shift=2.5)),
     "FAEDiT-KL": lambda: tiny_fae_dit_pipeline(**SETTINGS, vae=tiny_kl()),
+    "RAEv2": lambda: tiny_fae_dit_pipeline(**SETTINGS, transformer=tiny_raev2_dit(), internal_guidance_scale=1.5),
     "DiT": lambda: tiny_dit_pipeline(**SETTINGS),
     "FAEMAR": lambda: tiny_fae_mar_pipeline(**SETTINGS),
     "FAEMAR-raster-KL": lambda: tiny_fae_mar_pipeline(
@@ -40,6 +43,9 @@ CASES = {
 # Of these the classes' names are texts.
 TEXT_CASES = {
     "FAETextToImage": lambda: tiny_fae_text_to_image_pipeline(guidance_scale=2.0),
+    "RAEv2 of texts": lambda: tiny_fae_text_to_image_pipeline(
+        guidance_scale=2.0, transformer=tiny_text_raev2_dit(), internal_guidance_scale=1.5
+    ),
     "FAETextToImage-SDE-KL": lambda: tiny_fae_text_to_image_pipeline(
         guidance_scale=2.0, vae=tiny_kl(), scheduler=FlowMatchEulerMaruyamaScheduler(shift=2.5)
     ),

@@ -15,11 +15,13 @@ from training_runs import ADVERSARIAL, assert_equal_checkpoints, entries, last
 from hf_fae import (
     AutoencoderDRoRAE,
     AutoencoderFAE,
+    AutoencoderRAEv2,
     DiTDHTransformer2DModel,
     FAEDiTPipeline,
     FAEMARPipeline,
     FAEStarFlowPipeline,
     MARTransformer2DModel,
+    RAEv2Transformer2DModel,
 )
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.latent_cache import CachedLatents
@@ -253,6 +255,36 @@ def test_train_dit_dh_with_the_shift_of_its_latents(tmp_path, decoded, image_fol
     assert type(pipeline.transformer) is DiTDHTransformer2DModel
     assert pipeline.transformer.head_proj_in.out_channels == 40
     assert pipeline.scheduler.config.shift == 1  # of 64 numbers
+
+
+def test_train_raev2(tmp_path, encoder, image_folder, train_here):
+    """A decoder of two layers, then the denoiser of its latents, which resumes to the bit."""
+    data = ["--dataset_name", str(image_folder)]
+    flags = [*data, "--image_encoder", str(encoder), "--layers", "0", "2", "--max_train_steps", "2"]
+    with pytest.raises(ValueError, match=r"layers must be given for a new decoder in phase 1 only, got \[0, 2\]"):
+        train_here("train_drorae", "smoke_drorae.yaml", tmp_path / "no", *flags, "--phase", "2", "--tokenizer", "x")
+    train_here("train_drorae", "smoke_drorae.yaml", tmp_path / "raev2", *flags)
+    vae = AutoencoderRAEv2.from_pretrained(tmp_path / "raev2")
+    assert vae.config.layers == [0, 2] and vae.config.decoder_output == "pixels"
+    assert (vae.latents_std != 1).all()
+
+    flags = [*data, "--vae", str(tmp_path / "raev2"), "--label_column", "label", "--denoiser", "raev2"]
+    flags += ["--head_num_layers", "1", "--head_num_attention_heads", "2", "--head_attention_head_dim", "20"]
+    flags += ["--prediction_type", "sample", "--checkpointing_steps", "2", "--internal_guidance_scale", "1.78"]
+    with pytest.raises(ValueError, match="internal_guidance_scale must be 1 without base_head_layer, got 1.78"):
+        train_here("train_generator", "smoke_generator.yaml", tmp_path / "no", *flags)
+    flags += ["--base_head_layer", "1", "--internal_guidance_t_low", "0.1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_here("train_generator", "smoke_generator.yaml", whole, *flags)
+    train_here("train_generator", "smoke_generator.yaml", parts, *flags, "--max_train_steps", "2")
+    train_here("train_generator", "smoke_generator.yaml", parts, *flags, "--resume_from_checkpoint", "latest")
+    states = [load_file(run / "checkpoint-4" / "model.safetensors") for run in (whole, parts)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    pipeline = FAEDiTPipeline.from_pretrained(parts)
+    assert type(pipeline.transformer) is RAEv2Transformer2DModel
+    assert pipeline.internal_guidance.intervals == ((0.1, 1.0, 1.78),)
+    assert pipeline("ring", num_inference_steps=2).images[0].size == (32, 32)
+    assert last(parts, "base_loss") > 0 and last(parts, "validation/base_loss") > 0
 
 
 def test_train_with_the_losses_of_lightning_dit(tmp_path, decoded, image_folder, train_here):
