@@ -18,7 +18,7 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-floor lint format docs demo demo-train clean
+.PHONY: help setup test test-slow test-network test-floor lint format docs demo demo-train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ test: $(INSTALLED) ## run the tests, without those marked slow
 
 test-slow: $(INSTALLED) ## run the tests marked slow
 	$(PYTEST) -m slow $(ARGS)
+
+test-network: $(INSTALLED) ## run the tests on the published weights: downloads tens of GB
+	$(PYTEST) -n 0 -m network $(ARGS)
 
 test-floor: ## run the tests with the oldest supported versions, in .venv-floor
 	$(MAKE) test VENV=.venv-floor CONSTRAINTS=constraints-floor.txt

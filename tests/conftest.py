@@ -17,6 +17,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
 from hub_server import hub, processes  # noqa: E402, F401 - fixtures
+from published import published_files  # noqa: E402, F401 - a fixture
 
 
 SHARED = Path(__file__).parents[2] / "shared"

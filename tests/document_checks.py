@@ -109,8 +109,8 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_hf_fae(words: list[str]) -> None:
-    """Runs, except for the demo, which would not end, and writes its output."""
-    if words[0] == "demo":
+    """Runs and writes its output, except for the demo, which would not end, and downloads."""
+    if words[0] == "demo" or words[0] == "convert" and "--output" in words:
         parses(lambda: cli.main(words))
         return
     if words[0] == "evaluate" and "--help" not in words:

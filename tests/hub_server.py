@@ -144,6 +144,11 @@ class LocalHub:
 
     # What tests call
 
+    @property
+    def home(self) -> Path:
+        """`HF_HOME` of the latest process."""
+        return self._home
+
     def run(self, code: str) -> str:
         """Runs Python `code`, which may be indented, in a new process whose Hub is this server.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from factories import tiny_detok, tiny_encoder, tiny_kl, tiny_released_maetok
@@ -20,7 +21,7 @@ from hf_fae.convert.rae import export_rae
 from hf_fae.zoo import ZOO, Published
 
 
-__all__ = ["GENERATORS", "TOKENIZERS", "publish"]
+__all__ = ["GENERATORS", "TOKENIZERS", "publish", "published_files"]
 
 # Generator -> the oracle that its file is from.
 GENERATORS = {
@@ -72,6 +73,18 @@ def publish(name: str, folder: Path, oracle: Callable[[str], Path]) -> dict[str,
         else:
             _write_tokenizer(each, paths, folder, oracle, of=None if each == name else name)
     return rows
+
+
+@pytest.fixture
+def published_files(tmp_path, monkeypatch, oracle):
+    """Writes the files of a name and returns their folder; the zoo has the tiny rows in the meantime."""
+
+    def write(name: str) -> Path:
+        for key, row in publish(name, tmp_path / "files", oracle).items():
+            monkeypatch.setitem(ZOO, key, row)
+        return tmp_path / "files"
+
+    return write
 
 
 def _root(entry, folder):
