@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?=
 # A pip constraints file for the installation; `make test-floor` sets it.
 CONSTRAINTS ?=
-# Test processes; each uses one thread, which on two cores is faster than one process with two.
+# Test processes; each uses one thread (tests/conftest.py), which on two cores is faster than one process with two.
 WORKERS ?= 2
 
 # What `make demo` draws.
@@ -15,7 +15,7 @@ DEMO_CLASSES ?= face-smiling cat-face heart animal-mammal animal-bird plant-flow
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python3.10 python /usr/bin/python3)
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(WORKERS)
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-floor lint format docs demo demo-train clean

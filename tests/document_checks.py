@@ -172,8 +172,12 @@ def train(script: str, arguments: list[str]) -> None:
             tiny |= PIXELS
         if config.get("auxiliary_targets"):
             tiny |= TARGETS
-        if config.get("denoiser") == "dit_dh":
+        if config.get("denoiser") in ("dit_dh", "raev2"):
             tiny |= HEAD
+        if config.get("base_head_layer"):
+            tiny |= {"base_head_layer": 1}
+        if config.get("layers"):
+            tiny |= {"layers": [0, 2]}
         if config.get("dimension_shift") or config.get("prediction_type") == "epsilon":
             tiny |= {"shift": 1.0}
     given = [folder for flag, folder in zip(arguments, arguments[1:]) if flag == "--output_dir"]

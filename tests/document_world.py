@@ -25,6 +25,8 @@ from factories import (
     tiny_lightning_dit,
     tiny_maetok,
     tiny_mar,
+    tiny_raev2,
+    tiny_raev2_dit,
     tiny_starflow,
 )
 from PIL import Image
@@ -40,7 +42,7 @@ __all__ = ["DATA", "JUDGE", "LATENTS", "STAND_IN", "build_world"]
 
 # The names of each tiny model in the documentation and in the configs that it uses.
 ENCODERS = ["../shared/assets/dinov2-small", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant"]
-ENCODERS += ["facebook/dinov2-with-registers-base"]
+ENCODERS += ["facebook/dinov2-with-registers-base", "facebook/dinov3-vitl16-pretrain-lvd1689m"]
 TOKENIZERS = [
     "checkpoints/fae-emoji-256",
     "outputs/demo/3-pixels",
@@ -87,6 +89,8 @@ def build_world(folder: Path) -> Path:
         (ENCODERS, tiny_encoder()),
         (TOKENIZERS, tiny_fae(image_encoder_id="facebook/dinov2-small")),
         (FUSED_TOKENIZERS, tiny_drorae()),
+        (["user/raev2"], tiny_raev2()),
+        (["user/raev2-dit"], tiny_fae_dit_pipeline(**{**dit, "transformer": tiny_raev2_dit(num_classes=97)})),
         *(([name], make()) for name, make in PIXEL_TOKENIZERS.items()),
         (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
         (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),

@@ -40,7 +40,7 @@ GIVEN = {
         "image": Image.new("RGB", (32, 32), "orange"),
         "mask": Image.new("L", (32, 32), "white"),
     },
-    **{f"docs/models/{name}.md": _images for name in ("fae", "drorae", "detok", "maetok")},
+    **{f"docs/models/{name}.md": _images for name in ("fae", "drorae", "raev2", "detok", "maetok")},
     "docs/guides/evaluate.md": lambda: {
         "features": np.random.default_rng(0).normal(size=(20, 8)),
         "reference_features": np.random.default_rng(1).normal(size=(20, 8)),

@@ -1,8 +1,10 @@
 """Models as users name them, by folder or Hub id, with one-sentence errors that name the argument."""
 
 import contextlib
+import json
 import os
 import re
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoModel, DiffusionPipeline
@@ -10,9 +12,18 @@ from diffusers import AutoencoderKL, AutoModel, DiffusionPipeline
 from .autoencoders.frozen_encoder import FrozenEncoderMixin
 from .latents import LatentAutoencoderMixin
 from .pipelines.latent_pipeline import LatentPipeline
+from .utils.config_bounds import check_numbers
+from .utils.hub_errors import explain_hub_error
 
 
-__all__ = ["complete_text_encoder", "load_tokenizer", "load_trained_pipeline", "loading", "open_tokenizer"]
+__all__ = [
+    "complete_text_encoder",
+    "load_tokenizer",
+    "load_trained_pipeline",
+    "loading",
+    "open_pipeline",
+    "open_tokenizer",
+]
 
 
 @contextlib.contextmanager
@@ -25,10 +36,34 @@ def loading(argument: str, value: str):
     try:
         yield
     except Exception as error:  # each library fails in its own way
-        sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
         place = value.rpartition("=")[2]
         absent = " is no folder here and" if "/" in place and not os.path.exists(place) else ""
-        raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {sentence}") from error
+        sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0] or type(error).__name__
+        cause = explain_hub_error(error) or sentence
+        raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {cause}") from error
+
+
+def open_pipeline(argument: str, path: str, dtype: torch.dtype = torch.float32) -> LatentPipeline:
+    """A pipeline of ours, of which nothing is built before the numbers in all its configs are known to be in bounds.
+
+    Args:
+        argument: whose value `path` is, for messages.
+        path: Hub id or folder.
+
+    Raises:
+        ValueError: it cannot be loaded, or is none of hf_fae.
+    """
+    with loading(argument, path):
+        folder = Path(path if os.path.isdir(path) else DiffusionPipeline.download(path))
+        for file in sorted([*folder.rglob("config.json"), *folder.rglob("scheduler_config.json")]):
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError(f"{str(file)!r} must hold a JSON object, got a {type(config).__name__}")
+            check_numbers(config, repr(str(file)))
+        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype)
+    if not isinstance(pipe, LatentPipeline):
+        raise ValueError(f"{argument} {path!r} is a {type(pipe).__name__}, which is no pipeline of hf_fae")
+    return pipe
 
 
 def load_tokenizer(path: str, **kwargs) -> LatentAutoencoderMixin | AutoencoderKL:
@@ -96,7 +131,7 @@ def load_trained_pipeline(path: str, pipeline_class: type[LatentPipeline] = Late
     Raises:
         ValueError: a pipeline of another class.
     """
-    pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    pipeline = open_pipeline("pipeline", path)
     if not isinstance(pipeline, pipeline_class):
         raise ValueError(f"pipeline {path!r} must be a {pipeline_class.__name__}, got a {type(pipeline).__name__}")
     return pipeline

@@ -139,6 +139,11 @@ class TestBadInput:
         with pytest.raises(ValueError, match="guidance_transformer must have num_classes 10 as transformer, got 3"):
             load_dit_dh(folder / "checkpoint.pt", None, tmp_path / "weak.pt")
 
+    @pytest.mark.parametrize("config", [{"prediction_type": "sample"}, {"base_head_layer": 1}])
+    def test_what_rae_does_not_have(self, config):
+        with pytest.raises(ValueError, match=f"model must have {next(iter(config))} .* in its published layout, got"):
+            export_dit_dh(tiny_dit_dh(**config))
+
     def test_latents_that_are_not_square(self):
         with pytest.raises(ValueError, match=r"model must have a square sample_size .*, got \[2, 4\]"):
             export_dit_dh(tiny_dit_dh(sample_size=[2, 4]))

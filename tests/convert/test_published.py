@@ -58,6 +58,9 @@ def check_generator(name, pipe, oracle):
         check_mar(model, io)
     elif name.startswith("starflow"):
         check_flow(model, io)
+    elif name == "raev2-dit-xl":
+        assert_parity(model(io["x"], 1000 * io["t_noise"], io["y"]).sample, io["prediction"])
+        assert pipe.internal_guidance.intervals == ((0.1, 1.0, 1.78),)
     elif name.startswith("sit-xl-maetok"):
         check_denoiser(model, {**io, "x": io["x"].mT[:, :, None], "velocity": io["velocity"].mT[:, :, None]})
     else:  # in data time, the velocity has the other sign
@@ -109,6 +112,9 @@ def test_tokenizers_compute_as_the_reference(name, cache, published, oracle):
         io = arrays(oracle("rae/dinov2") / "io.npz")
         assert_parity(vae(2 * io["pixel_values_01"] - 1).sample / 2 + 0.5, io["reconstruction_01"])
         assert vae.config.image_encoder_id == "facebook/dinov2-with-registers-base"
+    elif name == "raev2-dinov3-l-k7":
+        io = arrays(oracle("raev2/k2_every_other") / "io.npz")
+        assert_parity(vae(2 * io["pixel_values_01"] - 1).sample / 2 + 0.5, io["reconstruction_01"])
     elif name == "detok-bb":
         io = arrays(oracle("detok") / "io.npz")
         latents = vae.encode(io["pixel_values"]).latent_dist.mode()

@@ -17,6 +17,7 @@ from huggingface_hub.utils import WeakFileLock
 import hf_fae
 
 from ..cards import ORIGIN, write_card
+from ..utils.hub_errors import hub_errors
 from ..zoo import ZOO, Published, find
 from .saving import consume
 
@@ -125,7 +126,8 @@ def _locate(name: str, entry: Published, path: str, files: str | Path | None) ->
     if files is None:
         if (reason := entry.needs_files) is not None:
             raise ValueError(f"files must be a folder with {path!r} of {entry.address} for {name!r}, which {reason}")
-        return Path(hf_hub_download(entry.source, path))
+        with hub_errors(entry.source):
+            return Path(hf_hub_download(entry.source, path))
     repository = [] if "://" in entry.source else [entry.source, entry.source.rpartition("/")[2]]
     names = [*(f"{folder}/{path}" for folder in repository), path, Path(path).name]
     # Two files of the same name cannot lie side by side.

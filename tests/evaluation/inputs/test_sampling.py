@@ -34,7 +34,7 @@ def test_a_picture_is_the_same_in_any_company(pipeline_folder):
     one, other = sampler(pipeline_folder, batch_size=3), sampler(pipeline_folder, batch_size=5)
     pictures = one.sample_images(range(10, 20)).int()
     assert pictures.shape == (10, 3, 32, 32)
-    for found in (other.sample_images(range(10, 20)), one.sample(range(12, 16))):
+    for found in (other.sample_images(range(10, 20)), one.sample_images(range(12, 16))):
         start = 0 if len(found) == 10 else 2
         assert (pictures[start : start + len(found)] - found.int()).abs().max() <= 1
     assert (pictures[0] - one.sample_images(range(20, 21))[0].int()).abs().max() > 10  # the same class, other noise

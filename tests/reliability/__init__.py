@@ -1,0 +1,7 @@
+"""What must not lose anything and must say clearly what went wrong: `python -m tests.reliability` from a clone."""
+
+import sys
+from pathlib import Path
+
+
+sys.path.append(str(Path(__file__).parents[1]))  # the tests' own modules, as under pytest
