@@ -87,7 +87,8 @@ def test_over_http(hub, tmp_path, oracle):
     assert all(shape[0] == 1 and std > 0 for shape, _, std in first.values())
     assert hub.downloads("hustvl/lightningdit-xl-imagenet256-800ep") == ["lightningdit-xl-imagenet256-800ep.pt"]
     requests = len(hub.requests)
-    again = json.loads(hub.run("import os\nos.environ['HF_HUB_OFFLINE'] = '1'\n" + client, home=home).splitlines()[-1])
+    offline = "import huggingface_hub.constants\nhuggingface_hub.constants.HF_HUB_OFFLINE = True\n"
+    again = json.loads(hub.run(offline + client, home=home).splitlines()[-1])
     assert again == first
     assert len(hub.requests) == requests
     (kept,) = (home / "assets" / "hf_fae").glob("mar-b-detok-*[0-9a-f]")
