@@ -17,7 +17,9 @@ from factories import (
     tiny_maetok,
     tiny_mar,
     tiny_mmdit,
+    tiny_raev2_dit,
     tiny_starflow,
+    tiny_text_raev2_dit,
     tiny_text_starflow,
     tiny_text_starflow_pipeline,
 )
@@ -77,6 +79,16 @@ def flow_pipe():
 
 
 @pytest.fixture(scope="module")
+def raev2_pipe():
+    return tiny_fae_dit_pipeline(id2label=LABELS, transformer=tiny_raev2_dit(), internal_guidance_scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def raev2_text_pipe():
+    return tiny_fae_text_to_image_pipeline(transformer=tiny_text_raev2_dit())
+
+
+@pytest.fixture(scope="module")
 def mar_pipe():
     return tiny_fae_mar_pipeline(id2label=LABELS)
 
@@ -92,14 +104,14 @@ def text_pipe():
 
 
 @pytest.mark.parametrize("arguments, message", LABEL.values(), ids=LABEL)
-@pytest.mark.parametrize("kind", ["pipe", "flow_pipe", "mar_pipe"])
+@pytest.mark.parametrize("kind", ["pipe", "raev2_pipe", "flow_pipe", "mar_pipe"])
 def test_class_labels(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)(**{"class_labels": 1} | arguments)
 
 
 @pytest.mark.parametrize("arguments, message", PIPELINE.values(), ids=PIPELINE)
-@pytest.mark.parametrize("kind", ["pipe", "flow_pipe", "mar_pipe", "text_pipe", "text_flow_pipe"])
+@pytest.mark.parametrize("kind", ["pipe", "raev2_pipe", "flow_pipe", "mar_pipe", "text_pipe", "text_flow_pipe"])
 def test_pipeline_call(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)("cat", **arguments)
@@ -116,7 +128,7 @@ DENOISING = {
 
 
 @pytest.mark.parametrize("arguments, message", DENOISING.values(), ids=DENOISING)
-@pytest.mark.parametrize("kind", ["pipe", "text_pipe"])
+@pytest.mark.parametrize("kind", ["pipe", "raev2_pipe", "text_pipe", "raev2_text_pipe"])
 def test_call_of_a_pipeline_with_a_denoiser(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)("cat", **arguments)

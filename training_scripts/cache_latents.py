@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from hf_fae.data.captions import CAPTION_LENGTH, load_caption_encoder
@@ -23,7 +22,8 @@ from hf_fae.data.feature_cache import FeatureData
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.statistics import store_latent_statistics
 from hf_fae.loading import load_tokenizer
-from hf_fae.training.loop import PATIENCE
+from hf_fae.training.processes import make_accelerator
+from hf_fae.utils.command_line import run
 from hf_fae.utils.parsing import parse_arguments
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     args, data_args, _ = parse_arguments(CacheArguments, DataArguments, argv=argv, description=__doc__)
     if args.update_vae and not Path(args.vae).is_dir():
         raise ValueError(f"vae must be a local folder for update_vae, got {args.vae!r}")
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[PATIENCE])
+    accelerator = make_accelerator(args.mixed_precision)
     with accelerator.main_process_first():
         data = ImageData(data_args, args.seed)
         vae = load_tokenizer(args.vae)
@@ -97,4 +97,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,6 +23,7 @@ from hf_fae.objectives.fae import FeatureObjective, NoisyLatentObjective
 from hf_fae.objectives.validation import FeatureValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
+from hf_fae.utils.command_line import run
 from hf_fae.utils.parsing import parse_arguments
 
 
@@ -148,4 +149,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

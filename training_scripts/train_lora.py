@@ -22,6 +22,7 @@ from hf_fae.objectives.from_pipeline import objective_of
 from hf_fae.objectives.validation import GeneratorValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
+from hf_fae.utils.command_line import run
 from hf_fae.utils.parsing import parse_arguments
 
 
@@ -99,4 +100,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -25,6 +25,7 @@ from hf_fae.objectives.stages import PixelTokenizerArguments, check_stage_argume
 from hf_fae.objectives.validation import TokenizerValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
+from hf_fae.utils.command_line import run
 from hf_fae.utils.parsing import parse_arguments
 
 
@@ -153,4 +154,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

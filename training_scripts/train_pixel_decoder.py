@@ -18,6 +18,7 @@ from hf_fae.objectives.reconstruction_losses import ReconstructionArguments, mak
 from hf_fae.objectives.validation import PixelDecoderValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
+from hf_fae.utils.command_line import run
 from hf_fae.utils.parsing import parse_arguments
 
 
@@ -76,4 +77,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,7 +23,7 @@ from .generators.class_table import ClassTableMixin
 from .generators.denoiser import LatentDenoiser
 from .generators.token_generator import TokenGenerator
 from .latents import LatentAutoencoderMixin
-from .layers.positions import SinCosPositions, grid_size, token_grid
+from .layers.positions import grid_size, token_grid
 from .presets import PRESETS, build_preset
 
 
@@ -34,9 +34,10 @@ WEIGHT_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.([^.]+?))?(?:-\d{5}-
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters as the paper counts them: never latent statistics, fixed sin-cos tables only where it does."""
-    tables = (part.table for part in module.modules() if isinstance(part, SinCosPositions) and part.counted)
-    return sum(tensor.numel() for tensor in (*module.parameters(), *tables))
+    """Parameters as the paper counts them: never latent statistics, fixed tables only where it does."""
+    counted = (part for part in module.modules() if getattr(part, "counted", False))
+    fixed = (buffer for part in counted for buffer in part.buffers(recurse=False))
+    return sum(tensor.numel() for tensor in (*module.parameters(), *fixed))
 
 
 def model_shapes(model: ModelMixin) -> dict[str, list[int]]:

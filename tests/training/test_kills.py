@@ -1,39 +1,26 @@
 """SIGKILL at random moments: nothing is lost, and no image is skipped or seen twice."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from damaged import damaged_rows
-from factories import (
-    tiny_encoder,
-    tiny_fae,
-    tiny_fae_dit_pipeline,
-    tiny_fae_text_to_image_pipeline,
-    tiny_lightning_dit,
-    tiny_rae,
-)
-from safetensors import safe_open
-from text_models import save_sentence_encoder
-from training_runs import ADVERSARIAL, assert_equal_checkpoints, read_log
+from reliability.kills import CASES, CONFIGS, RUNS, SCRIPTS, publish_models, read_tensors
+from training_runs import assert_equal_checkpoints, read_log
 
 
 TESTS = Path(__file__).parents[1]
-SCRIPTS = TESTS.parent / "training_scripts"
-CONFIGS = TESTS / "configs"
 
 
-def run_killed(folder, data, kills, mode):
-    command = [sys.executable, str(TESTS / "killed_run.py"), str(folder), str(data), str(kills), mode]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder.with_suffix(".cache"))}
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    return int(result.stdout.split()[-1])
+@pytest.fixture
+def run_killed(processes):
+    """Trains as `killed_run` does; returns how many kills left a half-written checkpoint."""
+
+    def run(folder, data, kills, mode):
+        return int(processes.run([TESTS / "killed_run.py", folder, data, kills, mode]).split()[-1])
+
+    return run
 
 
 def read_ledger(folder):
@@ -48,7 +35,7 @@ def read_ledger(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["indexed", "streaming"])
-def test_twenty_kills(tmp_path, parquet_folder, mode):
+def test_twenty_kills(tmp_path, run_killed, parquet_folder, mode):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_killed(whole, parquet_folder, 0, mode)
     while_writing = run_killed(killed, parquet_folder, 20, mode)
@@ -64,7 +51,7 @@ def test_twenty_kills(tmp_path, parquet_folder, mode):
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_text_to_image_on_damaged_shards(tmp_path, damaged_webdataset, kills):
+def test_text_to_image_on_damaged_shards(tmp_path, run_killed, damaged_webdataset, kills):
     """Files as those of CC12M, streamed: captions in their JSON, one row in twenty broken or without caption."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_killed(whole, damaged_webdataset, 0, "captions")
@@ -83,121 +70,33 @@ def test_text_to_image_on_damaged_shards(tmp_path, damaged_webdataset, kills):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory, parquet_folder):
+def published(tmp_path_factory, processes, parquet_folder):
     """What the scripts start from: encoders, a tokenizer, pipelines, cached latents."""
     folder = tmp_path_factory.mktemp("published")
-    tiny_encoder().save_pretrained(folder / "encoder")
-    tiny_fae().save_pretrained(folder / "fae")
-    tiny_rae().save_pretrained(folder / "rae")
-    labels = {0: "circle", 1: "cross", 2: "heart", 3: "star"}
-    pipeline = tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=4), id2label=labels)
-    pipeline.save_pretrained(folder / "pipeline")
-    tiny_fae_text_to_image_pipeline().save_pretrained(folder / "text-pipeline")
-    save_sentence_encoder(folder / "text-encoder")
-    flags = ["--vae", folder / "fae", "--dataset_name", parquet_folder, "--label_column", "kind"]
-    flags += ["--caption_column", "kind", "--text_encoder", folder / "text-encoder", "--max_caption_length", "12"]
-    command = [sys.executable, SCRIPTS / "cache_latents.py", *flags, "--output_dir", folder / "latents"]
-    config = CONFIGS / "smoke_cache_latents.yaml"
-    subprocess.run([str(part) for part in [*command, "--config", config]], check=True, capture_output=True)
+    publish_models(folder, parquet_folder)
     return folder
-
-
-RUNS = {
-    "fae": ("train_fae.py", "smoke_fae.yaml", ["--image_encoder", "{published}/encoder"]),
-    "pixel-decoder": (
-        "train_pixel_decoder.py",
-        "smoke_pixel_decoder.yaml",
-        ["--fae", "{published}/fae", "--stage", "Ib", *ADVERSARIAL],
-    ),
-    "drorae-fusion": (
-        "train_drorae.py",
-        "smoke_drorae.yaml",
-        ["--phase", "2", "--tokenizer", "{published}/rae", *ADVERSARIAL],
-    ),
-    "detok": ("train_detok.py", "smoke_detok.yaml", []),
-    "maetok": (
-        "train_maetok.py",
-        "smoke_maetok.yaml",
-        ["--auxiliary_targets", "dinov2:{published}/encoder=1.0"],
-    ),
-    "generator": (
-        "train_generator.py",
-        "smoke_generator.yaml",
-        ["--vae", "{published}/fae", "--label_column", "kind", "--dataloader_num_workers", "1"],
-    ),
-    "generator-streaming": (
-        "train_generator.py",
-        "smoke_generator.yaml",
-        ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true", "--shuffle_block", "4"],
-    ),
-    "generator-latents": ("train_generator.py", "smoke_generator.yaml", ["--dataset_name", "{published}/latents"]),
-    "text-to-image": (
-        "train_text_to_image.py",
-        "smoke_text_to_image.yaml",
-        [
-            *("--vae", "{published}/fae", "--caption_column", "kind"),
-            *("--text_encoder", "{published}/text-encoder", "--max_caption_length", "12"),
-        ],
-    ),
-    "text-to-image-latents": (
-        "train_text_to_image.py",
-        "smoke_text_to_image.yaml",
-        ["--dataset_name", "{published}/latents"],
-    ),
-    "text-to-image-lora": (
-        "train_lora.py",
-        "smoke_lora.yaml",
-        [
-            *("--pipeline", "{published}/text-pipeline", "--image_encoder", "{published}/encoder"),
-            *("--caption_column", "kind"),
-        ],
-    ),
-    "starflow-text-latents": (
-        "train_starflow.py",
-        "smoke_starflow.yaml",
-        ["--dataset_name", "{published}/latents", "--text_encoder", "{published}/text-encoder"],
-    ),
-    "starflow": (
-        "train_starflow.py",
-        "smoke_starflow.yaml",
-        ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true"],
-    ),
-    "starflow-latents": ("train_starflow.py", "smoke_starflow.yaml", ["--dataset_name", "{published}/latents"]),
-    "mar-latents": ("train_autoregressive.py", "smoke_autoregressive.yaml", ["--dataset_name", "{published}/latents"]),
-    "random-ar-latents": (
-        "train_autoregressive.py",
-        "smoke_autoregressive.yaml",
-        ["--dataset_name", "{published}/latents", "--model", "random"],
-    ),
-    "fae-noisy": ("train_fae.py", "smoke_fae.yaml", ["--fae", "{published}/fae", "--latent_noise", "0.3"]),
-    "lora": (
-        "train_lora.py",
-        "smoke_lora.yaml",
-        ["--pipeline", "{published}/pipeline", "--image_encoder", "{published}/encoder", "--label_column", "kind"],
-    ),
-}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_every_script_killed_again_and_again(tmp_path, published, parquet_folder, name):
+def test_every_script_killed_again_and_again(tmp_path, processes, published, parquet_folder, name):
     script, config, flags = RUNS[name]
-    command = [sys.executable, str(SCRIPTS / script), "--config", str(CONFIGS / config)]
-    command += ["--dataset_name", str(parquet_folder), "--resume_from_checkpoint", "latest", "--report_to", "none"]
+    command = [SCRIPTS / script, "--config", CONFIGS / config, "--dataset_name", parquet_folder]
+    command += ["--resume_from_checkpoint", "latest", "--report_to", "none"]
     command += [flag.format(published=published) for flag in flags]
     command += ["--max_train_steps", "6", "--checkpointing_steps", "2", "--validation_steps", "3"]
     command += ["--checkpoints_total_limit", "5"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--output_dir", str(whole)], env=env, check=True, capture_output=True)
+    processes.run([*command, "--output_dir", whole])
     for checkpoint in ("checkpoint-2", "checkpoint-4", "checkpoint-6"):
-        child = subprocess.Popen([*command, "--output_dir", str(killed)], env=env, stderr=subprocess.DEVNULL)
+        child = processes.start([*command, "--output_dir", killed])
         while child.poll() is None and not (killed / checkpoint).exists():
             time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        if child.poll() is None:
+            child.kill()
+            child.wait()
         assert (killed / checkpoint).is_dir()
-    subprocess.run([*command, "--output_dir", str(killed)], env=env, check=True, capture_output=True)
+    processes.run([*command, "--output_dir", killed])
     for step in (2, 4, 6):
         assert_equal_checkpoints(*(run / f"checkpoint-{step}" for run in (whole, killed)))
     assert read_log(whole) == read_log(killed)
@@ -207,8 +106,7 @@ def test_every_script_killed_again_and_again(tmp_path, published, parquet_folder
         assert read_tensors(whole / path) == read_tensors(killed / path), path
 
 
-def read_tensors(path):
-    """All that a safetensors file holds, to the bit; in which order its metadata are written is left to chance."""
-    with safe_open(path, "np") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return file.metadata(), {name: (str(t.dtype), t.shape, t.tobytes()) for name, t in tensors.items()}
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("generator-latents")], ids=str)
+def test_signals(tmp_path, case):
+    case.run(tmp_path)

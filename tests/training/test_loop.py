@@ -148,6 +148,7 @@ class TestCheckpoints:
         moments = ("exp_avg", "exp_avg_sq", "step")
         assert set(load_file(folder / "optimizer.safetensors")) == {f"{p}.{m}" for p in trained for m in moments}
         assert sorted(path.name for path in folder.iterdir()) == [
+            "checksums.json",
             "ema.safetensors",
             "model.safetensors",
             "optimizer.safetensors",

@@ -15,8 +15,9 @@ __all__ = ["FILTERS"]
 
 
 def escape_text(value) -> str:
-    """One line of text."""
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(one_line(value), quote=False))
+    """One line of text. Underscores within words mean nothing to Markdown."""
+    text = html.escape(one_line(value), quote=False)
+    return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def code_span(value) -> str:

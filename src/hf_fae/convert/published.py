@@ -22,7 +22,7 @@ from ..zoo import ZOO, Published, find
 from .saving import consume
 
 
-__all__ = ["convert_published", "imagenet_labels", "load_published"]
+__all__ = ["cache_folder", "convert_published", "imagenet_labels", "load_published"]
 
 
 def load_published(
@@ -44,8 +44,7 @@ def load_published(
         ValueError: an unknown name, files that are not what the name stands for, or `files` is needed and None.
         OSError: a file that cannot be found or fetched.
     """
-    entry = find(name)
-    folder = _cache_folder(name, entry, files)
+    folder = cache_folder(name, files)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():
@@ -152,8 +151,14 @@ def _describe(entry: Published, paths: dict[str, Path]) -> dict:
     return {**facts, "files": list(entry.files.values()), "revision": revisions.pop() if revisions else None}
 
 
-def _cache_folder(name: str, entry: Published, files: str | Path | None) -> Path:
-    """Where a conversion is kept: another one for other settings, another release, or other files of a user."""
+def cache_folder(name: str, files: str | Path | None = None) -> Path:
+    """Where the conversion of a name is kept: apart for other settings, releases, and files of a user.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: `files` lacks one.
+    """
+    entry = find(name)
     entries = {name: entry} | ({entry.tokenizer: ZOO[entry.tokenizer]} if entry.tokenizer else {})
     identity = [hf_fae.__version__, {key: dataclasses.asdict(value) for key, value in entries.items()}]
     if files is not None:

@@ -1,8 +1,11 @@
 """Encode a data set once: write the cache of `latent_cache.py`, which can be interrupted and resumed at any moment."""
 
+import contextlib
 import json
+import logging
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +15,10 @@ from tqdm.auto import tqdm
 from ..autoencoders.frozen_encoder import frozen_features
 from ..latents import LatentAutoencoderMixin, check_finite, latent_size, latent_statistics
 from ..utils.atomic import atomic_write
+from ..utils.digests import find_damage
+from ..utils.locks import lock_folder
+from ..utils.processes import on_main_process
+from ..utils.stopping import StopSignals, ignore_signals
 from .captions import CaptionEncoder, pack_embeds
 from .corrupt import CorruptionReport, CorruptRow
 from .feature_cache import FeatureData
@@ -21,6 +28,8 @@ from .latent_shards import SPLITS, Shard, ShardWriter, chunks, summarize_shards
 
 
 __all__ = ["encode_dataset"]
+
+logger = logging.getLogger(__name__)
 
 SHOWN_DIFFERENCES = 6
 
@@ -60,9 +69,10 @@ def encode_dataset(
         The content of `index.json`.
 
     Raises:
-        ValueError: a size is not positive, `folder` holds latents of another tokenizer or of other data, the data are
-            streamed, randomly cropped or lack captions to embed, too many rows are corrupt, or moments or embeddings
-            exceed float16.
+        SystemExit: a signal was received; the current shard has been finished.
+        ValueError: a size is not positive, `folder` is in use or holds latents of another tokenizer or of other data,
+            the data are streamed, randomly cropped or lack captions to embed, too many rows are corrupt, or moments or
+            embeddings exceed float16.
     """
     if data.args.streaming:
         raise ValueError("streaming must be False, as a shard is a range of row numbers, got True")
@@ -92,24 +102,55 @@ def encode_dataset(
             "max_length": captions.max_length,
             "width": captions.width,
         }
-    _check_same(folder, index)
-
     shards = [
         Shard(folder / split / f"{number:05d}.parquet", split, indices)
         for split in SPLITS
         for number, indices in enumerate(chunks(range(len(rows[split])), rows_per_shard))
     ]
-    missing = [shard for shard in shards if not shard.path.exists()]
-    if accelerator.is_main_process and not (folder / INDEX).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / INDEX, index)
-    accelerator.wait_for_everyone()  # all processes list the missing shards before the first one appears
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
     encoder = _Encoder(vae, accelerator, features, captions)
-    _write_shards(mine, rows, encoder, batch_size, num_workers=num_workers, max_corrupt_share=max_corrupt_share)
-    accelerator.wait_for_everyone()
+    with _locked(folder, index, accelerator):
+        missing = on_main_process(accelerator.is_main_process, partial(_list_missing, folder, shards))
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        _write_shards(mine, rows, encoder, batch_size, num_workers=num_workers, max_corrupt_share=max_corrupt_share)
+        accelerator.wait_for_everyone()
+        facts = {"resolution": data.args.resolution, "max_corrupt_share": max_corrupt_share}
+        return _finish(folder, index, shards, vae, accelerator, **facts)
 
-    size = latent_size(vae, data.args.resolution, data.args.resolution)
+
+@contextlib.contextmanager
+def _locked(folder, index, accelerator):
+    """The folder of the cache, created if need be, for this run alone."""
+    locks = []
+
+    def lock():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
+        locks.append(lock_folder(folder))
+        _check_same(folder, index)
+        if not (folder / INDEX).exists():
+            _write_json(folder / INDEX, index)
+
+    try:
+        on_main_process(accelerator.is_main_process, lock)
+        yield
+    finally:
+        for held in locks:
+            held.release()
+
+
+def _list_missing(folder, shards):
+    """The shards that are missing or corrupt."""
+    damages = {shard: find_damage(shard.path, require_digest=False) for shard in shards if shard.path.exists()}
+    if corrupt := [damage for damage in damages.values() if damage]:
+        logger.warning("%s: encoded again, as they are corrupt: %s", folder, "; ".join(corrupt))
+    return [shard for shard in shards if damages.get(shard, "missing")]
+
+
+def _finish(folder, index, shards, vae, accelerator, *, resolution, max_corrupt_share):
+    """Statistics, tokenizer and index of the complete cache."""
+    size = latent_size(vae, resolution, resolution)
     index |= {"dtype": "float16", "shape": [2 * vae.config.latent_channels, *size]}
     index |= summarize_shards(shards, max_corrupt_share)
     if isinstance(vae, LatentAutoencoderMixin):
@@ -239,25 +280,28 @@ def _write_shards(shards, rows, encoder, batch_size, *, num_workers, max_corrupt
     """Encode and write this process's shards."""
     count, is_main = sum(len(shard.indices) for shard in shards), encoder.accelerator.is_main_process
     progress = tqdm(total=count, disable=not is_main, desc="encoding", unit="row")
-    for split in SPLITS:
-        report, rows_read = CorruptionReport(), 0
-        todo = [shard for shard in shards if shard.split == split]
-        batches = [batch for shard in todo for batch in shard.batches(batch_size)]
-        loader = iter(DataLoader(rows[split], batch_sampler=batches, num_workers=num_workers, collate_fn=_collate))
-        for shard in todo:
-            with ShardWriter(shard.path, rows[split].schema, encoder.statistics_shape) as writer:
-                for indices in shard.batches(batch_size):
-                    batch, corrupt = next(loader)
-                    if batch:
-                        if encoder.captions is not None:
-                            batch[CAPTION_EMBEDS] = encoder.caption_embeds(batch["captions"])
-                        moments = {}
-                        for copy in rows[split].copies:
-                            moments[copy] = encoder.moments(split, batch, mirrored=copy == COPIES[1])
-                        writer.write(batch, moments)
-                    writer.corrupt += corrupt
-                    report.add(corrupt)
-                    rows_read += len(indices)
-                    report.check(rows_read, max_corrupt_share, len(rows[split]))
-                    progress.update(len(indices))
+    with StopSignals("the current shard", announce=is_main) as signals:
+        for split in SPLITS:
+            report, rows_read = CorruptionReport(), 0
+            todo = [shard for shard in shards if shard.split == split]
+            batches = [batch for shard in todo for batch in shard.batches(batch_size)]
+            options = {"num_workers": num_workers, "worker_init_fn": ignore_signals}
+            loader = iter(DataLoader(rows[split], batch_sampler=batches, collate_fn=_collate, **options))
+            for shard in todo:
+                with ShardWriter(shard.path, rows[split].schema, encoder.statistics_shape) as writer:
+                    for indices in shard.batches(batch_size):
+                        batch, corrupt = next(loader)
+                        if batch:
+                            if encoder.captions is not None:
+                                batch[CAPTION_EMBEDS] = encoder.caption_embeds(batch["captions"])
+                            moments = {}
+                            for copy in rows[split].copies:
+                                moments[copy] = encoder.moments(split, batch, mirrored=copy == COPIES[1])
+                            writer.write(batch, moments)
+                        writer.corrupt += corrupt
+                        report.add(corrupt)
+                        rows_read += len(indices)
+                        report.check(rows_read, max_corrupt_share, len(rows[split]))
+                        progress.update(len(indices))
+                signals.check()
     progress.close()

@@ -14,6 +14,7 @@ bytes of one (tokens, width) array, without padding.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 
 from ..latents import LatentAutoencoderMixin
 from ..loading import load_tokenizer
+from ..utils.digests import find_damage
 from .captions import CaptionEncoder, unpack_embeds
 from .fingerprints import fingerprint_parameters
 from .order import choose_row, group_rows, indexed_batches, is_mirrored, row_random
@@ -42,10 +44,20 @@ READING = ("dataset_name", "random_flip", "max_train_samples")  # the fields of 
 
 
 def is_latent_cache(folder: str | Path) -> bool:
-    """Whether `folder` was written by `encode_dataset`, finished or not."""
+    """Whether `folder` was written by `encode_dataset`, finished or not.
+
+    Raises:
+        ValueError: its index is corrupt.
+    """
     try:
         index = json.loads((Path(folder) / INDEX).read_text())
-    except (OSError, ValueError):
+    except OSError:
+        return False
+    except ValueError as error:
+        if (Path(folder) / "train" / "00000.parquet").exists():
+            raise ValueError(
+                f"the latent cache {str(folder)!r} has a corrupt {INDEX}: delete it and run cache_latents.py once more"
+            ) from error
         return False
     return isinstance(index, dict) and {"vae", "fingerprint", "settings"} <= index.keys()
 
@@ -239,10 +251,21 @@ class CachedLatents:
         }
 
     def _open(self, split):
-        from datasets import load_dataset
+        from datasets import load_dataset_builder
 
-        files = [str(self.folder / file) for file, rows in self.index["splits"][split]["shards"].items() if rows]
-        return load_dataset("parquet", data_files=files, split="train").with_format("arrow")
+        files = [self.folder / file for file, rows in self.index["splits"][split]["shards"].items() if rows]
+        if missing := [str(file.relative_to(self.folder)) for file in files if not file.is_file()]:
+            raise ValueError(self._damaged(f"{missing[0]} is missing"))
+        options = {"data_files": [str(file) for file in files]}
+        builder = load_dataset_builder("parquet", **options)
+        if not os.path.isdir(builder.cache_dir):  # all is read now, once
+            if damages := [damage for file in files if (damage := find_damage(file, require_digest=False))]:
+                raise ValueError(self._damaged(f"of {split!r}, {damages[0]}"))
+        builder.download_and_prepare()
+        return builder.as_dataset("train").with_format("arrow")
+
+    def _damaged(self, what):
+        return f"the latent cache {str(self.folder)!r} is corrupt, run cache_latents.py once more: {what}"
 
     def read(self, rows, indices: list[int], mirrored: list[bool]) -> dict:
         """Rows as one batch. `datasets` slices its memory-mapped file: only the copy in use is read."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..utils.digests import commit_with_digest
 from .corrupt import CorruptionReport
 from .latent_cache import CAPTION_EMBEDS, GROUP, LABELS
 
@@ -84,7 +85,7 @@ class ShardWriter:
             self.file.add_key_value_metadata({"hf_fae": json.dumps(footer)})
         self.file.close()
         if error is None:
-            self.path.with_suffix(".part").replace(self.path)
+            commit_with_digest(self.path.with_suffix(".part"), self.path)
 
 
 def summarize_shards(shards: list[Shard], max_corrupt_share: float) -> dict:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ..utils.stopping import ignore_signals
+
 
 __all__ = [
     "PositionSampler",
@@ -109,5 +111,13 @@ def load_batches(rows: Dataset | IterableDataset, collate: Callable, num_workers
     generator = torch.Generator()  # its own: starting the loader must not consume the run's random numbers
     pin = torch.cuda.is_available()
     return iter(
-        DataLoader(rows, **order, collate_fn=collate, num_workers=num_workers, pin_memory=pin, generator=generator)
+        DataLoader(
+            rows,
+            **order,
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=pin,
+            generator=generator,
+            worker_init_fn=ignore_signals,
+        )
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from ..utils.digests import hash_file
 from .options import EvaluationArguments
 
 
-__all__ = ["describe_run", "hash_file", "identify_model"]
+__all__ = ["describe_run", "identify_model"]
 
 
 def describe_run(args: EvaluationArguments, resolution: int, device: torch.device) -> dict:
@@ -23,15 +24,6 @@ def describe_run(args: EvaluationArguments, resolution: int, device: torch.devic
         "batch_size": args.batch_size,
         "seed": args.seed,
     }
-
-
-def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def identify_model(path: str) -> dict[str, str]:

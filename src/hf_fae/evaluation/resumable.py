@@ -5,6 +5,7 @@ number of processes nor on interruptions.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,10 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..utils.atomic import atomic_write
+from ..utils.digests import commit_with_digest, find_damage
+from ..utils.locks import lock_folder
+from ..utils.processes import on_main_process
+from ..utils.stopping import StopSignals
 from .options import CHUNK
 
 
 __all__ = ["Parts", "check_settings", "process_state", "without_paths"]
+
+logger = logging.getLogger(__name__)
 
 
 def process_state():
@@ -50,25 +57,47 @@ class Parts:
         Args:
             make_part: numbers of images -> tensors, one row for each image or for some of them.
             description: of the progress bar.
+
+        Raises:
+            SystemExit: a signal was received; the current part has been finished.
+            ValueError: another run computes the parts of this folder, or it cannot be written.
         """
+        state, self._lock = process_state(), None
+        mine = on_main_process(state.is_main_process, self._lock_and_list)[state.process_index :: state.num_processes]
+        try:
+            self._compute(mine, make_part, description)
+            state.wait_for_everyone()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _compute(self, mine, make_part, description):
+        """Write the parts of this process; a signal ends it after one of them."""
         from tqdm import tqdm
 
-        state = process_state()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [start for start in range(0, self.count, self.part_size) if not self._path(start).exists()]
-        state.wait_for_everyone()  # all processes list the missing parts before one is written
-        mine = missing[state.process_index :: state.num_processes]
-        done = self.count - sum(len(self._images(start)) for start in mine)
-        with tqdm(
-            total=self.count, initial=done, desc=description, unit="image", disable=not state.is_main_process
-        ) as progress:
+        is_main, done = process_state().is_main_process, self.count - sum(len(self._images(start)) for start in mine)
+        bar = tqdm(total=self.count, initial=done, desc=description, unit="image", disable=not is_main)
+        with bar as progress, StopSignals("the current part", announce=is_main) as signals:
             for start in mine:
                 path = self._path(start)
                 tensors = {name: values.contiguous() for name, values in make_part(self._images(start)).items()}
                 save_file(tensors, path.with_suffix(".part"))
-                path.with_suffix(".part").replace(path)
+                commit_with_digest(path.with_suffix(".part"), path)
                 progress.update(len(self._images(start)))
-        state.wait_for_everyone()
+                signals.check()
+
+    def _lock_and_list(self):
+        """The parts that are missing or corrupt."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"output_dir {str(self.folder)!r} cannot be written: {error.strerror}") from error
+        self._lock = lock_folder(self.folder)
+        starts = range(0, self.count, self.part_size)
+        damages = {start: find_damage(self._path(start)) for start in starts if self._path(start).exists()}
+        if corrupt := [damage for damage in damages.values() if damage]:
+            logger.warning("%s: computed again, as they are corrupt: %s", self.folder, "; ".join(corrupt))
+        return [start for start in starts if damages.get(start, "missing")]
 
     def names(self) -> list[str]:
         """Names of the tensors."""
@@ -108,6 +137,13 @@ def check_settings(folder: str | Path, settings: dict) -> None:
         others = before is None and path.parent.exists() and any(other != part for other in path.parent.iterdir())
     except OSError as error:
         raise ValueError(f"output_dir {str(folder)!r} cannot be used: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"output_dir {str(folder)!r} cannot be resumed, as its settings.json is corrupt: delete the folder, or "
+            "pass another output_dir"
+        ) from error
+    if before is not None and not isinstance(before, dict):
+        raise ValueError(f"output_dir {str(folder)!r} cannot be resumed, as its settings.json holds no settings")
     if before is not None:
         one, other = without_paths(before), without_paths(settings)
         if changed := sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)):

@@ -11,6 +11,7 @@ from ..autoencoders.detok import AutoencoderDeTok
 from ..autoencoders.drorae import AutoencoderDRoRAE
 from ..autoencoders.fae import AutoencoderFAE
 from ..autoencoders.maetok import AutoencoderMAETok
+from ..autoencoders.raev2 import AutoencoderRAEv2
 from ..hub import ModelCardMixin
 from ..latents import check_finite, compression_ratio, decode_latents, image_size, latent_size
 from ..layers.positions import grid_size
@@ -23,7 +24,9 @@ from .lora import TransformerLoraMixin
 __all__ = ["LatentPipeline", "Tokenizer"]
 
 # Each by its class: `from_pipe` keeps a component only if its exact class is in the annotation.
-Tokenizer = AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderKL
+Tokenizer = (
+    AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderRAEv2 | AutoencoderKL
+)
 
 
 class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):

@@ -42,6 +42,10 @@ class LoopArguments:
     compile: bool = field(default=False, metadata={"help": "Compile the objective with torch.compile."})
     seed: int = field(default=0, metadata={"help": "Seed of initial weights, data order and all noise."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that decode images, per rank."})
+    process_timeout: int = field(
+        default=600,
+        metadata={"help": "Seconds that a process waits in a step for another that hangs; preparations may take 6 h."},
+    )
     logging_steps: int = field(
         default=50, metadata={"help": "Log every N steps; in between the host does not synchronise with the device."}
     )
@@ -73,5 +77,8 @@ class LoopArguments:
             raise ValueError(
                 f"min_learning_rate must be from 0 to learning_rate {self.learning_rate}, got {self.min_learning_rate}"
             )
+        for name in ("process_timeout", "max_train_steps", "logging_steps", "validation_steps", "checkpointing_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("hub_model_id must name the repository for push_to_hub, got None")

@@ -1,10 +1,17 @@
-"""Checkpoint folders `checkpoint-<step>`: complete or absent, whenever the process is killed."""
+"""Checkpoint folders `checkpoint-<step>`: complete or absent whenever the process is killed, and known to be intact.
+
+`checksums.json`, written last, has the digest of every other file.
+"""
 
 import contextlib
-import os
+import json
+import logging
 import re
 import shutil
 from pathlib import Path
+
+from ..utils.atomic import flush
+from ..utils.digests import hash_file
 
 
 __all__ = [
@@ -12,27 +19,34 @@ __all__ = [
     "clear_leftovers",
     "commit_checkpoint",
     "find_checkpoint",
+    "find_damage",
     "list_checkpoints",
     "remove_later",
     "writing_checkpoint",
 ]
 
+logger = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
+    """The checkpoint folders of a run, oldest first; some may be corrupt."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*")]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match and path.is_dir())]
 
 
 def find_checkpoint(output_dir: Path, wanted: str | None, fresh: bool = True) -> Path | None:
     """The checkpoint to resume from.
 
     Args:
-        wanted: a checkpoint folder, `"latest"` for the newest of the run, or None for none.
+        wanted: a checkpoint folder, `"latest"` for the newest intact one of the run, or None for none. Newer ones that
+            are corrupt are named in a warning.
         fresh: without a wanted checkpoint, require that the run has none yet.
 
     Raises:
-        ValueError: `wanted` is no checkpoint, or a new run would mix its checkpoints with those of another.
+        ValueError: `wanted` is no intact checkpoint, all of the run are corrupt, or a new run would mix its
+            checkpoints with those of another.
     """
     existing = list_checkpoints(output_dir)
     if wanted is None:
@@ -43,10 +57,32 @@ def find_checkpoint(output_dir: Path, wanted: str | None, fresh: bool = True) ->
             )
         return None
     if wanted == "latest":
-        return existing[-1] if existing else None
+        return _newest_intact(output_dir, existing)
     if not (Path(wanted) / "state.json").is_file():
         raise ValueError(f"resume_from_checkpoint {wanted!r} is not a checkpoint folder: it has no state.json")
+    if damage := find_damage(Path(wanted)):
+        raise ValueError(f"resume_from_checkpoint {wanted!r} is corrupt, choose another checkpoint: {damage}")
     return Path(wanted)
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if every file matches its digest."""
+    try:
+        digests = json.loads((checkpoint / CHECKSUMS).read_bytes())
+        if not isinstance(digests, dict) or "state.json" not in digests:
+            return f"{CHECKSUMS} is corrupt"
+        for name, digest in digests.items():
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if hash_file(checkpoint / name) != digest:
+                return f"{name} does not match its digest"
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing"
+    except OSError as error:
+        return f"a file cannot be read: {error.strerror}"
+    except ValueError:
+        return f"{CHECKSUMS} is corrupt"
+    return None
 
 
 def check_same_order(checkpoint: Path, before: dict, now: dict) -> None:
@@ -81,11 +117,15 @@ def writing_checkpoint(output_dir: Path, step: int, limit: int | None, is_main: 
 
 
 def commit_checkpoint(partial: Path, limit: int | None) -> None:
-    """Rename the complete `.checkpoint-<step>` to `checkpoint-<step>`; then delete the oldest beyond `limit`."""
+    """Write the digests of the complete `.checkpoint-<step>`, rename it to `checkpoint-<step>`, delete older ones.
+
+    Args:
+        limit: how many of the newest are kept; None keeps all.
+    """
+    digests = {path.name: hash_file(path) for path in sorted(partial.iterdir())}
+    (partial / CHECKSUMS).write_text(json.dumps(digests, indent=1))
     for path in [*partial.iterdir(), partial]:  # on disk before it is renamed and older ones are deleted
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        flush(path)
     final = partial.with_name(partial.name.removeprefix("."))
     if final.exists():  # a resumed run reaches a step for the second time
         _remove(final)
@@ -105,6 +145,23 @@ def clear_leftovers(output_dir: Path) -> None:
     """Delete what a run left behind when it was killed while writing or deleting a checkpoint."""
     for path in output_dir.glob(".checkpoint-*"):
         shutil.rmtree(path)
+
+
+def _newest_intact(output_dir, existing):
+    skipped = []
+    for path in reversed(existing):
+        damage = find_damage(path)
+        if damage is None:
+            if skipped:
+                logger.warning("resuming from %s, as newer ones are corrupt: %s", path.name, "; ".join(skipped))
+            return path
+        skipped.append(f"{path.name} ({damage})")
+    if skipped:
+        raise ValueError(
+            f"output_dir {str(output_dir)!r} has no intact checkpoint to resume from: {'; '.join(skipped)}; delete "
+            "them to start again, or pass another output_dir"
+        )
+    return None
 
 
 def _remove(folder):

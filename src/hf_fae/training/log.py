@@ -1,6 +1,7 @@
 """The log of a run: `log.jsonl`, trackers, and validation images."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from ..utils.atomic import atomic_write
 
 
 __all__ = ["RunLog"]
+
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -41,12 +44,28 @@ class RunLog:
                 log.write(json.dumps({"step": step, "images": images_seen, **entry}) + "\n")
             self.accelerator.log({k: v for k, v in entry.items() if v is not None}, step=step)
 
-    def truncate(self, step: int) -> None:
-        """Drop the lines that an interrupted run wrote after its checkpoint: they will be written again."""
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-            atomic_write(self.path, "".join(kept))
+    def truncate(self, step: int, drop_validation: bool = False) -> None:
+        """Drop the lines that an interrupted run wrote after its checkpoint: they will be written again.
+
+        Lines that cannot be read, which a power failure or a full disk leaves, are dropped with a warning.
+
+        Args:
+            step: of the checkpoint.
+            drop_validation: also drop the validation of that step.
+        """
+        if not self.path.exists():
+            return
+        *lines, _ = self.path.read_bytes().split(b"\n")  # a kill may leave a part of the last line
+        kept, unreadable = [], 0
+        for line in lines:
+            entry = _parse(line)
+            unreadable += entry is None
+            is_due = drop_validation and entry and any(name.startswith("validation/") for name in entry)
+            if entry and (entry["step"] < step or (entry["step"] == step and not is_due)):
+                kept.append(line.decode() + "\n")
+        if unreadable:
+            logger.warning("%s: %d corrupt lines were dropped", self.path, unreadable)
+        atomic_write(self.path, "".join(kept))
 
     def save_images(self, images: dict, step: int) -> None:
         """Write PIL images to `validation/<name>-<step>.png`, and send them to the trackers."""
@@ -64,3 +83,12 @@ class RunLog:
                 else:
                     layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                     tracker.log_images({name: np.asarray(image)[None]}, step=step, **layout)
+
+
+def _parse(line):
+    """The entry of a line of the log; None if it is corrupt."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None

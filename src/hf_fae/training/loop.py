@@ -16,37 +16,31 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-    gather_object,
-    set_seed,
-)
+from accelerate.utils import gather_object, set_seed
 from tqdm.auto import tqdm
 
 from ..data.corrupt import CorruptionReport
 from ..data.protocol import TrainingData
 from ..objectives.base import Objective
 from ..utils.atomic import atomic_write
+from ..utils.locks import lock_folder
+from ..utils.processes import on_main_process
 from ..utils.randomness import ImageRandom
+from ..utils.stopping import StopSignals
 from .arguments import LoopArguments
 from .checkpoints import check_same_order, clear_leftovers, find_checkpoint, remove_later, writing_checkpoint
 from .flops import FlopShare
 from .log import RunLog
 from .meter import Meter, peak_memory
 from .optimization import Optimization
+from .processes import PREPARATION, StopVote, make_accelerator, naming_hangs, set_patience
 from .publish import check_hub, publish, training_run
 from .state import remove_sharding
 
 
-__all__ = ["PATIENCE", "LoopArguments", "TrainingLoop"]
+__all__ = ["LoopArguments", "TrainingLoop"]
 
 logger = logging.getLogger(__name__)
-
-# Other processes wait while one prepares a large data set or measures statistics: longer than torch's ten minutes.
-PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
 
 
 class TrainingLoop:
@@ -74,29 +68,24 @@ class TrainingLoop:
         self.output_dir = Path(args.output_dir)
         self.step = self.images_seen = 0
         self.corrupt_rows, self._new_corrupt_rows, self.meter = CorruptionReport(), [], Meter()
+        self._interval_so_far, self._validation_is_due = {}, False  # of a run that a signal has stopped
         tracker = args.report_to if args.report_to != "none" and not args.dry_run else None
         if tracker and find_spec(tracker) is None:
             logger.warning("report_to=%r but it is not installed: only log.jsonl is written", tracker)
             tracker = None
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
+        self.accelerator = make_accelerator(
+            args.mixed_precision,
+            args.gradient_accumulation_steps,
             log_with=tracker,
             project_dir=str(self.output_dir),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENCE],
         )
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         self.log = RunLog(self.output_dir, self.accelerator, args.dry_run)
-        self.resume_from = self._find_checkpoint()
-        if self.is_main:
-            check_hub(args)
+        self.resume_from = self._open_folder()
         if args.allow_tf32:
             torch.set_float32_matmul_precision("high")
         set_seed(args.seed)
-        if self.is_main and not args.dry_run:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            clear_leftovers(self.output_dir)
         if tracker:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in self.config.items()}
             project = "tensorboard" if tracker == "tensorboard" else "hf_fae"  # its folder, or the project's name
@@ -127,28 +116,21 @@ class TrainingLoop:
 
         Raises:
             FloatingPointError: `max_nonfinite_steps` gradients in a row were not finite (detected at a logging step).
+            SystemExit: SIGTERM, SIGINT or SIGUSR1 was received; the step has been finished and a checkpoint written.
+            TimeoutError: another process did not answer for `process_timeout` seconds.
             ValueError: too many rows of the data are corrupt (detected at a logging step), or the resumed run had its
                 data in another order.
         """
-        args, meter = self.args, self.meter
-        batches = self._prepare(objective, data)
-        max_steps = self.step + 1 if args.dry_run else args.max_train_steps
-        results = None
-        progress = tqdm(initial=self.step, total=max_steps, disable=not self.is_main, desc="training", unit="step")
-        meter.start(self.images_seen)
-        while self.step < max_steps:
-            self._train_step(batches)
-            progress.update()
-            is_checkpoint = self.step % args.checkpointing_steps == 0 or self.step == max_steps
-            if self.step % args.logging_steps == 0 or is_checkpoint:  # no interval extends over a checkpoint
-                progress.set_postfix(self._log_interval())
-            if validate and (self.step % args.validation_steps == 0 or self.step == max_steps):
-                results = self._validate(validate)
-            if is_checkpoint and not args.dry_run:  # after the validation: its numbers are then in the log
-                with meter.paused():
-                    self._save_checkpoint()
-        progress.close()
+        try:
+            return self._run(objective, data, validate, save)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
+    def _run(self, objective, data, validate, save):
+        args = self.args
+        batches = self._prepare(objective, data)
+        results = self._train(batches, validate)
         if validate and results is None:  # a finished run, resumed: its log is complete
             results = self._validate(validate, log=False)
         self._report_corrupt_rows()
@@ -169,17 +151,76 @@ class TrainingLoop:
             publish(args, run)
         return results
 
-    def _find_checkpoint(self):
-        """The checkpoint to resume from, found by the main process; all processes must see the same files."""
-        args = self.args
-        found = find_checkpoint(self.output_dir, args.resume_from_checkpoint, fresh=not args.dry_run)
-        (main,) = broadcast_object_list([found])
-        if any(other != main for other in gather_object([found])):
+    def _train(self, batches, validate):
+        """Train up to the last step; returns the result of the last validation, if there was one."""
+        args, meter = self.args, self.meter
+        max_steps = self.step + 1 if args.dry_run else args.max_train_steps
+        patience = timedelta(seconds=args.process_timeout)
+        results = self._validate(validate) if validate and self._validation_is_due else None
+        progress = tqdm(initial=self.step, total=max_steps, disable=not self.is_main, desc="training", unit="step")
+        meter.start(self.images_seen, self._interval_so_far)
+        set_patience(patience)
+        with StopSignals("the training step", announce=self.is_main) as signals, naming_hangs(patience):
+            vote = StopVote(patience)
+            while self.step < max_steps:
+                self._train_step(batches)
+                progress.update()
+                is_last, received = self.step == max_steps, vote(signals.received)
+                validates = validate is not None and (self.step % args.validation_steps == 0 or is_last)
+                is_checkpoint = self.step % args.checkpointing_steps == 0 or is_last
+                if self.step % args.logging_steps == 0 or is_checkpoint:  # no interval extends over a checkpoint
+                    progress.set_postfix(self._log_interval())
+                if received and not args.dry_run:
+                    progress.close()
+                    self._save_and_exit(received, validates)
+                if validates:
+                    results = self._validate(validate)
+                if is_checkpoint and not args.dry_run:  # after the validation: its numbers are then in the log
+                    with meter.paused():
+                        self._save_checkpoint()
+        progress.close()
+        set_patience(PREPARATION)
+        return results
+
+    def _save_and_exit(self, received, validation_is_due):
+        """Stop for a signal: the resumed run continues as if there had been none, also in its log."""
+        self._save_checkpoint(validation_is_due)
+        self.print(f"stopped by signal {received}: checkpoint-{self.step} is saved")
+        self.accelerator.end_training()
+        raise SystemExit(128 + received)
+
+    def _open_folder(self):
+        """Lock `output_dir`, and find the checkpoint to resume from; the main process does, and tells the others."""
+        self._lock = None
+        found = on_main_process(self.is_main, self._lock_and_find)
+        if not all(gather_object([found is None or (found / "state.json").is_file()])):
             raise ValueError(
-                f"resume_from_checkpoint {args.resume_from_checkpoint!r} is not the same for all processes, here "
-                f"{str(found)!r}: output_dir must be on a disk that they share"
+                f"resume_from_checkpoint {self.args.resume_from_checkpoint!r} is not the same for all processes, "
+                f"{str(found)!r} for the first: output_dir must be on a disk that they share"
             )
-        return main
+        return found
+
+    def _lock_and_find(self):
+        args = self.args
+        if self.output_dir.is_dir() and not args.dry_run:  # before anything in it is read
+            self._lock = lock_folder(self.output_dir)
+        found = find_checkpoint(self.output_dir, args.resume_from_checkpoint, fresh=not args.dry_run)
+        if found is not None:
+            step = json.loads((found / "state.json").read_text())["step"]
+            if step > args.max_train_steps:
+                raise ValueError(
+                    f"max_train_steps must be at least {step} to resume from {str(found)!r}, got "
+                    f"{args.max_train_steps}"
+                )
+        check_hub(args)
+        if not args.dry_run:
+            try:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"output_dir {str(self.output_dir)!r} cannot be written: {error.strerror}") from error
+            self._lock = self._lock or lock_folder(self.output_dir)
+            clear_leftovers(self.output_dir)
+        return found
 
     def _prepare(self, objective, data):
         """Optimisation, resume, the files of the run; the batches from there on."""
@@ -195,7 +236,7 @@ class TrainingLoop:
             self._resume()
         if self.is_main and not args.dry_run:
             remove_later(self.output_dir, self.step)
-            self.log.truncate(self.step)
+            self.log.truncate(self.step, drop_validation=self._validation_is_due)
             if self.config:
                 atomic_write(self.output_dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         name = type(objective.model).__name__
@@ -240,12 +281,11 @@ class TrainingLoop:
 
         The only place where the host synchronises with the device.
         """
-        means = self.meter.means(lambda table: self.accelerator.reduce(table, "sum"))
+        means = self.meter.means(self._sum_over_processes)
         skipped_in_a_row, skipped = self.optimization.skipped_steps()
         speed = self.meter.speed(self.images_seen)
         rate = speed["images_per_second"]
-        self.corrupt_rows.add(gather_object(self._new_corrupt_rows))  # every process has the report of all
-        self._new_corrupt_rows = []
+        self._share_corrupt_rows()
         corrupt = sum(self.corrupt_rows.counts().values())
         entry = {
             **means,
@@ -267,6 +307,10 @@ class TrainingLoop:
         self.meter.start(self.images_seen)
         loss = means["loss"]
         return {"loss": "not finite" if loss is None else f"{loss:.4g}", "images/s": f"{rate:.1f}"}
+
+    def _share_corrupt_rows(self):
+        self.corrupt_rows.add(gather_object(self._new_corrupt_rows))  # every process has the report of all
+        self._new_corrupt_rows = []
 
     def _validate(self, validate, log=True):
         module, optimization = self.optimization.module, self.optimization
@@ -294,14 +338,18 @@ class TrainingLoop:
                 path = self.output_dir / "damaged_rows.json"  # the name that published runs have
                 atomic_write(path, json.dumps(self.corrupt_rows.state(), indent=1))
 
-    def _save_checkpoint(self):
+    def _save_checkpoint(self, validation_is_due=False):
         limit = self.args.checkpoints_total_limit
+        self._share_corrupt_rows()
+        interval = self.meter.sums(self._sum_over_processes)
         with writing_checkpoint(self.output_dir, self.step, limit, self.is_main) as folder:
             state = {
                 "step": self.step,
                 "images_seen": self.images_seen,
                 "data": self._data_signature,
                 "corrupt_rows": self.corrupt_rows.state(),
+                "interval": interval,
+                "validation_is_due": validation_is_due,
                 **self.optimization.save(folder),
             }
             if self.is_main:
@@ -314,4 +362,13 @@ class TrainingLoop:
         self.optimization.load(self.resume_from, state)
         self.step, self.images_seen = state["step"], state["images_seen"]
         self.corrupt_rows.load(state["corrupt_rows"])
+        # The sums are those of all processes: one of them continues with them.
+        self._interval_so_far = {
+            name: torch.tensor(pair if self.is_main else [0.0, 0.0], device=self.device)
+            for name, pair in state["interval"].items()
+        }
+        self._validation_is_due = state["validation_is_due"]
         self.print(f"resumed from {self.resume_from} after {self.images_seen:,} images")
+
+    def _sum_over_processes(self, table):
+        return self.accelerator.reduce(table, "sum")

@@ -18,9 +18,9 @@ class Meter:
     def __init__(self):
         self.start(images_seen=0)
 
-    def start(self, images_seen: int) -> None:
-        """Begin a new interval."""
-        self._sums, self._start, self._images = {}, time.perf_counter(), images_seen
+    def start(self, images_seen: int, sums: dict[str, torch.Tensor] | None = None) -> None:
+        """Begin a new interval, or continue one with the `sums` (2,) of values and counts up to here."""
+        self._sums, self._start, self._images = dict(sums or {}), time.perf_counter(), images_seen
         self._input_seconds = 0.0
 
     def add(self, name: str, value: torch.Tensor | Mean) -> None:
@@ -32,8 +32,13 @@ class Meter:
 
     def means(self, reduce) -> dict[str, float | None]:
         """Mean by name over all processes, None if no finite value was added; `reduce(tensor)` sums over processes."""
-        table = reduce(torch.stack(list(self._sums.values()))).tolist()
-        return {name: total / count if count else None for name, (total, count) in zip(self._sums, table, strict=True)}
+        return {name: total / count if count else None for name, (total, count) in self.sums(reduce).items()}
+
+    def sums(self, reduce) -> dict[str, list[float]]:
+        """Sum and count of the values by name over all processes."""
+        if not self._sums:
+            return {}
+        return dict(zip(self._sums, reduce(torch.stack(list(self._sums.values()))).tolist(), strict=True))
 
     def speed(self, images_seen: int) -> dict[str, float]:
         """Images per second of all processes, and the share of time spent waiting for data."""

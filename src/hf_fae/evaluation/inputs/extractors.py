@@ -16,8 +16,9 @@ from ...images import from_uint8
 from ...latents import check_finite
 from ...loading import loading
 from ...networks import TimmNetwork, load_hub_weights, read_config
+from ...utils.digests import hash_file
 from ..options import CHUNK
-from ..provenance import hash_file, identify_model
+from ..provenance import identify_model
 
 
 __all__ = [

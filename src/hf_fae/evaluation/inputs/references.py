@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...utils.digests import hash_file
 from ..metrics.distances import GaussianStatistics
-from ..provenance import hash_file
 from ..resumable import Parts
 from .extractors import INCEPTION, FeatureExtractor, extract_features
 from .numbered_images import NumberedImages

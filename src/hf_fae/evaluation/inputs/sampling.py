@@ -97,7 +97,7 @@ class Sampler:
             "guidance_scale": dataclasses.asdict(self.call["guidance_scale"]),
         }
 
-    def sample(self, numbers: range) -> torch.Tensor:
+    def sample_images(self, numbers: range) -> torch.Tensor:
         """(B, 3, H, W) uint8 on the CPU, `batch_size` at a time.
 
         Raises:
@@ -164,7 +164,7 @@ class SavedSamples:
         self.settings = {"model": model, "resolution": self.resolution, "num_samples": self.count}
         self.settings["batch_size"] = args.batch_size  # the parts depend on it
 
-    def sample(self, numbers: range) -> torch.Tensor:
+    def sample_images(self, numbers: range) -> torch.Tensor:
         return self.batch.read(numbers)["images"]
 
 

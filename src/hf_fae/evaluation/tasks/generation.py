@@ -95,7 +95,7 @@ def evaluate_generation(args: GenerationArguments, image_args: ImageArguments) -
     samples = Parts(folder / "parts" / "samples", sampler.count, args.batch_size)
 
     def make_part(numbers):
-        images = sampler.sample(numbers)
+        images = sampler.sample_images(numbers)
         part = extract_features(extractors, images)
         if args.save_images == "npz":
             part["images"] = images.permute(0, 2, 3, 1)

@@ -8,12 +8,13 @@ import torch
 from ...images import from_uint8, to_uint8
 from ...latents import check_finite, compression_ratio, decode_latents, encode_images
 from ...loading import loading, open_tokenizer
+from ...utils.digests import hash_file
 from ...utils.image_metrics import psnr, ssim, token_cosine
 from ..inputs.extractors import INCEPTION, extract_features, load_extractors, metric_name
 from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..metrics.distances import GaussianStatistics, frechet_distance
 from ..options import DTYPES, TokenizerArguments
-from ..provenance import describe_run, hash_file
+from ..provenance import describe_run
 from ..reports.report import Evaluation
 from ..resumable import Parts, check_settings, process_state
 
