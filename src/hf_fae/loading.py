@@ -62,7 +62,7 @@ def open_pipeline(argument: str, path: str, dtype: torch.dtype = torch.float32) 
             check_numbers(config, repr(str(file)))
         pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype)
     if not isinstance(pipe, LatentPipeline):
-        raise ValueError(f"{argument} {path!r} is a {type(pipe).__name__}, which is no pipeline of hf_fae")
+        raise ValueError(f"{argument} {path!r} must be a pipeline of hf_fae, got a {type(pipe).__name__}")
     return pipe
 
 

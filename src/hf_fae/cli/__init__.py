@@ -9,6 +9,8 @@ import sys
 from functools import partial
 from importlib import import_module
 
+import torch
+
 
 __all__ = ["COMMANDS", "main"]
 
@@ -44,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         run()
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        parser.error(f"not enough memory: {' '.join(str(error).split()) or 'the system has no more'}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...images import from_uint8, to_pil
+from ...images import from_uint8, save_png, to_pil
 from ...loading import loading
 from ..inputs.extractors import INCEPTION, extract_features, load_extractors
 from ..inputs.numbered_images import ImageArguments, NumberedImages
@@ -166,4 +166,4 @@ def _open_text_model(args, sampler, device):
 def _save_pngs(images, numbers, folder):
     folder.mkdir(exist_ok=True)
     for number, image in zip(numbers, to_pil(from_uint8(images)), strict=True):
-        image.save(folder / f"{number:06d}.png")
+        save_png(image, folder / f"{number:06d}.png")
