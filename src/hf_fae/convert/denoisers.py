@@ -177,6 +177,7 @@ def denoiser_config(state: Mapping[str, torch.Tensor], layout: Layout, num_atten
         "qk_norm": f"{first}.attn.q_norm.weight" in state,
         "prediction_type": "velocity",
         "pos_embed_type": "sincos",
+        "base_head_layer": None,
         **layout.config,
     }
 
