@@ -144,27 +144,24 @@ class LocalHub:
 
     # What tests call
 
-    @property
-    def home(self) -> Path:
-        """`HF_HOME` of the latest process."""
-        return self._home
-
-    def run(self, code: str) -> str:
+    def run(self, code: str, home: Path | None = None) -> str:
         """Runs Python `code`, which may be indented, in a new process whose Hub is this server.
 
-        Its `HF_HOME` is new and empty, so that nothing comes from an earlier cache.
+        Args:
+            home: the process's `HF_HOME`; a new, empty one by default, so that nothing comes from an earlier cache.
 
         Returns:
             What it printed.
         """
-        self.change_home()
+        self.change_home(home)
         return self.processes.run(["-c", textwrap.dedent(code)])
 
-    def change_home(self) -> None:
+    def change_home(self, home: Path | None = None) -> None:
         """Libraries read the name of `HF_HOME` when they are imported: it is a link to a folder that changes."""
-        self._num_homes += 1
-        home = self.folder / f"home-{self._num_homes}"
-        home.mkdir()
+        if home is None:
+            self._num_homes += 1
+            home = self.folder / f"home-{self._num_homes}"
+        home.mkdir(exist_ok=True)
         self._home.unlink(missing_ok=True)
         self._home.symlink_to(home)
 

@@ -1,4 +1,4 @@
-"""The scripts behind docs/training-emoji.md: recipes, export, baseline, and sample quality."""
+"""The scripts behind docs/experiments/emoji-256.md: recipes, export, baseline, and sample quality."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -104,17 +104,16 @@ def test_over_http(hub, tmp_path, oracle):
             if path.is_file()
         }
         hub.repository(repository).commit(tree, "files")
-    client = CLIENT.format(settings=settings, names=NAMES)
-    first = json.loads(hub.run(client + PUSH).splitlines()[0])
+    home, client = tmp_path / "home", CLIENT.format(settings=settings, names=NAMES)
+    first = json.loads(hub.run(client + PUSH, home=home).splitlines()[0])
     assert all(shape[0] == 1 and std > 0 for shape, _, std in first.values())
     assert hub.downloads("hustvl/lightningdit-xl-imagenet256-800ep") == ["lightningdit-xl-imagenet256-800ep.pt"]
     requests = len(hub.requests)
-    # Another process with the same cache.
-    offline = "import huggingface_hub\nhuggingface_hub.constants.HF_HUB_OFFLINE = True\n"
-    again = json.loads(hub.processes.run(["-c", offline + client]).splitlines()[-1])
+    offline = "import huggingface_hub.constants\nhuggingface_hub.constants.HF_HUB_OFFLINE = True\n"
+    again = json.loads(hub.run(offline + client, home=home).splitlines()[-1])
     assert again == first
     assert len(hub.requests) == requests
-    (kept,) = (hub.home / "assets" / "hf_fae").glob("mar-b-detok-*[0-9a-f]")
+    (kept,) = (home / "assets" / "hf_fae").glob("mar-b-detok-*[0-9a-f]")
     origins = json.loads((kept / "published.json").read_text())
     assert [origin["revision"] for origin in origins] == 2 * [hub.head("jjiaweiyang/l-DeTok")]
     # Pushed either way, they keep where they come from and under which licence.

@@ -44,10 +44,16 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def parquet_folder(tmp_path_factory):
     """The same images as parquet files (4 of train), with a column of strings and one of numbers."""
+    folder = tmp_path_factory.mktemp("parquet")
+    write_parquet(folder)
+    return folder
+
+
+def write_parquet(folder: Path) -> None:
+    """Write the files of `parquet_folder`."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    folder = tmp_path_factory.mktemp("parquet")
     features = Features({"image": ImageFeature(), "kind": Value("string"), "number": Value("int64")})
 
     def write(numbers, name):
@@ -61,7 +67,6 @@ def parquet_folder(tmp_path_factory):
     for shard in range(4):
         write(range(8 * shard, 8 * shard + 8), f"train-{shard:05d}-of-00004.parquet")
     write(range(32, 36), "validation-00000-of-00001.parquet")
-    return folder
 
 
 @pytest.fixture(scope="session")

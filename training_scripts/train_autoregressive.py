@@ -18,7 +18,7 @@ from typing import Literal
 from hf_fae import AutoregressiveTransformer2DModel, FAEMARPipeline, MARTransformer2DModel
 from hf_fae.data.conditions import prepare_condition
 from hf_fae.data.images import DataArguments
-from hf_fae.data.opening import latent_sample_size, open_pipeline, open_training_data
+from hf_fae.data.opening import check_pipeline_arguments, latent_sample_size, open_pipeline, open_training_data
 from hf_fae.data.protocol import GeneratorData
 from hf_fae.generators.diffusion_head import head_scheduler
 from hf_fae.objectives.from_pipeline import objective_of
@@ -121,6 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             components = {"vae": args.vae, "image_encoder": args.image_encoder}
             pipeline = open_pipeline(data, args.pipeline, FAEMARPipeline, **components)
+            check_pipeline_arguments(args, pipeline)
     loop.print(data.describe())
     data, condition = prepare_condition(pipeline, data)
     loop.print(condition.describe())

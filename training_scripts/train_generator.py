@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from hf_fae import (
     DiTDHTransformer2DModel,
@@ -25,7 +25,7 @@ from hf_fae import (
 )
 from hf_fae.data.conditions import prepare_condition
 from hf_fae.data.images import DataArguments
-from hf_fae.data.opening import latent_sample_size, open_pipeline, open_training_data
+from hf_fae.data.opening import check_pipeline_arguments, latent_sample_size, open_pipeline, open_training_data
 from hf_fae.data.protocol import GeneratorData
 from hf_fae.layers.positions import grid_size
 from hf_fae.objectives.flow_matching import dimension_shift
@@ -155,6 +155,15 @@ def check_arguments(args: DenoiserArguments) -> None:
                 raise ValueError(f"{name} must be {default} for prediction_type epsilon, got {getattr(args, name)}")
 
 
+def without_effect(args: DenoiserArguments, pipeline: FAEDiTPipeline) -> dict:
+    """Further arguments that a published pipeline overrules, with the values that they may have."""
+    if isinstance(pipeline.scheduler, DDPMScheduler):
+        return {"timestep_sampling": "uniform", "cosine_weight": 0.0, "dimension_shift": False}
+    config = pipeline.transformer.config
+    shift = dimension_shift(config.in_channels, *grid_size(config.sample_size))
+    return {"dimension_shift": abs(1 / pipeline.scheduler.config.shift - shift) < 1e-6}
+
+
 def main(argv: list[str] | None = None) -> None:
     args, data_args, loop_args, config = parse_arguments(
         DenoiserArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
@@ -168,6 +177,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             components = {"vae": args.vae, "image_encoder": args.image_encoder}
             pipeline = open_pipeline(data, args.pipeline, FAEDiTPipeline, **components)
+            check_pipeline_arguments(args, pipeline, **without_effect(args, pipeline))
     loop.print(data.describe())
     data, condition = prepare_condition(pipeline, data)
     loop.print(condition.describe())

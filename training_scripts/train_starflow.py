@@ -17,7 +17,13 @@ from functools import partial
 from hf_fae import FAEStarFlowPipeline, STARFlowTransformer2DModel
 from hf_fae.data.conditions import prepare_condition
 from hf_fae.data.images import DataArguments
-from hf_fae.data.opening import latent_sample_size, open_caption_encoder, open_pipeline, open_training_data
+from hf_fae.data.opening import (
+    check_pipeline_arguments,
+    latent_sample_size,
+    open_caption_encoder,
+    open_pipeline,
+    open_training_data,
+)
 from hf_fae.data.protocol import GeneratorData
 from hf_fae.objectives.generator import CaptionArguments
 from hf_fae.objectives.starflow import STARFlowObjective
@@ -94,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             components = {"vae": args.vae, "image_encoder": args.image_encoder, "text_encoder": args.text_encoder}
             pipeline = open_pipeline(data, args.pipeline, FAEStarFlowPipeline, **components)
+            check_pipeline_arguments(args, pipeline)
     loop.print(data.describe())
     data, condition = prepare_condition(pipeline, data)
     loop.print(condition.describe())

@@ -25,7 +25,13 @@ from hf_fae import (
 )
 from hf_fae.data.conditions import prepare_condition
 from hf_fae.data.images import DataArguments
-from hf_fae.data.opening import latent_sample_size, open_caption_encoder, open_pipeline, open_training_data
+from hf_fae.data.opening import (
+    check_pipeline_arguments,
+    latent_sample_size,
+    open_caption_encoder,
+    open_pipeline,
+    open_training_data,
+)
 from hf_fae.data.protocol import GeneratorData
 from hf_fae.objectives.from_pipeline import objective_of
 from hf_fae.objectives.generator import CaptionArguments
@@ -111,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             components = {"vae": args.vae, "image_encoder": args.image_encoder, "text_encoder": args.text_encoder}
             pipeline = open_pipeline(data, args.pipeline, FAETextToImagePipeline, **components)
+            check_pipeline_arguments(args, pipeline)
     loop.print(data.describe())
     data, condition = prepare_condition(pipeline, data)
     loop.print(condition.describe())

@@ -37,7 +37,7 @@ def loading(argument: str, value: str):
         yield
     except Exception as error:  # each library fails in its own way
         place = value.rpartition("=")[2]
-        absent = " is no folder here and" if "/" in place and not os.path.exists(place) else ""
+        absent = " is not a local folder and" if "/" in place and not os.path.exists(place) else ""
         sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0] or type(error).__name__
         cause = explain_hub_error(error) or sentence
         raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {cause}") from error
@@ -92,7 +92,7 @@ def open_tokenizer(
         encoder: the frozen encoder of a tokenizer saved without it; by default the one that its config names.
 
     Raises:
-        ValueError: it cannot be loaded, is no tokenizer, or has no encoder and names none.
+        ValueError: it cannot be loaded, is not a tokenizer, or has no encoder and names none.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -111,7 +111,7 @@ def open_tokenizer(
         keep_encoder = {"image_encoder": None} if encoder else {}
         vae = AutoModel.from_pretrained(path, dtype=dtype, **location, **keep_encoder)
     if not isinstance(vae, (LatentAutoencoderMixin, AutoencoderKL)):
-        raise ValueError(f"--model {path!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
+        raise ValueError(f"--model {path!r} must be a tokenizer of hf_fae, got a {type(vae).__name__}")
     if isinstance(vae, FrozenEncoderMixin) and vae.image_encoder is None:
         name = encoder or vae.config.image_encoder_id
         if name is None:
@@ -148,7 +148,7 @@ def complete_text_encoder(pipeline: LatentPipeline, text_encoder: str | None = N
     """
     needs_one = pipeline.reads_text and pipeline.text_encoder is None
     if text_encoder is not None and not needs_one:
-        reason = "has its own" if pipeline.reads_text else "reads no texts"
+        reason = "has its own" if pipeline.reads_text else "reads no text"
         raise ValueError(f"text_encoder must be None with this pipeline, which {reason}, got {text_encoder!r}")
     if not needs_one:
         return

@@ -1,7 +1,7 @@
-"""What must not lose anything and must say clearly what went wrong: `python -m tests.reliability` from a clone."""
+"""What may go wrong, tried: `python -m tests.reliability` from the clone; see docs/guides/reliability.md."""
 
 import sys
 from pathlib import Path
 
 
-sys.path.append(str(Path(__file__).parents[1]))  # the tests' own modules, as under pytest
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' modules import each other by their bare names

@@ -6,22 +6,11 @@ from pathlib import Path
 
 import pytest
 from damaged import damaged_rows
-from factories import (
-    tiny_encoder,
-    tiny_fae,
-    tiny_fae_dit_pipeline,
-    tiny_fae_text_to_image_pipeline,
-    tiny_lightning_dit,
-    tiny_rae,
-)
-from safetensors import safe_open
-from text_models import save_sentence_encoder
-from training_runs import ADVERSARIAL, assert_equal_checkpoints, read_log
+from reliability.kills import CASES, CONFIGS, RUNS, SCRIPTS, publish_models, read_tensors
+from training_runs import assert_equal_checkpoints, read_log
 
 
 TESTS = Path(__file__).parents[1]
-SCRIPTS = TESTS.parent / "training_scripts"
-CONFIGS = TESTS / "configs"
 
 
 @pytest.fixture
@@ -84,95 +73,8 @@ def test_text_to_image_on_damaged_shards(tmp_path, run_killed, damaged_webdatase
 def published(tmp_path_factory, processes, parquet_folder):
     """What the scripts start from: encoders, a tokenizer, pipelines, cached latents."""
     folder = tmp_path_factory.mktemp("published")
-    tiny_encoder().save_pretrained(folder / "encoder")
-    tiny_fae().save_pretrained(folder / "fae")
-    tiny_rae().save_pretrained(folder / "rae")
-    labels = {0: "circle", 1: "cross", 2: "heart", 3: "star"}
-    pipeline = tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=4), id2label=labels)
-    pipeline.save_pretrained(folder / "pipeline")
-    tiny_fae_text_to_image_pipeline().save_pretrained(folder / "text-pipeline")
-    save_sentence_encoder(folder / "text-encoder")
-    flags = ["--vae", folder / "fae", "--dataset_name", parquet_folder, "--label_column", "kind"]
-    flags += ["--caption_column", "kind", "--text_encoder", folder / "text-encoder", "--max_caption_length", "12"]
-    config = CONFIGS / "smoke_cache_latents.yaml"
-    processes.run([SCRIPTS / "cache_latents.py", *flags, "--output_dir", folder / "latents", "--config", config])
+    publish_models(folder, parquet_folder)
     return folder
-
-
-RUNS = {
-    "fae": ("train_fae.py", "smoke_fae.yaml", ["--image_encoder", "{published}/encoder"]),
-    "pixel-decoder": (
-        "train_pixel_decoder.py",
-        "smoke_pixel_decoder.yaml",
-        ["--fae", "{published}/fae", "--stage", "Ib", *ADVERSARIAL],
-    ),
-    "drorae-fusion": (
-        "train_drorae.py",
-        "smoke_drorae.yaml",
-        ["--phase", "2", "--tokenizer", "{published}/rae", *ADVERSARIAL],
-    ),
-    "detok": ("train_detok.py", "smoke_detok.yaml", []),
-    "maetok": (
-        "train_maetok.py",
-        "smoke_maetok.yaml",
-        ["--auxiliary_targets", "dinov2:{published}/encoder=1.0"],
-    ),
-    "generator": (
-        "train_generator.py",
-        "smoke_generator.yaml",
-        ["--vae", "{published}/fae", "--label_column", "kind", "--dataloader_num_workers", "1"],
-    ),
-    "generator-streaming": (
-        "train_generator.py",
-        "smoke_generator.yaml",
-        ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true", "--shuffle_block", "4"],
-    ),
-    "generator-latents": ("train_generator.py", "smoke_generator.yaml", ["--dataset_name", "{published}/latents"]),
-    "text-to-image": (
-        "train_text_to_image.py",
-        "smoke_text_to_image.yaml",
-        [
-            *("--vae", "{published}/fae", "--caption_column", "kind"),
-            *("--text_encoder", "{published}/text-encoder", "--max_caption_length", "12"),
-        ],
-    ),
-    "text-to-image-latents": (
-        "train_text_to_image.py",
-        "smoke_text_to_image.yaml",
-        ["--dataset_name", "{published}/latents"],
-    ),
-    "text-to-image-lora": (
-        "train_lora.py",
-        "smoke_lora.yaml",
-        [
-            *("--pipeline", "{published}/text-pipeline", "--image_encoder", "{published}/encoder"),
-            *("--caption_column", "kind"),
-        ],
-    ),
-    "starflow-text-latents": (
-        "train_starflow.py",
-        "smoke_starflow.yaml",
-        ["--dataset_name", "{published}/latents", "--text_encoder", "{published}/text-encoder"],
-    ),
-    "starflow": (
-        "train_starflow.py",
-        "smoke_starflow.yaml",
-        ["--vae", "{published}/fae", "--label_column", "kind", "--streaming", "true"],
-    ),
-    "starflow-latents": ("train_starflow.py", "smoke_starflow.yaml", ["--dataset_name", "{published}/latents"]),
-    "mar-latents": ("train_autoregressive.py", "smoke_autoregressive.yaml", ["--dataset_name", "{published}/latents"]),
-    "random-ar-latents": (
-        "train_autoregressive.py",
-        "smoke_autoregressive.yaml",
-        ["--dataset_name", "{published}/latents", "--model", "random"],
-    ),
-    "fae-noisy": ("train_fae.py", "smoke_fae.yaml", ["--fae", "{published}/fae", "--latent_noise", "0.3"]),
-    "lora": (
-        "train_lora.py",
-        "smoke_lora.yaml",
-        ["--pipeline", "{published}/pipeline", "--image_encoder", "{published}/encoder", "--label_column", "kind"],
-    ),
-}
 
 
 @pytest.mark.slow
@@ -204,8 +106,7 @@ def test_every_script_killed_again_and_again(tmp_path, processes, published, par
         assert read_tensors(whole / path) == read_tensors(killed / path), path
 
 
-def read_tensors(path):
-    """All that a safetensors file holds, to the bit; in which order its metadata are written is left to chance."""
-    with safe_open(path, "np") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return file.metadata(), {name: (str(t.dtype), t.shape, t.tobytes()) for name, t in tensors.items()}
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("generator-latents")], ids=str)
+def test_signals(tmp_path, case):
+    case.run(tmp_path)

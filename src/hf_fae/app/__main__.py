@@ -1,4 +1,4 @@
-"""`python -m hf_fae.app`. A copy as `app.py` is the code of a Hugging Face Space (docs/guides/web-demo.md)."""
+"""`python -m hf_fae.app`. Copied as `app.py`, it is the code of a Hugging Face Space: docs/guides/web-demo.md."""
 
 from hf_fae.app import main
 

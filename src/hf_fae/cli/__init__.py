@@ -19,7 +19,7 @@ COMMANDS = {
     "demo": "serve pipelines in the browser: generate, reconstruct, compare patches",
     "zoo": "list the published weights that load by name",
     "convert": "convert published weights to a folder of ours, or a saved model to its published layout",
-    "evaluate": "measure a pipeline or a tokenizer, see docs/evaluation.md",
+    "evaluate": "measure a pipeline or a tokenizer, see docs/guides/evaluate.md",
 }
 FORWARDING = {"evaluate"}
 

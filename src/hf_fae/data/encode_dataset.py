@@ -70,9 +70,9 @@ def encode_dataset(
 
     Raises:
         SystemExit: a signal was received; the current shard has been finished.
-        ValueError: another run writes into `folder`, a size is not positive, `folder` holds latents of another
-            tokenizer or of other data, the data are streamed, randomly cropped or lack captions to embed, too many
-            rows are corrupt, or moments or embeddings exceed float16.
+        ValueError: a size is not positive, `folder` is in use or holds latents of another tokenizer or of other data,
+            the data are streamed, randomly cropped or lack captions to embed, too many rows are corrupt, or moments or
+            embeddings exceed float16.
     """
     if data.args.streaming:
         raise ValueError("streaming must be False, as a shard is a range of row numbers, got True")

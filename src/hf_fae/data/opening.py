@@ -1,7 +1,10 @@
 """What a generator's training opens for its data: images or cached latents, a text encoder, a pipeline to continue."""
 
+from dataclasses import MISSING, fields
+
 from ..loading import complete_text_encoder, load_trained_pipeline
 from ..pipelines.latent_pipeline import LatentPipeline
+from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
 from .captions import CAPTION_LENGTH, CaptionEncoder, load_caption_encoder
 from .images import ImageData
 from .latent_cache import CachedLatents, is_latent_cache
@@ -9,7 +12,13 @@ from .protocol import GeneratorData
 from .source import DataArguments
 
 
-__all__ = ["latent_sample_size", "open_caption_encoder", "open_pipeline", "open_training_data"]
+__all__ = [
+    "check_pipeline_arguments",
+    "latent_sample_size",
+    "open_caption_encoder",
+    "open_pipeline",
+    "open_training_data",
+]
 
 
 def open_training_data(args: DataArguments, seed: int) -> GeneratorData:
@@ -69,3 +78,43 @@ def open_pipeline(
     complete_text_encoder(pipeline, text_encoder)
     data.prepare_tokenizer(pipeline.vae, image_encoder)
     return pipeline
+
+
+def check_pipeline_arguments(args, pipeline: LatentPipeline, **others) -> None:
+    """Refuse arguments of a new pipeline that have no effect on the one that training continues from.
+
+    Args:
+        args: dataclass of a script's arguments. One that differs from its default must have the pipeline's value.
+        others: further arguments that have no effect, with the values that they may have.
+
+    Raises:
+        ValueError: such an argument has another value.
+    """
+    values = {**_pipeline_values(pipeline), **others}
+    for argument in fields(args):
+        if argument.name not in values:
+            continue
+        given, value = getattr(args, argument.name), values[argument.name]
+        default = argument.default if argument.default_factory is MISSING else argument.default_factory()
+        same = abs(given - value) < 1e-6 if isinstance(given, float) and isinstance(value, float) else given == value
+        if given != default and not same:
+            raise ValueError(
+                f"{argument.name} has no effect on pipeline {args.pipeline!r}, which has {value!r}, got {given!r}"
+            )
+
+
+def _pipeline_values(pipeline):
+    """What a pipeline has in place of the arguments of a new one."""
+    transformer, scheduler = pipeline.transformer, getattr(pipeline, "scheduler", None)
+    values = {**transformer.config, **pipeline.config, "guidance_scale": pipeline.guidance_scale}
+    if "encoder_num_layers" in values:  # MAR
+        values["num_layers"] = values["encoder_num_layers"]
+    values["model"] = values.get("order", "mar")
+    values["denoiser"] = "dit_dh" if "head_num_attention_heads" in values else "lightningdit"
+    intervals = pipeline.config.guidance_scale.get("intervals") or [(0.0, 0.9, 1.0)]
+    values["guidance_t_high"] = intervals[0][1]
+    if scheduler is not None:
+        values["timestep_spacing"] = scheduler.config.get("timestep_spacing")
+        values["shift"] = 1 / scheduler.config.get("shift", 1.0)
+        values["sampler"] = "sde" if isinstance(scheduler, FlowMatchEulerMaruyamaScheduler) else "ode"
+    return values

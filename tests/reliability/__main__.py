@@ -1,0 +1,51 @@
+"""`python -m tests.reliability [KIND ...]`: try the cases and print the table; exit code 1 if any failed."""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+import tempfile
+from pathlib import Path
+
+from . import __path__ as path
+
+
+KINDS = sorted({module.name for module in pkgutil.iter_modules(path)} - {"__main__", "case"})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all")
+    parser.add_argument("--only", default="", help="only cases with this in their names")
+    parser.add_argument("--output", type=Path, help="also write the table into this file")
+    args = parser.parse_args()
+    if unknown := sorted(set(args.kinds) - set(KINDS)):
+        parser.error(f"KIND must be of {', '.join(KINDS)}, got {unknown[0]!r}")
+    rows, failed = ["| kind | cases | survived |", "|---|---|---|"], []
+    for kind in args.kinds or KINDS:
+        cases = [case for case in importlib.import_module(f".{kind}", __package__).CASES if args.only in case.name]
+        bad = [case.name for case in cases if not survives(kind, case)]
+        rows.append(f"| {kind.replace('_', ' ')} | {len(cases)} | {len(cases) - len(bad)} |")
+        failed += bad
+    table = "\n".join(rows)
+    print(f"\n{table}")
+    if args.output:
+        args.output.write_text(table + "\n")
+    return 1 if failed else 0
+
+
+def survives(kind, case) -> bool:
+    with tempfile.TemporaryDirectory(prefix="hf-fae-reliability-") as folder:
+        try:
+            case.run(Path(folder))
+        except BaseException as error:  # pytest's failures are no Exceptions
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            print(f"FAILED {kind}: {case}: {str(error)[-1500:]}", flush=True)
+            return False
+    print(f"survived {kind}: {case}", flush=True)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
