@@ -178,7 +178,6 @@ def denoiser_config(state: Mapping[str, torch.Tensor], layout: Layout, num_atten
         "prediction_type": "velocity",
         "base_head_layer": None,
         "pos_embed_type": "sincos",
-        "base_head_layer": None,
         **layout.config,
     }
 
