@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?=
 # A pip constraints file for the installation; `make test-floor` sets it.
 CONSTRAINTS ?=
-# Test processes; each uses one thread, which on two cores is faster than one process with two.
+# Test processes; each uses one thread (tests/conftest.py), which on two cores is faster than one process with two.
 WORKERS ?= 2
 
 # What `make demo` draws.
@@ -15,10 +15,10 @@ DEMO_CLASSES ?= face-smiling cat-face heart animal-mammal animal-bird plant-flow
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python3.10 python /usr/bin/python3)
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(WORKERS)
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-floor lint format docs demo demo-train clean
+.PHONY: help setup test test-slow test-network test-floor lint format docs demo demo-train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ test: $(INSTALLED) ## run the tests, without those marked slow
 
 test-slow: $(INSTALLED) ## run the tests marked slow
 	$(PYTEST) -m slow $(ARGS)
+
+test-network: $(INSTALLED) ## run the tests on the published weights: downloads tens of GB
+	$(PYTEST) -n 0 -m network $(ARGS)
 
 test-floor: ## run the tests with the oldest supported versions, in .venv-floor
 	$(MAKE) test VENV=.venv-floor CONSTRAINTS=constraints-floor.txt

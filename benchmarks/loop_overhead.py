@@ -23,7 +23,7 @@ from hf_fae.training.loop import TrainingLoop
 from hf_fae.utils.randomness import ImageRandom
 
 
-SIZES = {**PUBLISHED, "emoji": (8, 6, 64)}  # as in docs/training.md
+SIZES = {**PUBLISHED, "emoji": (8, 6, 64)}  # as in docs/experiments/emoji-128.md
 
 
 class Latents:

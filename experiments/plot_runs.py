@@ -1,4 +1,4 @@
-"""Plot the training curves of a run's stages from their logs, as in docs/training.md (needs matplotlib).
+"""Plot the training curves of a run's stages from their logs, as in docs/experiments/emoji-128.md (needs matplotlib).
 
 python experiments/plot_runs.py outputs/emoji docs/images/emoji_curves.png
 python experiments/plot_runs.py outputs/emoji docs/images/emoji_starflow_curves.png --panels starflow

@@ -1,13 +1,23 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share, and what must be set before torch is imported."""
 
 import importlib
 import os
 from pathlib import Path
 
-import pytest
-import torch
-from diffusers.models.attention_dispatch import attention_backend
-from hub_server import hub  # noqa: F401 - a fixture
+
+# Results equal those of every other run to the bit only if nothing that a run does not choose changes the order of
+# sums. Several threads share them out anew. And on some CPUs (AMD's) MKL takes another order for matrices that are not
+# aligned to 64 bytes, as weights are not where safetensors maps them; in its mode of "conditional numerical
+# reproducibility" it does not. A CPU without AVX2 takes the best that it has. Child processes inherit all of this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AVX2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
+from hub_server import hub, processes  # noqa: E402, F401 - fixtures
+from published import published_files  # noqa: E402, F401 - a fixture
 
 
 SHARED = Path(__file__).parents[2] / "shared"

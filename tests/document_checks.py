@@ -109,8 +109,8 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_hf_fae(words: list[str]) -> None:
-    """Runs, except for the demo, which would not end, and writes its output."""
-    if words[0] == "demo":
+    """Runs and writes its output, except for the demo, which would not end, and downloads."""
+    if words[0] == "demo" or words[0] == "convert" and "--output" in words:
         parses(lambda: cli.main(words))
         return
     if words[0] == "evaluate" and "--help" not in words:
@@ -172,8 +172,12 @@ def train(script: str, arguments: list[str]) -> None:
             tiny |= PIXELS
         if config.get("auxiliary_targets"):
             tiny |= TARGETS
-        if config.get("denoiser") == "dit_dh":
+        if config.get("denoiser") in ("dit_dh", "raev2"):
             tiny |= HEAD
+        if config.get("base_head_layer"):
+            tiny |= {"base_head_layer": 1}
+        if config.get("layers"):
+            tiny |= {"layers": [0, 2]}
         if config.get("dimension_shift") or config.get("prediction_type") == "epsilon":
             tiny |= {"shift": 1.0}
     given = [folder for flag, folder in zip(arguments, arguments[1:]) if flag == "--output_dir"]

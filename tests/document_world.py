@@ -25,22 +25,25 @@ from factories import (
     tiny_lightning_dit,
     tiny_maetok,
     tiny_mar,
+    tiny_raev2,
+    tiny_raev2_dit,
     tiny_starflow,
 )
 from PIL import Image
 from text_models import save_sentence_encoder
 
 from hf_fae import AutoencoderFAE
+from hf_fae.convert.published import cache_folder, imagenet_labels
 from hf_fae.data.encode_dataset import encode_dataset
 from hf_fae.data.images import ImageData
 from hf_fae.data.source import DataArguments
 
 
-__all__ = ["DATA", "JUDGE", "LATENTS", "STAND_IN", "build_world"]
+__all__ = ["DATA", "JUDGE", "LATENTS", "PUBLISHED", "STAND_IN", "build_world"]
 
 # The names of each tiny model in the documentation and in the configs that it uses.
 ENCODERS = ["../shared/assets/dinov2-small", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant"]
-ENCODERS += ["facebook/dinov2-with-registers-base"]
+ENCODERS += ["facebook/dinov2-with-registers-base", "facebook/dinov3-vitl16-pretrain-lvd1689m"]
 TOKENIZERS = [
     "checkpoints/fae-emoji-256",
     "outputs/demo/3-pixels",
@@ -59,6 +62,8 @@ TEXT_ALONE = ["checkpoints/fae-text-emoji-256"]  # without its text encoder, whi
 # Caches of latents.
 LATENTS = ["outputs/latents-...", "outputs/emoji/latents"]
 LATENTS += [f"outputs/latents-imagenet-{name}" for name in ("detok", "maetok", "dinov2-base", "dinov2-giant")]
+# Conversions of published weights, beside the working directory.
+PUBLISHED = "published"
 # Marks folders that stand for the results of some page, which replaces them.
 STAND_IN = ".stand-in"
 TEXT_ENCODERS = ["../shared/assets/all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"]
@@ -87,6 +92,8 @@ def build_world(folder: Path) -> Path:
         (ENCODERS, tiny_encoder()),
         (TOKENIZERS, tiny_fae(image_encoder_id="facebook/dinov2-small")),
         (FUSED_TOKENIZERS, tiny_drorae()),
+        (["user/raev2"], tiny_raev2()),
+        (["user/raev2-dit"], tiny_fae_dit_pipeline(**{**dit, "transformer": tiny_raev2_dit(num_classes=97)})),
         *(([name], make()) for name, make in PIXEL_TOKENIZERS.items()),
         (DENOISERS, tiny_fae_dit_pipeline(with_encoder=True, **dit)),
         (FLOWS, tiny_fae_starflow_pipeline(with_encoder=True, **flow)),
@@ -112,6 +119,9 @@ def build_world(folder: Path) -> Path:
     image(0).resize((50, 40)).save(here / "image.jpg")
     np.savez(here / "VIRTUAL_imagenet256_labeled.npz", np.stack([np.asarray(image(index)) for index in range(20)]))
     _save_latents(here)
+    published = folder / PUBLISHED / "hf_fae"
+    pipe = tiny_fae_dit_pipeline(transformer=tiny_lightning_dit(num_classes=1000), id2label=imagenet_labels())
+    pipe.save_pretrained(published / cache_folder("lightningdit-xl-800ep").name)
     for name in (*TOKENIZERS, *FUSED_TOKENIZERS, *DENOISERS, *FLOWS, *AUTOREGRESSIVE, *TEXT, *TEXT_ALONE, *LATENTS):
         (here / name / STAND_IN).touch()
     return here

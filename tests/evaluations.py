@@ -1,9 +1,6 @@
 """How the tests start evaluations: as the command line does it."""
 
 import json
-import os
-import subprocess
-import sys
 
 from hf_fae.cli.evaluate import evaluate
 
@@ -22,14 +19,10 @@ def run(task, **options):
     return evaluate(task, arguments(**options))
 
 
-def run_in_two_processes(task, **options):
-    """The same by what `accelerate launch` does on several devices; on a CPU alone it starts one process."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [*launch, "-m", "hf_fae.cli", "evaluate", task, *arguments(**options)]
-    result = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert result.stdout.count("wrote ") == 1  # by the main process: these were two that know of each other
+def run_in_two_processes(processes, task, **options):
+    """The same in two processes, as `accelerate launch` starts them on two devices."""
+    printed = processes.run_in_two_processes(["-m", "hf_fae.cli", "evaluate", task, *arguments(**options)])
+    assert printed.count("wrote ") == 1  # by the main process: these were two that know of each other
 
 
 def read_report(folder) -> dict:

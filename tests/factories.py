@@ -8,6 +8,7 @@ from hf_fae import (
     AutoencoderDRoRAE,
     AutoencoderFAE,
     AutoencoderMAETok,
+    AutoencoderRAEv2,
     AutoregressiveTransformer2DModel,
     DiTDHTransformer2DModel,
     FAEDiTPipeline,
@@ -17,6 +18,7 @@ from hf_fae import (
     LightningDiTTransformer2DModel,
     MARTransformer2DModel,
     MMDiTTransformer2DModel,
+    RAEv2Transformer2DModel,
     STARFlowTransformer2DModel,
 )
 from hf_fae.encoders import VisionEncoder
@@ -135,6 +137,26 @@ def tiny_rae(**config) -> AutoencoderDRoRAE:
     return tiny_drorae(**{"fusion_type": "none", **config})
 
 
+def tiny_raev2(with_encoder: bool = True, **config) -> AutoencoderRAEv2:
+    """A RAEv2 for 32 px images on two of three layers of DINOv3: latents (32, 4, 4), with statistics."""
+    config = {
+        "layers": [0, 2],
+        "sample_size": 32,
+        "patch_size": 8,
+        "decoder_hidden_size": 32,
+        "decoder_num_layers": 2,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 40,
+        **config,
+    }
+    vae = _build(lambda: AutoencoderRAEv2.from_encoder(tiny_encoder("dinov3_vit"), **config), seed=15)
+    if not with_encoder:
+        vae.image_encoder = None
+    mean = torch.linspace(-0.5, 0.5, vae.latents_mean.numel()).view(vae.latents_mean.shape)
+    vae.set_latent_statistics(mean, mean + 1)
+    return vae
+
+
 def tiny_detok(**config) -> AutoencoderDeTok:
     """An l-DeTok for 32 px images: latents (4, 4, 4), with statistics that are not the identity."""
     config = {
@@ -211,6 +233,31 @@ def tiny_sit(**config) -> LightningDiTTransformer2DModel:
 def tiny_dit(**config) -> LightningDiTTransformer2DModel:
     """The same with DiT's prediction of the noise and its variance."""
     return tiny_sit(prediction_type="epsilon", **config)
+
+
+def tiny_raev2_dit(**config) -> RAEv2Transformer2DModel:
+    """A denoiser of latents (4, 4, 4) with 10 classes that predicts x, with a base head behind its first block."""
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "head_num_layers": 1,
+        "head_num_attention_heads": 2,
+        "head_attention_head_dim": 24,
+        "num_classes": 10,
+        "num_time_tokens": 2,
+        "num_class_tokens": 3,
+        "base_head_layer": 1,
+        **config,
+    }
+    return _build(lambda: RAEv2Transformer2DModel(**config), seed=16)
+
+
+def tiny_text_raev2_dit(**config) -> RAEv2Transformer2DModel:
+    """The same denoiser on captions of up to 6 tokens of width 24."""
+    return tiny_raev2_dit(**{"num_classes": None, "caption_channels": 24, "max_caption_length": 6, **config})
 
 
 def tiny_mmdit(**config) -> MMDiTTransformer2DModel:

@@ -1,18 +1,16 @@
 """A Hub on the loopback interface: enough of its HTTP API for huggingface_hub, diffusers and transformers.
 
 It keeps repositories in memory: each commit holds the whole tree, so that every revision stays loadable. Small text
-files travel inside the commit, weights by the LFS protocol. Clients run in processes of their own ([`LocalHub.run`]),
-because huggingface_hub reads `HF_ENDPOINT` when it is imported. Xet storage is off there: it needs a second service.
+files travel inside the commit, weights by the LFS protocol. Clients run in processes of their own ([`LocalHub.run`]):
+huggingface_hub reads `HF_ENDPOINT` when it is imported, so those who imported it with this one are forked
+(`fork_server`). Xet storage is off there: it needs a second service.
 """
 
 import base64
 import hashlib
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import textwrap
 import threading
 from dataclasses import dataclass, field
@@ -22,9 +20,10 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from fork_server import PATIENCE, ForkServer
 
 
-__all__ = ["HubError", "LocalHub", "Request", "hub"]
+__all__ = ["HubError", "LocalHub", "Request", "hub", "processes"]
 
 TOKEN = "hf_dummy"
 LFS_SUFFIXES = (".safetensors", ".bin", ".parquet", ".png", ".jpg")  # what a new repository's .gitattributes names
@@ -32,7 +31,6 @@ GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for 
 BATCH_ROUTE = re.compile(r"/(?:(dataset|space)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 FILE_ROUTE = re.compile(r"/(?:(dataset|space)s/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 API_ROUTE = re.compile(r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/([\w-]+))?(?:/([^/]+))?(?:/(.*))?")
-SOURCE_DIR = Path(__file__).parents[1] / "src"
 
 
 class Request(NamedTuple):
@@ -102,6 +100,7 @@ class LocalHub:
     Attributes:
         endpoint: `http://127.0.0.1:<port>`.
         requests: every `Request(method, path)` in order of arrival, with the path unquoted and without its query.
+        processes: a [`ForkServer`] whose processes know no other Hub.
     """
 
     def __init__(self, folder: Path):
@@ -112,52 +111,59 @@ class LocalHub:
         self._lock = threading.Lock()
         self._uploads_until_failure: int | None = None
         self._num_homes = 0
+        self._home = folder / "home"
+        self.change_home()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.hub = self
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        environment = {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(self._home),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            # A busy machine is slow to answer.
+            "HF_HUB_ETAG_TIMEOUT": str(PATIENCE),
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(PATIENCE),
+            "NO_PROXY": "*",
+        }
+        self.processes = ForkServer(folder, environment)
 
     def __enter__(self) -> "LocalHub":
         self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
+        self.processes.close()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5)
 
     # What tests call
 
-    def run(self, code: str, home: Path | None = None, timeout: float = 120) -> str:
-        """Runs Python `code` in a new process whose Hub is this server and returns what it printed.
+    def run(self, code: str, home: Path | None = None) -> str:
+        """Runs Python `code`, which may be indented, in a new process whose Hub is this server.
 
         Args:
-            code: may be indented. `import hf_fae`, `import factories` and the like work.
             home: the process's `HF_HOME`; a new, empty one by default, so that nothing comes from an earlier cache.
+
+        Returns:
+            What it printed.
         """
+        self.change_home(home)
+        return self.processes.run(["-c", textwrap.dedent(code)])
+
+    def change_home(self, home: Path | None = None) -> None:
+        """Libraries read the name of `HF_HOME` when they are imported: it is a link to a folder that changes."""
         if home is None:
             self._num_homes += 1
             home = self.folder / f"home-{self._num_homes}"
-        foreign = re.compile(r"HF_(?!FAE_)|HUGGING_?FACE_|TRANSFORMERS_|.*_proxy$", re.IGNORECASE)
-        paths = [str(SOURCE_DIR), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        env = {
-            **{name: value for name, value in os.environ.items() if not foreign.match(name)},
-            "HF_ENDPOINT": self.endpoint,
-            "HF_HOME": str(home),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "*",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        }
-        command = [sys.executable, "-c", textwrap.dedent(code)]
-        done = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=timeout)
-        if done.returncode != 0:
-            raise RuntimeError(f"The client process ended with code {done.returncode}:\n{done.stderr[-6000:]}")
-        return done.stdout
+        home.mkdir(exist_ok=True)
+        self._home.unlink(missing_ok=True)
+        self._home.symlink_to(home)
 
     def head(self, repo_id: str, repo_type: str = "model") -> str:
         """The commit id of `main`."""
@@ -307,7 +313,7 @@ class LocalHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds without a byte, after which a connection's thread ends
+    timeout = PATIENCE  # seconds without a byte, after which a connection's thread ends
 
     def handle_any(self) -> None:
         url = urlsplit(self.path)
@@ -397,8 +403,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Keeps the tests' output clean: `LocalHub.requests` is the log."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub(tmp_path_factory):
-    """A running, empty [`LocalHub`], shared by the tests of a module: each test uses repositories of its own."""
+    """A running, empty [`LocalHub`], shared by all tests: each uses repositories of its own."""
     with LocalHub(tmp_path_factory.mktemp("hub")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def processes(hub) -> ForkServer:
+    """Starts processes that have imported the libraries; what they can reach is the local Hub."""
+    return hub.processes

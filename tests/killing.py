@@ -5,6 +5,8 @@ import signal
 import time
 from collections.abc import Callable
 
+from fork_server import PATIENCE
+
 
 def kill_repeatedly(
     kills: int, run: Callable[[], None], wait: Callable[[int], None], is_writing: Callable[[], bool]
@@ -41,7 +43,7 @@ def kill_repeatedly(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """For a minute at most."""
-    deadline = time.monotonic() + 60
+    """For a third of `PATIENCE` at most, so that whoever waits for this process sees how it ended."""
+    deadline = time.monotonic() + PATIENCE / 3
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from factories import tiny_detok, tiny_encoder, tiny_kl, tiny_released_maetok
 from safetensors.torch import save_file
 
-from hf_fae import AutoencoderDRoRAE
+from hf_fae import AutoencoderDRoRAE, AutoencoderRAEv2
 from hf_fae.convert.autoencoder_kl import export_autoencoder_kl
 from hf_fae.convert.detok import export_detok
 from hf_fae.convert.maetok import maetok_table
@@ -20,12 +21,13 @@ from hf_fae.convert.rae import export_rae
 from hf_fae.zoo import ZOO, Published
 
 
-__all__ = ["GENERATORS", "TOKENIZERS", "publish"]
+__all__ = ["GENERATORS", "TOKENIZERS", "publish", "published_files"]
 
 # Generator -> the oracle that its file is from.
 GENERATORS = {
     "lightningdit-xl-800ep": "lightningdit",
     "dit-dh-xl-256": "ditdh",
+    "raev2-dit-xl": "raev2",
     "mar-b-detok": "mar_detok",
     "mar-b": "mar_lth14",
     "sit-xl-maetok-256": "maetok_sit",
@@ -34,7 +36,7 @@ GENERATORS = {
     "dit-xl-2-256": None,  # a tiny model of diffusers
     "starflow-3b-text": "starflow_text",
 }
-TOKENIZERS = ["vavae-f16d32", "rae-dinov2-b", "detok-bb", "maetok-b-256"]
+TOKENIZERS = ["vavae-f16d32", "rae-dinov2-b", "raev2-dinov3-l-k7", "detok-bb", "maetok-b-256"]
 # What weights of these sizes do not show, beside the settings of the row.
 SETTINGS = {
     "mar-b-detok": {"num_attention_heads": 4},
@@ -45,6 +47,8 @@ SETTINGS = {
     "dit-xl-2-256": {"num_attention_heads": 2, "sample_size": 8},
     "starflow-3b-text": {"sample_size": 4, "max_caption_length": 5},
     "rae-dinov2-b": {"decoder_num_attention_heads": 3},
+    "raev2-dinov3-l-k7": {"decoder_num_attention_heads": 3, "layers": [1, 3]},
+    "raev2-dit-xl": {"base_head_layer": 1, "num_inference_steps": 20, "shift": 8.0},
     "detok-bb": {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 3},
     "detok-bb-tuned": {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 3},
     "maetok-b-256": {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2},
@@ -69,6 +73,18 @@ def publish(name: str, folder: Path, oracle: Callable[[str], Path]) -> dict[str,
         else:
             _write_tokenizer(each, paths, folder, oracle, of=None if each == name else name)
     return rows
+
+
+@pytest.fixture
+def published_files(tmp_path, monkeypatch, oracle):
+    """Writes the files of a name and returns their folder; the zoo has the tiny rows in the meantime."""
+
+    def write(name: str) -> Path:
+        for key, row in publish(name, tmp_path / "files", oracle).items():
+            monkeypatch.setitem(ZOO, key, row)
+        return tmp_path / "files"
+
+    return write
 
 
 def _root(entry, folder):
@@ -119,7 +135,20 @@ def _write_tokenizer(name, paths, folder, oracle, of):
             shutil.copy(oracle("rae/dinov2/model.pt"), paths["weights"])
             shutil.copy(oracle("rae/dinov2/stat.pt"), paths["statistics"])
         else:
-            vae = _tiny_rae(width=24, sample_size=64)
+            of_24 = tiny_encoder("dinov2_with_registers", hidden_size=24)
+            vae = _tiny_rae(AutoencoderDRoRAE, of_24, sample_size=64, fusion_type="none")
+            vae.image_encoder.save_pretrained(encoder)
+            for path, state in zip((paths["weights"], paths["statistics"]), export_rae(vae), strict=True):
+                torch.save(state, path)
+    elif name == "raev2-dinov3-l-k7":
+        encoder = folder / ZOO[name].models["image_encoder"]
+        if of is None:
+            shutil.copytree(oracle("raev2/encoder"), encoder)
+            shutil.copy(oracle("raev2/k2_every_other/decoder.pt"), paths["weights"])
+            shutil.copy(oracle("raev2/k2_every_other/stats.pt"), paths["statistics"])
+        else:
+            of_16 = tiny_encoder("dinov3_vit", hidden_size=16, num_hidden_layers=4)
+            vae = _tiny_rae(AutoencoderRAEv2, of_16, sample_size=32, layers=[1, 3])
             vae.image_encoder.save_pretrained(encoder)
             for path, state in zip((paths["weights"], paths["statistics"]), export_rae(vae), strict=True):
                 torch.save(state, path)
@@ -141,17 +170,15 @@ def _write_tokenizer(name, paths, folder, oracle, of):
 DETOK = {"latent_channels": 16, "rotary_as_released": True}
 
 
-def _tiny_rae(width, sample_size):
-    encoder = tiny_encoder("dinov2_with_registers", hidden_size=width)
-    vae = AutoencoderDRoRAE.from_encoder(
+def _tiny_rae(model_class, encoder, **config):
+    vae = model_class.from_encoder(
         encoder,
-        fusion_type="none",
-        sample_size=sample_size,
         patch_size=8,
         decoder_hidden_size=48,
         decoder_num_layers=1,
         decoder_num_attention_heads=3,
         decoder_intermediate_size=40,
+        **config,
     )
     vae.set_latent_statistics(torch.full_like(vae.latents_mean, 0.1), torch.full_like(vae.latents_std, 1.5))
     return vae

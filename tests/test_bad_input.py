@@ -17,7 +17,9 @@ from factories import (
     tiny_maetok,
     tiny_mar,
     tiny_mmdit,
+    tiny_raev2_dit,
     tiny_starflow,
+    tiny_text_raev2_dit,
     tiny_text_starflow,
     tiny_text_starflow_pipeline,
 )
@@ -77,6 +79,16 @@ def flow_pipe():
 
 
 @pytest.fixture(scope="module")
+def raev2_pipe():
+    return tiny_fae_dit_pipeline(id2label=LABELS, transformer=tiny_raev2_dit(), internal_guidance_scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def raev2_text_pipe():
+    return tiny_fae_text_to_image_pipeline(transformer=tiny_text_raev2_dit())
+
+
+@pytest.fixture(scope="module")
 def mar_pipe():
     return tiny_fae_mar_pipeline(id2label=LABELS)
 
@@ -92,14 +104,14 @@ def text_pipe():
 
 
 @pytest.mark.parametrize("arguments, message", LABEL.values(), ids=LABEL)
-@pytest.mark.parametrize("kind", ["pipe", "flow_pipe", "mar_pipe"])
+@pytest.mark.parametrize("kind", ["pipe", "raev2_pipe", "flow_pipe", "mar_pipe"])
 def test_class_labels(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)(**{"class_labels": 1} | arguments)
 
 
 @pytest.mark.parametrize("arguments, message", PIPELINE.values(), ids=PIPELINE)
-@pytest.mark.parametrize("kind", ["pipe", "flow_pipe", "mar_pipe", "text_pipe", "text_flow_pipe"])
+@pytest.mark.parametrize("kind", ["pipe", "raev2_pipe", "flow_pipe", "mar_pipe", "text_pipe", "text_flow_pipe"])
 def test_pipeline_call(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)("cat", **arguments)
@@ -116,7 +128,7 @@ DENOISING = {
 
 
 @pytest.mark.parametrize("arguments, message", DENOISING.values(), ids=DENOISING)
-@pytest.mark.parametrize("kind", ["pipe", "text_pipe"])
+@pytest.mark.parametrize("kind", ["pipe", "raev2_pipe", "text_pipe", "raev2_text_pipe"])
 def test_call_of_a_pipeline_with_a_denoiser(request, kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)("cat", **arguments)
@@ -402,9 +414,21 @@ def test_masks_of_maetok(mask):
 
 PIXEL_TOKENIZERS_THAT_CANNOT_BE = {
     "size": (tiny_detok, {"sample_size": 36}, "sample_size must be a positive multiple of patch_size 8, got 36"),
-    "no size": (tiny_maetok, {"sample_size": 0}, "sample_size must be a positive multiple of patch_size 8, got 0"),
-    "no patch": (tiny_detok, {"patch_size": 0}, "patch_size must be positive, got 0"),
-    "no heads": (tiny_maetok, {"encoder_num_attention_heads": 0}, "encoder_num_attention_heads must split .* got 0"),
+    "no size": (
+        tiny_maetok,
+        {"sample_size": 0},
+        "sample_size in the config of AutoencoderMAETok must be from 1 to .* got 0",
+    ),
+    "no patch": (
+        tiny_detok,
+        {"patch_size": 0},
+        "patch_size in the config of AutoencoderDeTok must be from 1 to .* got 0",
+    ),
+    "no heads": (
+        tiny_maetok,
+        {"encoder_num_attention_heads": 0},
+        "encoder_num_attention_heads in .* must be from 1 to .* got 0",
+    ),
     "heads": (
         tiny_detok,
         {"encoder_num_attention_heads": 3},
@@ -553,8 +577,8 @@ def test_denoiser_of_texts(arguments, message):
 MMDIT_CONFIGS = {
     "head": ({"attention_head_dim": 18}, "attention_head_dim must be a multiple of 4, got 18"),
     "no layer": ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
-    "no width": ({"caption_channels": 0}, "caption_channels must be at least 1, got 0"),
-    "no length": ({"max_caption_length": 0}, "max_caption_length must be at least 1, got 0"),
+    "no width": ({"caption_channels": 0}, "caption_channels in .* must be from 1 to .* got 0"),
+    "no length": ({"max_caption_length": 0}, "max_caption_length in .* must be from 1 to .* got 0"),
     "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a positive multiple of patch_size 2, got 5"),
 }
 
@@ -617,8 +641,8 @@ FLOW_CONFIGS = {
     "no block": ({"num_layers": []}, r"num_layers must list at least one layer for each block, got \[\]"),
     "empty block": ({"num_layers": [1, 0]}, r"num_layers must list at least one layer .* got \[1, 0\]"),
     "two conditions": ({"caption_channels": 8}, "num_classes must be None for a flow with caption_channels 8, got 10"),
-    "no channels": ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
-    "no patch": ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
+    "no channels": ({"in_channels": 0}, "in_channels in .* must be from 1 to .* got 0"),
+    "no patch": ({"patch_size": 0}, "patch_size in .* must be from 1 to .* got 0"),
     "noise": ({"noise_sigma": -0.1}, "noise_sigma must be finite and not negative, got -0.1"),
     "size": ({"sample_size": 5, "patch_size": 2}, "sample_size must be a positive multiple of patch_size 2, got 5"),
 }

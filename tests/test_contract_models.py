@@ -21,10 +21,13 @@ from factories import (
     tiny_mar,
     tiny_mmdit,
     tiny_rae,
+    tiny_raev2,
+    tiny_raev2_dit,
     tiny_random_autoregressive,
     tiny_released_maetok,
     tiny_sit,
     tiny_starflow,
+    tiny_text_raev2_dit,
     tiny_text_starflow,
 )
 from torch import nn
@@ -141,11 +144,16 @@ CASES = {
     "AutoencoderFAE of features": ModelCase(tiny_identity_fae, images, lora=False),
     "AutoencoderDRoRAE": ModelCase(tiny_drorae, images, lora=False),
     "RAE": ModelCase(tiny_rae, images, lora=False),
+    "RAEv2": ModelCase(tiny_raev2, images, lora=False),
     "AutoencoderDeTok": ModelCase(tiny_detok, corrupted_images, lora=False),
     "AutoencoderMAETok": ModelCase(tiny_maetok, masked_images, lora=False),
     "released MAETok": ModelCase(tiny_released_maetok, masked_images, lora=False),
     "LightningDiT": ModelCase(tiny_lightning_dit, noisy_latents),
     "DiTDH": ModelCase(tiny_dit_dh, noisy_latents),
+    "RAEv2's denoiser": ModelCase(tiny_raev2_dit, noisy_latents),
+    "RAEv2's denoiser of texts": ModelCase(tiny_text_raev2_dit, noisy_captioned_latents),
+    "RAEv2's denoiser without a head": ModelCase(partial(tiny_raev2_dit, head_num_layers=0), noisy_latents),
+    "LightningDiT with a base head": ModelCase(partial(tiny_lightning_dit, base_head_layer=1), noisy_latents),
     "DiT": ModelCase(tiny_dit, noisy_latents),
     "SiT": ModelCase(tiny_sit, noisy_latents),
     "SiT, 1-D positions": ModelCase(partial(tiny_sit, pos_embed_type="sincos_1d"), noisy_latents),
@@ -157,6 +165,10 @@ CASES = {
     "STARFlow": ModelCase(tiny_starflow, latents),
     "STARFlow-text": ModelCase(tiny_text_starflow, captioned_latents),
 }
+
+
+# Configs whose `forward` runs no layer or branch that another config of the same class does not run.
+CONTAINED = {"AutoencoderFAE of features", "RAE", "SiT", "RandomAR"}
 
 
 @pytest.fixture(params=CASES)
@@ -248,7 +260,11 @@ def test_return_dict(case, model):
 
 def gradients(model, inputs):
     model.train().zero_grad()
-    model(**inputs).sample.square().mean().backward()
+    if model.config.get("base_head_layer") is None:
+        model(**inputs).sample.square().mean().backward()
+    else:
+        output = model(**inputs, output_base_sample=True)
+        (output.sample.square().mean() + output.base_sample.square().mean()).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -361,6 +377,7 @@ def test_output_is_rebuilt_by_accelerate(case, model):
     assert type(converted) is type(expected) and torch.equal(converted.sample, expected.sample)
 
 
+@pytest.mark.parametrize("case", [name for name in CASES if name not in CONTAINED], indirect=True)
 def test_compiles_to_a_full_graph(case, model):
     torch._dynamo.reset()
     expected = run(model, case.inputs(2))
@@ -369,6 +386,7 @@ def test_compiles_to_a_full_graph(case, model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", [name for name in CASES if name not in CONTAINED], indirect=True)
 def test_repeated_blocks_compile_with_inductor(case, model):
     torch._dynamo.reset()
     expected = run(model, case.inputs(2))

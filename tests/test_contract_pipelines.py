@@ -13,8 +13,10 @@ from factories import (
     tiny_fae_starflow_pipeline,
     tiny_fae_text_to_image_pipeline,
     tiny_kl,
+    tiny_raev2_dit,
     tiny_random_autoregressive,
     tiny_starflow,
+    tiny_text_raev2_dit,
     tiny_text_starflow_pipeline,
 )
 
@@ -26,6 +28,7 @@ CASES = {
     "FAEDiT": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.5)),
     "FAEDiT-SDE": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerMaruyamaScheduler(shift=2.5)),
     "FAEDiT-KL": lambda: tiny_fae_dit_pipeline(**SETTINGS, vae=tiny_kl()),
+    "RAEv2": lambda: tiny_fae_dit_pipeline(**SETTINGS, transformer=tiny_raev2_dit(), internal_guidance_scale=1.5),
     "DiT": lambda: tiny_dit_pipeline(**SETTINGS),
     "FAEMAR": lambda: tiny_fae_mar_pipeline(**SETTINGS),
     "FAEMAR-raster-KL": lambda: tiny_fae_mar_pipeline(
@@ -40,12 +43,19 @@ CASES = {
 # Of these the classes' names are texts.
 TEXT_CASES = {
     "FAETextToImage": lambda: tiny_fae_text_to_image_pipeline(guidance_scale=2.0),
+    "RAEv2 of texts": lambda: tiny_fae_text_to_image_pipeline(
+        guidance_scale=2.0, transformer=tiny_text_raev2_dit(), internal_guidance_scale=1.5
+    ),
     "FAETextToImage-SDE-KL": lambda: tiny_fae_text_to_image_pipeline(
         guidance_scale=2.0, vae=tiny_kl(), scheduler=FlowMatchEulerMaruyamaScheduler(shift=2.5)
     ),
     "FAEStarFlow-text": lambda: tiny_text_starflow_pipeline(guidance_scale=2.0),
 }
 CASES |= TEXT_CASES
+
+
+# One config of each class, and each kind of condition: for what neither scheduler, order nor autoencoder can change.
+ONE_A_CLASS = ["FAEDiT", "FAEMAR", "FAEStarFlow", "FAETextToImage", "FAEStarFlow-text"]
 
 
 @pytest.fixture(params=CASES)
@@ -58,8 +68,17 @@ def pipe(make):
     return make()
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"variant": "fp16"}, {"max_shard_size": "30KB"}])
-def test_save_and_load_are_equal_to_the_bit(pipe, tmp_path, kwargs):
+def test_save_and_load_are_equal_to_the_bit(pipe, tmp_path):
+    check_save_and_load(pipe, tmp_path)
+
+
+@pytest.mark.parametrize("kwargs", [{"variant": "fp16"}, {"max_shard_size": "30KB"}], ids=["variant", "shards"])
+@pytest.mark.parametrize("make", ONE_A_CLASS, indirect=True)
+def test_variants_and_shards_are_equal_to_the_bit(pipe, tmp_path, kwargs):
+    check_save_and_load(pipe, tmp_path, **kwargs)
+
+
+def check_save_and_load(pipe, tmp_path, **kwargs):
     pipe.save_pretrained(tmp_path, **kwargs)
     for cls in (type(pipe), DiffusionPipeline):
         loaded = cls.from_pretrained(tmp_path, variant=kwargs.get("variant"))
@@ -98,6 +117,7 @@ def test_images_do_not_depend_on_their_batch(pipe):
         torch.testing.assert_close(draw(pipe, label, seed=seed)[0], image, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", ONE_A_CLASS, indirect=True)
 def test_generators_in_a_tuple(pipe):
     several = [draw(pipe, ["cat", "dog"], generator=form(seeded(5, 6))) for form in (list, tuple)]
     assert torch.equal(*several)
@@ -129,6 +149,7 @@ def test_output_types(pipe):
     torch.testing.assert_close(decoded, tensor)
 
 
+@pytest.mark.parametrize("make", ONE_A_CLASS, indirect=True)
 def test_return_dict(pipe):
     images = pipe("cat", generator=seeded(0), output_type="pt", return_dict=False)
     assert isinstance(images, tuple) and torch.equal(images[0], draw(pipe))
@@ -163,6 +184,7 @@ def test_callback_sees_and_changes_latents(pipe):
     assert not draw(pipe, callback_on_step_end=lambda *args: None).isnan().any()
 
 
+@pytest.mark.parametrize("make", ONE_A_CLASS, indirect=True)
 def test_interrupt_stops(pipe):
     steps = []
 
@@ -184,12 +206,14 @@ def test_what_is_guided_away_from_replaces_the_null_class(make, pipe):
     torch.testing.assert_close(same, draw(pipe, "cat", guidance_scale=1.0), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", ONE_A_CLASS, indirect=True)
 def test_defaults_come_from_the_checkpoint(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path, guidance_scale=3.0)
     assert_same(draw(loaded), draw(pipe, guidance_scale=3.0))
 
 
+@pytest.mark.parametrize("make", ONE_A_CLASS, indirect=True)
 def test_guidance_scale_of_the_call(pipe):
     assert pipe.guidance_scale == 2.0
     draw(pipe, guidance_scale=3.0)
@@ -199,6 +223,7 @@ def test_guidance_scale_of_the_call(pipe):
     assert not pipe.do_classifier_free_guidance
 
 
+@pytest.mark.parametrize("make", ONE_A_CLASS, indirect=True)
 def test_from_pipe_shares_the_components(pipe):
     other = type(pipe).from_pipe(pipe)
     assert other.vae is pipe.vae and other.transformer is pipe.transformer
@@ -232,7 +257,7 @@ def test_lora_weights_are_saved_loaded_and_unloaded(make, pipe, tmp_path):
     assert not torch.allclose(adapted, plain, atol=1e-3)
     assert_same(draw(fresh, attention_kwargs={"scale": 0.0}), plain)
     fresh.unload_lora_weights()
-    assert torch.equal(draw(fresh), plain)
+    assert_same(draw(fresh), plain)
 
 
 def test_group_offload(pipe):
@@ -255,6 +280,7 @@ def test_every_component_has_its_turn_in_model_offload(pipe):
     assert models <= turns <= pipe.components.keys()
 
 
+@pytest.mark.parametrize("make", ONE_A_CLASS, indirect=True)
 def test_progress_bar_counts_the_steps(pipe, capfd):
     pipe.set_progress_bar_config(disable=False)
     draw(pipe)

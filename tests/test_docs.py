@@ -4,8 +4,6 @@ import ast
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,14 +22,12 @@ INTERNAL = re.compile(r"hf_fae\.(layers\.\w+|(app|cli)(\.\w+)?|modeling|networks
 
 
 @pytest.fixture(scope="module")
-def inventory(tmp_path_factory) -> set[str]:
+def inventory(tmp_path_factory, processes) -> set[str]:
     """The names in the built reference."""
     from sphinx.util.inventory import InventoryFile
 
     folder = tmp_path_factory.mktemp("docs")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-E", "-q", str(DOCS), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    processes.run(["-m", "sphinx", "-W", "--keep-going", "-E", "-q", DOCS, folder])
     with (folder / "objects.inv").open("rb") as file:
         found = InventoryFile.load(file, "", lambda base, path: path)
     return {name for kind, objects in found.items() if kind.startswith("py:") for name in objects}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from document_checks import check, parses
-from document_world import build_world
+from document_world import PUBLISHED, build_world
 from documents import ROOT, Shell, blocks, inline_commands, pages
 from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_fae_text_to_image_pipeline
 from PIL import Image
@@ -40,7 +40,7 @@ GIVEN = {
         "image": Image.new("RGB", (32, 32), "orange"),
         "mask": Image.new("L", (32, 32), "white"),
     },
-    **{f"docs/models/{name}.md": _images for name in ("fae", "drorae", "detok", "maetok")},
+    **{f"docs/models/{name}.md": _images for name in ("fae", "drorae", "raev2", "detok", "maetok")},
     "docs/guides/evaluate.md": lambda: {
         "features": np.random.default_rng(0).normal(size=(20, 8)),
         "reference_features": np.random.default_rng(1).normal(size=(20, 8)),
@@ -71,6 +71,7 @@ def here(original, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "world" / "hf_fae")
     monkeypatch.setenv("HF_FAE_ASSETS", "../shared/assets")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "world" / PUBLISHED))
 
 
 def named(page: Path) -> str:

@@ -1,4 +1,4 @@
-"""The scripts behind docs/drorae.md: scaling, cost, diffusers' RAE beside ours, the experiment on emoji."""
+"""The scripts behind docs/experiments/drorae.md: scaling, cost, diffusers' RAE and ours, the experiment on emoji."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_cost_of_the_fusion(script):
     weights = 12 * 2 * 768 * 3072 + 12 * 12 * 768
     assert flops["fusion"] == 2 * 256 * weights
     assert flops["fusion"] / (flops["encoder"] + flops["decoder"]) < 0.12
-    assert 0.6 < flops["fusion"] / flops["encoder"] < 0.63  # as docs/drorae.md says
+    assert 0.6 < flops["fusion"] / flops["encoder"] < 0.63  # as docs/experiments/drorae.md says
     assert script("fusion_cost").count(512)["fusion"] / flops["encoder"] < 0.12
 
 

@@ -1,4 +1,4 @@
-"""The scripts behind docs/training-emoji.md: recipes, export, baseline, and sample quality."""
+"""The scripts behind docs/experiments/emoji-256.md: recipes, export, baseline, and sample quality."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +9,7 @@ import yaml
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
 from diffusers import AutoencoderKL, DiffusionPipeline
 from factories import (
+    tiny_encoder,
     tiny_fae,
     tiny_fae_dit_pipeline,
     tiny_fae_starflow_pipeline,
@@ -45,6 +46,21 @@ def pictures(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Dataset.from_dict(columns, features=features).to_parquet(path)
     return str(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory):
+    """Tiny stand-ins for DINOv2-small and EfficientNet-Lite0, of whose 1280 features a distance takes ten seconds."""
+    import timm
+    from timm.models import save_for_hf
+
+    folder = tmp_path_factory.mktemp("judges")
+    torch.manual_seed(0)
+    tiny_encoder().save_pretrained(folder / "dinov2-small")
+    sizes = {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}, "num_classes": 10}
+    network = timm.create_model("test_efficientnet", **sizes)
+    save_for_hf(network, folder / "efficientnet-lite0", safe_serialization=True)
+    return folder
 
 
 def test_recipes_change_what_there_is(script):
@@ -102,41 +118,40 @@ def test_pixel_vae(tmp_path, script, pictures):
     assert "validation/psnr" in (tmp_path / "vae" / "log.jsonl").read_text()
 
 
-@pytest.mark.parametrize("task", ["table", "sweep", "nearest"])
-def test_quality(tmp_path, script, pictures, assets, task, capsys):
+@pytest.fixture
+def judge(tmp_path, script, pictures):
+    """Runs a task of the script that judges, with two networks, on a tiny pipeline."""
     labels = dict(enumerate(CLASSES))
     pipe = tiny_fae_dit_pipeline(with_encoder=True, id2label=labels, transformer=tiny_lightning_dit(num_classes=2))
     pipe.save_pretrained(tmp_path / "dit")
-    flags = ["--model", f"tiny={tmp_path / 'dit'}", "--data", pictures, "--judges", str(assets)]
-    flags += [
-        "--output",
-        str(tmp_path / "out"),
-        "--samples",
-        "6",
-        "--shown",
-        "4",
-        "--scales",
-        "1",
-        "--steps",
-        "2",
-        "4",
-    ]
-    script("quality").main([task, *flags])
+    flags = ["--model", f"tiny={tmp_path / 'dit'}", "--data", pictures, "--output", str(tmp_path / "out")]
+    flags += ["--samples", "6", "--shown", "4", "--scales", "1", "--steps", "2", "4"]
+    return lambda task, judges: script("quality").main([task, *flags, "--judges", str(judges)])
+
+
+def test_quality_table(judge, judges, capsys):
+    judge("table", judges)
     printed = capsys.readouterr().out
-    if task == "table":
-        assert "| validation images |" in printed and "reconstructed |" in printed and "| tiny: samples |" in printed
-    elif task == "sweep":
-        assert printed.count("num_inference_steps") == 2 and (tmp_path / "out" / "sweep.png").is_file()
-    else:
-        assert "| tiny |" in printed and "| validation images |" in printed
-        with Image.open(tmp_path / "out" / "nearest-tiny.png") as sheet:
-            assert sheet.width == 8 * 36
+    assert "| validation images |" in printed and "reconstructed |" in printed and "| tiny: samples |" in printed
 
 
-def test_pictures_of_prompts(tmp_path, script, pictures, assets, capsys):
+def test_quality_over_steps(tmp_path, judge, judges, capsys):
+    judge("sweep", judges)
+    assert capsys.readouterr().out.count("num_inference_steps") == 2 and (tmp_path / "out" / "sweep.png").is_file()
+
+
+def test_nearest_training_images(tmp_path, judge, judges, capsys):
+    judge("nearest", judges)
+    printed = capsys.readouterr().out
+    assert "| tiny |" in printed and "| validation images |" in printed
+    with Image.open(tmp_path / "out" / "nearest-tiny.png") as sheet:
+        assert sheet.width == 8 * 36
+
+
+def test_pictures_of_prompts(tmp_path, script, pictures, judges, capsys):
     """The four validation images are of two emoji, each alone in its group."""
     tiny_fae_text_to_image_pipeline(guidance_scale=2.0).save_pretrained(tmp_path / "text")
-    flags = ["--model", f"tiny={tmp_path / 'text'}", "--data", pictures, "--judges", str(assets), "--shown", "2"]
+    flags = ["--model", f"tiny={tmp_path / 'text'}", "--data", pictures, "--judges", str(judges), "--shown", "2"]
     script("quality").main(["prompts", *flags, "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "| images of 2 captions |" in printed and "| tiny |" in printed

@@ -27,9 +27,12 @@ from factories import (
     tiny_mar,
     tiny_mmdit,
     tiny_rae,
+    tiny_raev2,
+    tiny_raev2_dit,
     tiny_random_autoregressive,
     tiny_sit,
     tiny_starflow,
+    tiny_text_raev2_dit,
     tiny_text_starflow,
     tiny_text_starflow_pipeline,
 )
@@ -49,6 +52,7 @@ TOKENIZERS = {
     "features": tiny_identity_fae,
     "RAE": tiny_rae,
     "DRoRAE": tiny_drorae,
+    "RAEv2": tiny_raev2,
     "l-DeTok": tiny_detok,
     "MAETok": tiny_maetok,
     "AutoencoderKL": lambda: tiny_kl(sample_size=32),
@@ -58,11 +62,13 @@ GENERATORS = {
     "DiT": (tiny_dit, tiny_dit_pipeline, DiffusionObjective),
     "SiT": (tiny_sit, tiny_fae_dit_pipeline, FlowMatchingObjective),
     "DiT^DH": (tiny_dit_dh, tiny_fae_dit_pipeline, FlowMatchingObjective),
+    "RAEv2's": (tiny_raev2_dit, tiny_fae_dit_pipeline, FlowMatchingObjective),
     "MAR": (tiny_mar, tiny_fae_mar_pipeline, MARObjective),
     "RasterAR": (tiny_autoregressive, tiny_fae_mar_pipeline, AutoregressiveObjective),
     "RandomAR": (tiny_random_autoregressive, tiny_fae_mar_pipeline, AutoregressiveObjective),
     "STARFlow": (tiny_starflow, tiny_fae_starflow_pipeline, STARFlowObjective),
     "MMDiT": (tiny_mmdit, tiny_fae_text_to_image_pipeline, FlowMatchingObjective),
+    "RAEv2's of texts": (tiny_text_raev2_dit, tiny_fae_text_to_image_pipeline, FlowMatchingObjective),
     "STARFlow of texts": (tiny_text_starflow, tiny_text_starflow_pipeline, STARFlowObjective),
 }
 
@@ -101,7 +107,7 @@ def test_pair(tokenizer, generator, tmp_path, caplog):
 # The README's table: row -> its tokenizers, column -> its generators, and where a pair was trained and measured.
 ROWS = {
     "FAE": ["FAE"],
-    "RAE, DRoRAE": ["RAE", "DRoRAE"],
+    "RAE, DRoRAE, RAEv2": ["RAE", "DRoRAE", "RAEv2"],
     "l-DeTok": ["l-DeTok"],
     "MAETok": ["MAETok"],
     "the encoder's own features": ["features"],
@@ -110,6 +116,7 @@ ROWS = {
 COLUMNS = {
     "DiT, SiT, LightningDiT": ["DiT", "SiT", "LightningDiT"],
     "DiT^DH": ["DiT^DH"],
+    "RAEv2's": ["RAEv2's", "RAEv2's of texts"],
     "MMDiT": ["MMDiT"],
     "STARFlow": ["STARFlow", "STARFlow of texts"],
     "MAR": ["MAR"],

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 from hub_server import Blob
@@ -58,6 +59,27 @@ def test_rows(name):
     json.dumps(entry.settings)
 
 
+def docs_table() -> str:
+    """Names, what they are, figures, licences and addresses, as docs/zoo.md has them."""
+
+    def line(*cells):
+        return f"| {' | '.join(cells)} |"
+
+    lines = [line("name", "figure", "licence", "paper", "published at"), "|---" * 5 + "|"]
+    for name, entry in ZOO.items():
+        kind = f"`{name}`" + (f" on `{entry.tokenizer}`" if entry.tokenizer else "")
+        paper = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})"
+        place = entry.address.removeprefix("https://").removeprefix("huggingface.co/")
+        needed = ", your files" if entry.needs_files else ""
+        licence = entry.license or "*none stated*"
+        lines.append(line(kind, entry.figure or "", licence, paper, f"[{place}]({entry.address}){needed}"))
+    return "\n".join(lines)
+
+
+def test_docs_have_the_table():
+    assert docs_table() in (Path(__file__).parents[1] / "docs" / "zoo.md").read_text()
+
+
 def test_find():
     assert find("mar-b") is ZOO["mar-b"]
     with pytest.raises(ValueError, match=r"got 'lightningdit-xl'; did you mean 'lightningdit-xl-\d+ep' or"):
@@ -87,7 +109,8 @@ def test_over_http(hub, tmp_path, oracle):
     assert all(shape[0] == 1 and std > 0 for shape, _, std in first.values())
     assert hub.downloads("hustvl/lightningdit-xl-imagenet256-800ep") == ["lightningdit-xl-imagenet256-800ep.pt"]
     requests = len(hub.requests)
-    again = json.loads(hub.run("import os\nos.environ['HF_HUB_OFFLINE'] = '1'\n" + client, home=home).splitlines()[-1])
+    offline = "import huggingface_hub.constants\nhuggingface_hub.constants.HF_HUB_OFFLINE = True\n"
+    again = json.loads(hub.run(offline + client, home=home).splitlines()[-1])
     assert again == first
     assert len(hub.requests) == requests
     (kept,) = (home / "assets" / "hf_fae").glob("mar-b-detok-*[0-9a-f]")

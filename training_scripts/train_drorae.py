@@ -1,4 +1,4 @@
-"""RAE (arXiv 2510.11690) and the three phases of DRoRAE (arXiv 2605.10780, section 3.3) on a frozen encoder.
+"""RAE (arXiv 2510.11690), RAEv2 (arXiv 2605.18324) and DRoRAE's three phases (arXiv 2605.10780, section 3.3).
 
     accelerate launch training_scripts/train_drorae.py --config .../drorae/drorae_dinov2_base_phase1.yaml
     accelerate launch training_scripts/train_drorae.py --config .../drorae/drorae_dinov2_base_phase2.yaml
@@ -6,7 +6,8 @@
 
 Phase 1 trains a decoder of the last layer's tokens: the result is an RAE. Phase 2 trains a fusion of all layers before
 this decoder; it starts from an RAE, also from diffusers' published `AutoencoderRAE`. Phase 3 trains the decoder after
-the fusion. `output_dir` becomes an `AutoencoderDRoRAE` with its frozen encoder and the statistics of its latents.
+the fusion. `output_dir` becomes an `AutoencoderDRoRAE` with its frozen encoder and the statistics of its latents. With
+--layers, phase 1 is all of RAEv2's training: a decoder of the mean of these layers, an `AutoencoderRAEv2`.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from hf_fae import AutoencoderDRoRAE, VisionEncoder
+from hf_fae import AutoencoderDRoRAE, AutoencoderRAEv2, VisionEncoder
 from hf_fae.autoencoders.initialization import add_fusion, load_rae, read_fusion_type
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.statistics import measure_latent_statistics
@@ -44,6 +45,13 @@ class DRoRAEArguments:
         default=None,
         metadata={"help": "Frozen encoder (Hub id or folder) of a new tokenizer, or of one saved without it."},
     )
+    layers: list[int] = field(
+        default_factory=list,
+        metadata={"help": "RAEv2: blocks of the encoder, from 0, whose mean a new decoder reads."},
+    )
+    add_spatial_mean: bool = field(
+        default=True, metadata={"help": "RAEv2: add the mean over the tokens of the last of the layers."}
+    )
     decoder_noise: float = field(
         default=0.8, metadata={"help": "tau: noise of up to this scale on the decoder's inputs in training."}
     )
@@ -66,6 +74,8 @@ class DRoRAEArguments:
 def check_arguments(args: DRoRAEArguments, data_args: DataArguments) -> None:
     if args.phase == 1 and args.tokenizer is None and args.image_encoder is None:
         raise ValueError("image_encoder must name the frozen encoder of a new tokenizer, got None")
+    if args.layers and (args.phase > 1 or args.tokenizer is not None):
+        raise ValueError(f"layers must be given for a new decoder in phase 1 only, got {args.layers}")
     if args.phase > 1 and args.tokenizer is None:
         raise ValueError(f"tokenizer must name the result of phase {args.phase - 1}, got None")
     fusion_type = "none" if args.tokenizer is None else read_fusion_type(args.tokenizer)
@@ -83,7 +93,7 @@ def check_arguments(args: DRoRAEArguments, data_args: DataArguments) -> None:
         raise ValueError(f"latent_statistics_images must be positive, got {count}")
 
 
-def make_tokenizer(args: DRoRAEArguments, resolution: int) -> AutoencoderDRoRAE:
+def make_tokenizer(args: DRoRAEArguments, resolution: int) -> AutoencoderDRoRAE | AutoencoderRAEv2:
     """The tokenizer to train, with its frozen encoder."""
     if args.tokenizer is not None:
         model = load_rae(args.tokenizer, args.image_encoder, resolution)
@@ -96,15 +106,18 @@ def make_tokenizer(args: DRoRAEArguments, resolution: int) -> AutoencoderDRoRAE:
             expert_hidden_size=args.expert_hidden_size,
             expert_activation=args.expert_activation,
         )
-    return AutoencoderDRoRAE.from_encoder(
+    model_class, config = AutoencoderDRoRAE, {"fusion_type": "none"}
+    if args.layers:
+        model_class, config = AutoencoderRAEv2, {"layers": args.layers, "add_spatial_mean": args.add_spatial_mean}
+    return model_class.from_encoder(
         VisionEncoder.from_pretrained(args.image_encoder, dtype=torch.float32),
         sample_size=resolution,
         patch_size=args.patch_size,
-        fusion_type="none",
         decoder_hidden_size=args.decoder_hidden_size,
         decoder_num_layers=args.decoder_num_layers,
         decoder_num_attention_heads=args.decoder_num_attention_heads,
         decoder_intermediate_size=args.decoder_intermediate_size,
+        **config,
     )
 
 

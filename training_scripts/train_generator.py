@@ -21,6 +21,7 @@ from hf_fae import (
     FAEDiTPipeline,
     FlowMatchEulerMaruyamaScheduler,
     LightningDiTTransformer2DModel,
+    RAEv2Transformer2DModel,
 )
 from hf_fae.data.conditions import prepare_condition
 from hf_fae.data.images import DataArguments
@@ -43,25 +44,30 @@ from hf_fae.utils.parsing import parse_arguments
 class DenoiserArguments(GeneratorArguments):
     """The tokenizer, the denoiser, its loss, and the defaults of the pipeline."""
 
-    denoiser: Literal["lightningdit", "dit_dh"] = field(
-        default="lightningdit", metadata={"help": "LightningDiT (or SiT, DiT), or DiT^DH with its wide head."}
+    denoiser: Literal["lightningdit", "dit_dh", "raev2"] = field(
+        default="lightningdit", metadata={"help": "LightningDiT (or SiT, DiT); with a wide head DiT^DH or RAEv2's."}
     )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
-    num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser; of DiT^DH, of its backbone."})
+    num_layers: int = field(default=28, metadata={"help": "Layers of the denoiser, before a wide head."})
     num_attention_heads: int = field(default=16, metadata={"help": "Heads of the denoiser."})
     attention_head_dim: int = field(default=72, metadata={"help": "Width of a head."})
-    head_num_layers: int = field(default=2, metadata={"help": "DiT^DH: layers of the head."})
-    head_num_attention_heads: int = field(default=16, metadata={"help": "DiT^DH: heads of the head."})
-    head_attention_head_dim: int = field(default=128, metadata={"help": "DiT^DH: width of such a head."})
+    head_num_layers: int = field(default=2, metadata={"help": "DiT^DH, RAEv2: layers of the head."})
+    head_num_attention_heads: int = field(default=16, metadata={"help": "DiT^DH, RAEv2: heads of the head."})
+    head_attention_head_dim: int = field(default=128, metadata={"help": "DiT^DH, RAEv2: width of such a head."})
     norm_type: Literal["rms_norm", "layer_norm"] = field(
         default="rms_norm", metadata={"help": "SiT, DiT: layer_norm."}
     )
     ff_type: Literal["swiglu", "gelu"] = field(default="swiglu", metadata={"help": "SiT, DiT: gelu."})
     use_rope: bool = field(default=True, metadata={"help": "Rotary positions; SiT, DiT: false."})
-    qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys."})
-    prediction_type: Literal["velocity", "epsilon"] = field(
-        default="velocity", metadata={"help": "DiT: epsilon, the noise and a variance, with DDPM's linear betas."}
+    qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys; RAEv2 has it."})
+    prediction_type: Literal["velocity", "sample", "epsilon"] = field(
+        default="velocity",
+        metadata={"help": "sample: clean latents (RAEv2); epsilon: noise and a variance, with DDPM's betas (DiT)."},
     )
+    base_head_layer: int | None = field(
+        default=None, metadata={"help": "Blocks before a base head, for internal guidance (RAEv2: 8); none: no head."}
+    )
+    base_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the base head."})
     shift: float = field(default=1.0, metadata={"help": "Time shift s in training and sampling (FAE: 0.4)."})
     dimension_shift: bool = field(
         default=False, metadata={"help": "Derive s from the size of the latents instead, as RAE does."}
@@ -75,6 +81,12 @@ class DenoiserArguments(GeneratorArguments):
     sampler: Literal["ode", "sde"] = field(default="ode", metadata={"help": "Euler, or Euler-Maruyama."})
     num_inference_steps: int = field(default=250, metadata={"help": "Default steps of the pipeline."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Default guidance scale of the pipeline."})
+    internal_guidance_scale: float = field(
+        default=1.0, metadata={"help": "Default scale of the pipeline's guidance by the base head (RAEv2: 1.78)."}
+    )
+    internal_guidance_t_low: float = field(
+        default=0.0, metadata={"help": "Noise time above which the pipeline uses that scale (RAEv2: 0.1)."}
+    )
     validation_inference_steps: int = field(default=50, metadata={"help": "Steps of validation samples."})
 
 
@@ -89,21 +101,24 @@ def new_pipeline(args: DenoiserArguments, data: GeneratorData) -> FAEDiTPipeline
         "num_attention_heads": args.num_attention_heads,
         "attention_head_dim": args.attention_head_dim,
         "num_classes": len(data.class_names()),
-        "qk_norm": args.qk_norm,
+        "prediction_type": args.prediction_type,
+        "base_head_layer": args.base_head_layer,
     }
-    if args.denoiser == "dit_dh":
-        transformer = DiTDHTransformer2DModel(
-            head_num_layers=args.head_num_layers,
-            head_num_attention_heads=args.head_num_attention_heads,
-            head_attention_head_dim=args.head_attention_head_dim,
-            **common,
-        )
+    head = {
+        "head_num_layers": args.head_num_layers,
+        "head_num_attention_heads": args.head_num_attention_heads,
+        "head_attention_head_dim": args.head_attention_head_dim,
+    }
+    if args.denoiser == "raev2":
+        transformer = RAEv2Transformer2DModel(**head, **common)
+    elif args.denoiser == "dit_dh":
+        transformer = DiTDHTransformer2DModel(qk_norm=args.qk_norm, **head, **common)
     else:
         transformer = LightningDiTTransformer2DModel(
             norm_type=args.norm_type,
             ff_type=args.ff_type,
             use_rope=args.use_rope,
-            prediction_type=args.prediction_type,
+            qk_norm=args.qk_norm,
             **common,
         )
     shift = args.shift
@@ -121,12 +136,17 @@ def new_pipeline(args: DenoiserArguments, data: GeneratorData) -> FAEDiTPipeline
         data.id2label,
         guidance_scale=args.guidance_scale,
         num_inference_steps=args.num_inference_steps,
+        internal_guidance_scale=[(args.internal_guidance_t_low, 1.0, args.internal_guidance_scale)],
     )
 
 
 def check_arguments(args: DenoiserArguments) -> None:
     if args.dimension_shift and args.shift != 1:
         raise ValueError(f"shift must be 1 with dimension_shift, which replaces it, got {args.shift}")
+    if args.base_head_layer is None and args.internal_guidance_scale != 1:
+        raise ValueError(
+            f"internal_guidance_scale must be 1 without base_head_layer, got {args.internal_guidance_scale}"
+        )
     if args.prediction_type == "epsilon":
         others = {"denoiser": "lightningdit", "shift": 1.0, "dimension_shift": False, "sampler": "ode"}
         others |= {"timestep_sampling": "uniform", "cosine_weight": 0.0}
@@ -162,7 +182,8 @@ def main(argv: list[str] | None = None) -> None:
     data, condition = prepare_condition(pipeline, data)
     loop.print(condition.describe())
     flow_matching = {"timestep_sampling": args.timestep_sampling, "cosine_weight": args.cosine_weight}
-    objective = objective_of(pipeline, condition, args.label_dropout, **flow_matching).to(loop.device)
+    objective = objective_of(pipeline, condition, args.label_dropout, args.base_weight, **flow_matching)
+    objective = objective.to(loop.device)
     validation = GeneratorValidation(
         pipeline,
         objective,

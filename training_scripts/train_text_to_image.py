@@ -1,4 +1,4 @@
-"""Text to image (arXiv 2512.07829, section 5.2): flow matching of an MMDiT on latents, conditioned on captions.
+"""Text to image (arXiv 2512.07829, section 5.2): flow matching of a denoiser on latents, conditioned on captions.
 
     accelerate launch training_scripts/train_text_to_image.py \\
         --config training_scripts/configs/text_to_image/mmdit_cc12m.yaml
@@ -17,7 +17,12 @@ from typing import Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from hf_fae import FAETextToImagePipeline, FlowMatchEulerMaruyamaScheduler, MMDiTTransformer2DModel
+from hf_fae import (
+    FAETextToImagePipeline,
+    FlowMatchEulerMaruyamaScheduler,
+    MMDiTTransformer2DModel,
+    RAEv2Transformer2DModel,
+)
 from hf_fae.data.conditions import prepare_condition
 from hf_fae.data.images import DataArguments
 from hf_fae.data.opening import (
@@ -42,11 +47,21 @@ from hf_fae.utils.parsing import parse_arguments
 class TextToImageArguments(CaptionArguments):
     """The tokenizer, the text encoder, the denoiser, its loss, and the defaults of the pipeline."""
 
+    denoiser: Literal["mmdit", "raev2"] = field(
+        default="mmdit", metadata={"help": "MMDiT, or RAEv2's with its head of 2 layers of 2048."}
+    )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
-    num_layers: int = field(default=16, metadata={"help": "Layers of the MMDiT."})
-    num_attention_heads: int = field(default=16, metadata={"help": "Heads of the MMDiT."})
+    num_layers: int = field(default=16, metadata={"help": "Layers of the denoiser."})
+    num_attention_heads: int = field(default=16, metadata={"help": "Heads of the denoiser."})
     attention_head_dim: int = field(default=64, metadata={"help": "Width of a head."})
-    qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys."})
+    qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys; RAEv2 has it."})
+    prediction_type: Literal["velocity", "sample"] = field(
+        default="velocity", metadata={"help": "sample: the clean latents (RAEv2)."}
+    )
+    base_head_layer: int | None = field(
+        default=None, metadata={"help": "Blocks before a base head, for internal guidance; none: no head."}
+    )
+    base_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the base head."})
     shift: float = field(default=0.4, metadata={"help": "Time shift s in training and sampling."})
     sampler: Literal["ode", "sde"] = field(default="ode", metadata={"help": "Euler, or Euler-Maruyama."})
     num_inference_steps: int = field(default=250, metadata={"help": "Default steps of the pipeline."})
@@ -61,17 +76,22 @@ def new_pipeline(args: TextToImageArguments, data: GeneratorData) -> FAETextToIm
     """A pipeline with an untrained denoiser for the captions of the data."""
     vae = data.load_tokenizer(args.vae, args.image_encoder)
     captions = open_caption_encoder(data, args.text_encoder, args.max_caption_length)
-    transformer = MMDiTTransformer2DModel(
-        sample_size=latent_sample_size(data, vae),
-        patch_size=args.patch_size,
-        in_channels=vae.config.latent_channels,
-        num_layers=args.num_layers,
-        num_attention_heads=args.num_attention_heads,
-        attention_head_dim=args.attention_head_dim,
-        caption_channels=captions.width,
-        max_caption_length=captions.max_length,
-        qk_norm=args.qk_norm,
-    )
+    common = {
+        "sample_size": latent_sample_size(data, vae),
+        "patch_size": args.patch_size,
+        "in_channels": vae.config.latent_channels,
+        "num_layers": args.num_layers,
+        "num_attention_heads": args.num_attention_heads,
+        "attention_head_dim": args.attention_head_dim,
+        "caption_channels": captions.width,
+        "max_caption_length": captions.max_length,
+        "prediction_type": args.prediction_type,
+        "base_head_layer": args.base_head_layer,
+    }
+    if args.denoiser == "raev2":
+        transformer = RAEv2Transformer2DModel(num_classes=None, **common)
+    else:
+        transformer = MMDiTTransformer2DModel(qk_norm=args.qk_norm, **common)
     samplers = {"ode": FlowMatchEulerDiscreteScheduler, "sde": FlowMatchEulerMaruyamaScheduler}
     return FAETextToImagePipeline(
         vae,
@@ -101,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     loop.print(data.describe())
     data, condition = prepare_condition(pipeline, data)
     loop.print(condition.describe())
-    objective = objective_of(pipeline, condition, args.label_dropout).to(loop.device)
+    objective = objective_of(pipeline, condition, args.label_dropout, args.base_weight).to(loop.device)
     validation = GeneratorValidation(
         pipeline,
         objective,

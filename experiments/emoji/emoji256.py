@@ -1,4 +1,4 @@
-"""Train an FAE and its class and text generators on Fluent Emoji at 256 px, from scratch (docs/training-emoji.md).
+"""An FAE and its class and text generators on Fluent Emoji at 256 px, from scratch (docs/experiments/emoji-256.md).
 
     python experiments/emoji/emoji256.py --recipe session --output outputs/emoji256
 

@@ -4,8 +4,8 @@
         --dataset_name ../shared/assets/fluent-emoji --output_dir outputs/emoji256/vae
 
 `output_dir` is an `AutoencoderKL` for `cache_latents.py --vae`; its scaling factor normalises the latents of training
-images to unit standard deviation. The loss is mean squared error and KL, as for the FAE of docs/training-emoji.md:
-neither has a perceptual or adversarial term.
+images to unit standard deviation. The loss is mean squared error and KL, without perceptual or adversarial terms, as
+for the FAE of docs/experiments/emoji-256.md.
 """
 
 import itertools

@@ -16,6 +16,9 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, ModelOutput, c
 from transformers.utils.hub import extract_commit_hash
 
 from .encoder_families import configure, find_family, timm_norm
+from .utils.config_bounds import check_numbers
+from .utils.hub_errors import hub_errors
+from .utils.weights import check_weights
 
 
 __all__ = ["VisionEncoder", "VisionEncoderOutput"]
@@ -45,6 +48,12 @@ def _pair(size: int | list[int] | tuple[int, int] | dict[str, int]) -> tuple[int
         size = size.get("shortest_edge") or (size["height"], size["width"])
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
+
+
+def _parse_config(model_dict: dict[str, Any]) -> PreTrainedConfig:
+    find_family(model_dict.get("model_type"))  # a better error than that of the mapping
+    check_numbers(model_dict, "image_encoder_config")
+    return CONFIG_MAPPING[model_dict["model_type"]].from_dict(model_dict)
 
 
 def _read_statistics(path: str, config: PreTrainedConfig, **hub_kwargs) -> dict[str, Any]:
@@ -147,17 +156,24 @@ class VisionEncoder(nn.Module):
             OSError: missing files, the preprocessor config included.
         """
         path = str(pretrained_model_name_or_path)
-        if config is None:
-            config, family = configure(AutoConfig.from_pretrained(path, **hub_kwargs))
-            statistics = _read_statistics(path, config, **hub_kwargs)
-        else:
-            statistics = {key: value for key, value in config.items() if key != "model"}
-            config, family = configure(CONFIG_MAPPING[config["model"]["model_type"]].from_dict(config["model"]))
-        load_kwargs = {"dtype": dtype or "auto", "variant": variant, **family.model_kwargs, **hub_kwargs}
-        model, info = AutoModel.from_pretrained(path, config=config, output_loading_info=True, **load_kwargs)
+        with hub_errors(path):
+            if config is None:
+                # Checked as it is written: some classes already allocate as much as their numbers say.
+                check_numbers(PreTrainedConfig.get_config_dict(path, **hub_kwargs)[0], f"the config of {path!r}")
+                model_config = AutoConfig.from_pretrained(path, trust_remote_code=False, **hub_kwargs)
+                model_config, family = configure(model_config)
+                statistics = _read_statistics(path, model_config, **hub_kwargs)
+            else:
+                statistics = {key: value for key, value in config.items() if key != "model"}
+                model_config, family = configure(_parse_config(config["model"]))
+            load_kwargs = {"dtype": dtype or "auto", "variant": variant, **family.model_kwargs, **hub_kwargs}
+            model, info = AutoModel.from_pretrained(
+                path, config=model_config, output_loading_info=True, trust_remote_code=False, **load_kwargs
+            )
         # transformers only warns, and leaves them random.
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
+        check_weights(model, path)
         encoder = cls(model, **statistics)
         if not Path(path).is_dir():
             encoder.repo_id = path
@@ -196,9 +212,9 @@ class VisionEncoder(nn.Module):
         """
         statistics = dict(config)
         model_dict = statistics.pop("model")
-        find_family(model_dict.get("model_type"))  # a better error than that of the mapping
-        model_config, family = configure(CONFIG_MAPPING[model_dict["model_type"]].from_dict(model_dict))
-        return cls(AutoModel.from_config(model_config, **family.model_kwargs), **statistics)
+        model_config, family = configure(_parse_config(model_dict))
+        model = AutoModel.from_config(model_config, trust_remote_code=False, **family.model_kwargs)
+        return cls(model, **statistics)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -1,11 +1,17 @@
 """8-bit and PIL images from tensors, and labelled image grids."""
 
+import bisect
 import math
+from pathlib import Path
 
 import torch
 
+from .utils.atomic import atomic_path
 
-__all__ = ["from_uint8", "make_grid", "to_pil", "to_uint8"]
+
+__all__ = ["from_uint8", "make_grid", "save_png", "to_pil", "to_uint8"]
+
+MAX_LABEL = 500  # characters of a label that are measured; no image is wide enough for more
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -64,9 +70,15 @@ def make_grid(images: list, columns: int | None = None, labels: list[str] | None
 
 def _shorten(text, font, width):
     """`text` on one line, shortened with an ellipsis to `width` pixels."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
+    text = " ".join(text[: 2 * MAX_LABEL].split())
+    if len(text) <= MAX_LABEL and font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    lengths = range(min(len(text), MAX_LABEL) + 1)
+    fitting = bisect.bisect_right(lengths, width, key=lambda length: font.getlength(text[:length] + "…"))
+    return text[: max(fitting - 1, 0)] + "…"
+
+
+def save_png(image, path: Path) -> None:
+    """Write a PIL image as PNG; a write that fails leaves an older file at `path` as it was."""
+    with atomic_path(path) as part:
+        image.save(part, format="PNG")

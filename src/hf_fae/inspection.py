@@ -23,7 +23,7 @@ from .generators.class_table import ClassTableMixin
 from .generators.denoiser import LatentDenoiser
 from .generators.token_generator import TokenGenerator
 from .latents import LatentAutoencoderMixin
-from .layers.positions import SinCosPositions, grid_size, token_grid
+from .layers.positions import grid_size, token_grid
 from .presets import PRESETS, build_preset
 
 
@@ -34,9 +34,10 @@ WEIGHT_FILE = re.compile(r"(?:diffusion_pytorch_)?model(?:\.([^.]+?))?(?:-\d{5}-
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters as the paper counts them: never latent statistics, fixed sin-cos tables only where it does."""
-    tables = (part.table for part in module.modules() if isinstance(part, SinCosPositions) and part.counted)
-    return sum(tensor.numel() for tensor in (*module.parameters(), *tables))
+    """Parameters as the paper counts them: never latent statistics, fixed tables only where it does."""
+    counted = (part for part in module.modules() if getattr(part, "counted", False))
+    fixed = (buffer for part in counted for buffer in part.buffers(recurse=False))
+    return sum(tensor.numel() for tensor in (*module.parameters(), *fixed))
 
 
 def model_shapes(model: ModelMixin) -> dict[str, list[int]]:
@@ -187,9 +188,12 @@ def _inspect_component(path: Path) -> dict:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} must hold a JSON object, got a {type(content).__name__}")
+    return content
 
 
 def _read_headers(folder: Path) -> dict[str, dict[str, tuple[str, list[int]]]]:

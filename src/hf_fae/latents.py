@@ -226,6 +226,17 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         self.latents_mean = mean.detach().to(self.latents_mean.device, torch.float32).clone()
         self.latents_std = std.detach().to(self.latents_std.device, torch.float32).clone()
 
+    def check_weights(self, place: str) -> None:
+        """Also the statistics, see `StrictModelMixin.check_weights`.
+
+        Raises:
+            ValueError: weights that are not finite, or standard deviations that are not positive.
+        """
+        super().check_weights(place)
+        if not self.latents_std.is_meta and (self.latents_std <= 0).any():
+            smallest = self.latents_std.min().item()
+            raise ValueError(f"weight 'latents_std' at {place!r} must be positive, got {smallest}")
+
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents in the scale in which the tokenizer was trained, computed in fp32."""
         mean, std = (value.to(latents.device, torch.float32) for value in (self.latents_mean, self.latents_std))

@@ -1,8 +1,10 @@
 """Models as users name them, by folder or Hub id, with one-sentence errors that name the argument."""
 
 import contextlib
+import json
 import os
 import re
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoModel, DiffusionPipeline
@@ -10,9 +12,18 @@ from diffusers import AutoencoderKL, AutoModel, DiffusionPipeline
 from .autoencoders.frozen_encoder import FrozenEncoderMixin
 from .latents import LatentAutoencoderMixin
 from .pipelines.latent_pipeline import LatentPipeline
+from .utils.config_bounds import check_numbers
+from .utils.hub_errors import explain_hub_error
 
 
-__all__ = ["complete_text_encoder", "load_tokenizer", "load_trained_pipeline", "loading", "open_tokenizer"]
+__all__ = [
+    "complete_text_encoder",
+    "load_tokenizer",
+    "load_trained_pipeline",
+    "loading",
+    "open_pipeline",
+    "open_tokenizer",
+]
 
 
 @contextlib.contextmanager
@@ -25,10 +36,34 @@ def loading(argument: str, value: str):
     try:
         yield
     except Exception as error:  # each library fails in its own way
-        sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
         place = value.rpartition("=")[2]
-        absent = " is no folder here and" if "/" in place and not os.path.exists(place) else ""
-        raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {sentence}") from error
+        absent = " is not a local folder and" if "/" in place and not os.path.exists(place) else ""
+        sentence = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0] or type(error).__name__
+        cause = explain_hub_error(error) or sentence
+        raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {cause}") from error
+
+
+def open_pipeline(argument: str, path: str, dtype: torch.dtype = torch.float32) -> LatentPipeline:
+    """A pipeline of ours, of which nothing is built before the numbers in all its configs are known to be in bounds.
+
+    Args:
+        argument: whose value `path` is, for messages.
+        path: Hub id or folder.
+
+    Raises:
+        ValueError: it cannot be loaded, or is none of hf_fae.
+    """
+    with loading(argument, path):
+        folder = Path(path if os.path.isdir(path) else DiffusionPipeline.download(path))
+        for file in sorted([*folder.rglob("config.json"), *folder.rglob("scheduler_config.json")]):
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError(f"{str(file)!r} must hold a JSON object, got a {type(config).__name__}")
+            check_numbers(config, repr(str(file)))
+        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype)
+    if not isinstance(pipe, LatentPipeline):
+        raise ValueError(f"{argument} {path!r} must be a pipeline of hf_fae, got a {type(pipe).__name__}")
+    return pipe
 
 
 def load_tokenizer(path: str, **kwargs) -> LatentAutoencoderMixin | AutoencoderKL:
@@ -57,7 +92,7 @@ def open_tokenizer(
         encoder: the frozen encoder of a tokenizer saved without it; by default the one that its config names.
 
     Raises:
-        ValueError: it cannot be loaded, is no tokenizer, or has no encoder and names none.
+        ValueError: it cannot be loaded, is not a tokenizer, or has no encoder and names none.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -76,7 +111,7 @@ def open_tokenizer(
         keep_encoder = {"image_encoder": None} if encoder else {}
         vae = AutoModel.from_pretrained(path, dtype=dtype, **location, **keep_encoder)
     if not isinstance(vae, (LatentAutoencoderMixin, AutoencoderKL)):
-        raise ValueError(f"--model {path!r} is a {type(vae).__name__}, which is no tokenizer of hf_fae")
+        raise ValueError(f"--model {path!r} must be a tokenizer of hf_fae, got a {type(vae).__name__}")
     if isinstance(vae, FrozenEncoderMixin) and vae.image_encoder is None:
         name = encoder or vae.config.image_encoder_id
         if name is None:
@@ -96,7 +131,7 @@ def load_trained_pipeline(path: str, pipeline_class: type[LatentPipeline] = Late
     Raises:
         ValueError: a pipeline of another class.
     """
-    pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    pipeline = open_pipeline("pipeline", path)
     if not isinstance(pipeline, pipeline_class):
         raise ValueError(f"pipeline {path!r} must be a {pipeline_class.__name__}, got a {type(pipeline).__name__}")
     return pipeline
@@ -113,7 +148,7 @@ def complete_text_encoder(pipeline: LatentPipeline, text_encoder: str | None = N
     """
     needs_one = pipeline.reads_text and pipeline.text_encoder is None
     if text_encoder is not None and not needs_one:
-        reason = "has its own" if pipeline.reads_text else "reads no texts"
+        reason = "has its own" if pipeline.reads_text else "reads no text"
         raise ValueError(f"text_encoder must be None with this pipeline, which {reason}, got {text_encoder!r}")
     if not needs_one:
         return

@@ -5,15 +5,20 @@ import inspect
 from diffusers import ConfigMixin, ModelMixin
 
 from .hub import ModelCardMixin
+from .utils.config_bounds import check_config
+from .utils.hub_errors import hub_errors
+from .utils.weights import check_dtypes, check_weights
 
 
 __all__ = ["StrictModelMixin"]
 
 
 class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
-    """Strict loading: unknown config keys and missing or unexpected weights raise at once.
+    """Strict loading: what does not fit raises at once, before anything is built where possible.
 
-    diffusers only logs them, and leaves missing weights on the meta device, which fails much later.
+    diffusers only logs unknown config keys and missing or unexpected weights, and leaves missing weights on the meta
+    device, which fails much later. Here they are errors, as are numbers of a config out of bounds
+    (`utils/config_bounds.py`) and weights that are not finite floating-point numbers.
     """
 
     config_name = "config.json"
@@ -27,18 +32,48 @@ class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
             raise ValueError(f"config of {cls.__name__} has unknown keys {unknown}; known keys are {list(known)[1:]}")
         return super().extract_init_dict(config_dict, **kwargs)
 
+    def register_to_config(self, **kwargs):
+        """As diffusers'. Its decorator calls this before `__init__`, with all arguments: here nothing is built yet.
+
+        Raises:
+            ValueError: an argument of another type, or a number out of bounds.
+        """
+        check_config(type(self), kwargs)
+        super().register_to_config(**kwargs)
+
+    @classmethod
+    def _load_pretrained_model(cls, model, state_dict, resolved_model_file, *args, **kwargs):
+        if state_dict is None and kwargs.get("hf_quantizer") is None:
+            for path in resolved_model_file:
+                if str(path).endswith(".safetensors"):
+                    check_dtypes(path, model)
+        return super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, output_loading_info=False, **kwargs):
         """As diffusers' `ModelMixin.from_pretrained`.
 
         Raises:
-            ValueError: the checkpoint has missing or unexpected weights, or its config has unknown keys.
+            ValueError: the checkpoint has missing or unexpected weights, some that are not finite or no
+                floating-point numbers, or its config has unknown keys or numbers out of bounds.
+            OSError: missing files, or the Hub refuses, fails or does not answer.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        place = str(pretrained_model_name_or_path)
+        with hub_errors(place):
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         for kind in ("missing_keys", "unexpected_keys"):
             if info[kind]:
                 raise ValueError(
-                    f"the weights at {str(pretrained_model_name_or_path)!r} do not fit {cls.__name__}: "
+                    f"the weights at {place!r} do not fit {cls.__name__}: "
                     f"{len(info[kind])} {kind.replace('_', ' ')}, for example {sorted(info[kind])[:3]}"
                 )
+        model.check_weights(place)
         return (model, info) if output_loading_info else model
+
+    def check_weights(self, place: str) -> None:
+        """Refuse weights that a model cannot compute with; `place` is where they come from, for messages.
+
+        Raises:
+            ValueError: some are not finite.
+        """
+        check_weights(self, place)

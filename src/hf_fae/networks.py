@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .utils.hub_errors import hub_errors
+
 
 __all__ = ["TimmNetwork", "load_hub_weights", "read_config"]
 
@@ -54,7 +56,8 @@ def read_config(path: str) -> dict:
     else:
         from huggingface_hub import hf_hub_download
 
-        file = hf_hub_download(path, "config.json")
+        with hub_errors(path):
+            file = hf_hub_download(path, "config.json")
     with open(file) as config:
         return json.load(config)
 

@@ -94,6 +94,31 @@ def _rae(encoder_id: str, encoder_config: dict, **config) -> tuple[str, dict]:
     return _drorae(encoder_id, encoder_config, fusion_type="none", fusion_layers=1, **config)
 
 
+# Layers of DINOv3-L in RAEv2's tokenizers (arXiv 2605.18324), by their number; blocks are counted from 0.
+RAEV2_LAYERS = {1: [23], 7: list(range(11, 24, 2)), 23: list(range(1, 24))}
+
+
+def _raev2(k: int, add_spatial_mean: bool = True) -> tuple[str, dict]:
+    """RAEv2 with the decoder ViT-XL on DINOv3-L (arXiv 2508.10104)."""
+    model = {
+        "model_type": "dinov3_vit",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "num_register_tokens": 4,
+        "patch_size": 16,
+        "image_size": 224,
+    }
+    config = {
+        "layers": RAEV2_LAYERS[k],
+        "add_spatial_mean": add_spatial_mean,
+        "image_encoder_id": "facebook/dinov3-vitl16-pretrain-lvd1689m",
+        "image_encoder_config": {"model": model, "image_size": [224, 224], **IMAGENET},
+    }
+    return "AutoencoderRAEv2", config
+
+
 # Widths, layers and heads of l-DeTok's encoders and decoders (arXiv 2507.15856); they differ from ViT's.
 DETOK_SIZES = {"s": (512, 8, 8), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 DETOK_PAIRS = ("ss", "sb", "sl", "bs", "bb", "bl", "ls", "lb", "ll", "xlxl")
@@ -280,6 +305,12 @@ PRESETS: dict[str, tuple[str, dict]] = {
     "rae-mae-b": _rae("facebook/vit-mae-base", _mae_base()),
     # DRoRAE on RAE's default: fusion 56.78 M (section 3.2).
     "drorae-dinov2-b": _drorae("facebook/dinov2-with-registers-base", _dinov2_reg(768, 12), fusion_layers=12),
+    # RAEv2's published tokenizers, decoder 415.35 M: 7 layers for generation, 23 for reconstruction. That of the last
+    # layer adds no spatial mean; with it (k1-mls) it is another one, in RAEv2's code of a list of one layer.
+    "raev2-dinov3-l-k1": _raev2(1, add_spatial_mean=False),
+    "raev2-dinov3-l-k1-mls": _raev2(1),
+    "raev2-dinov3-l-k7": _raev2(7),
+    "raev2-dinov3-l-k23": _raev2(23),
     # l-DeTok: detok-bb is the published one, detok-sb that of its ablations.
     **{f"detok-{pair}": _detok(pair) for pair in DETOK_PAIRS},
     # MAETok: 128 latent tokens at either size.
@@ -311,6 +342,9 @@ PRESETS: dict[str, tuple[str, dict]] = {
     # RAE (arXiv 2510.11690): dit-dh-xl is its 839 M; S and XL are published for 512 px, too.
     **{f"dit-dh-{size}": _dit_dh(size) for size in DIT_SIZES},
     **{f"dit-dh-{size}-512": _dit_dh(size, sample_size=32) for size in ("s", "xl")},
+    # RAEv2: its 875 M of class labels, and of texts on the last hidden states of Qwen3-0.6B.
+    "raev2-dit-xl": ("RAEv2Transformer2DModel", {}),
+    "raev2-dit-xl-text": ("RAEv2Transformer2DModel", {"num_classes": None, "caption_channels": 1024}),
     # The autoregressive generators of l-DeTok's latents; mar-b and mar-l are its 208 M and 479 M.
     **{f"mar-{size}": _mar(size) for size in MAR_SIZES},
     **{f"{order}-ar-{size}": _autoregressive(order, size) for order in ("raster", "random") for size in AR_SIZES},

@@ -25,6 +25,7 @@ PUBLISHED = {
     "AutoencoderDeTok": "hf_fae.autoencoders.detok",
     "AutoencoderFAE": "hf_fae.autoencoders.fae",
     "AutoencoderMAETok": "hf_fae.autoencoders.maetok",
+    "AutoencoderRAEv2": "hf_fae.autoencoders.raev2",
     "AutoregressiveTransformer2DModel": "hf_fae.generators.autoregressive",
     "DiTDHTransformer2DModel": "hf_fae.generators.dit_dh",
     "FAEDiTPipeline": "hf_fae.pipelines.fae_dit",
@@ -35,6 +36,7 @@ PUBLISHED = {
     "LightningDiTTransformer2DModel": "hf_fae.generators.lightning_dit",
     "MARTransformer2DModel": "hf_fae.generators.mar",
     "MMDiTTransformer2DModel": "hf_fae.generators.mmdit",
+    "RAEv2Transformer2DModel": "hf_fae.generators.raev2",
     "STARFlowTransformer2DModel": "hf_fae.generators.starflow",
 }
 

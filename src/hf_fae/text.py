@@ -3,8 +3,19 @@
 import torch
 import transformers
 from diffusers.utils import logging
-from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+from .utils.config_bounds import check_numbers
+from .utils.hub_errors import hub_errors
+from .utils.weights import check_weights
 
 
 __all__ = ["encode_text", "load_text_encoder"]
@@ -23,17 +34,21 @@ def load_text_encoder(
         ValueError: the checkpoint lacks weights of the encoder; its pooler is not used and may be missing.
         OSError: files are missing.
     """
-    config = AutoConfig.from_pretrained(path)
-    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
-        model_class = AutoModelForTextEncoding
-    else:
-        text_config = getattr(config, "text_config", config)
-        model_class = getattr(transformers, type(text_config).__name__.replace("Config", "Model"))
-    model, info = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    # transformers only warns, and leaves them random
+    with hub_errors(path):
+        check_numbers(PreTrainedConfig.get_config_dict(path)[0], f"the config of {path!r}")
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+            model_class = AutoModelForTextEncoding
+        else:
+            text_config = getattr(config, "text_config", config)
+            model_class = getattr(transformers, type(text_config).__name__.replace("Config", "Model"))
+        model, info = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    # transformers only warns and leaves these random
     if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
         raise ValueError(f"{path!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
-    return AutoTokenizer.from_pretrained(path), model
+    check_weights(model, path)
+    return tokenizer, model
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
+from .presets import RAEV2_LAYERS
+
 
 __all__ = ["ZOO", "Published", "find"]
 
@@ -57,6 +59,7 @@ LIGHTNINGDIT = {"license": "mit", "paper": "2501.01423"}
 MAETOK = {"license": None, "paper": "2502.03444"}
 MAR = {"source": "https://github.com/LTH14/mar", "license": "mit", "paper": "2406.11838"}
 RAE = {"source": "nyu-visionx/RAE-collections", "license": "mit", "paper": "2510.11690"}
+RAEV2 = {"source": "nyu-visionx/RAEv2-models", "license": None, "paper": "2605.18324"}
 STEPS_OF_MAR = {"num_inference_steps": 256, "num_diffusion_steps": 100}
 
 
@@ -76,6 +79,14 @@ def _dit_dh(size: int, strong: str, weak: str, scale: float, figure: str) -> Pub
     files = {"weights": f"{folder}/{strong}/stage2_model.pt", "weak_weights": f"{folder}/{weak}/stage2_model.pt"}
     settings = {"guidance_scale": scale}
     return Published("dit_dh:load_dit_dh", files, figure=figure, tokenizer=tokenizer, settings=settings, **RAE)
+
+
+def _raev2(data: str, k: int, figure: str | None = None) -> Published:
+    encoder, folder = "facebook/dinov3-vitl16-pretrain-lvd1689m", f"stage1/{data}/dinov3l-k{k}"
+    files = {"weights": f"{folder}/decoder.pt", "statistics": f"{folder}/stats.pt"}
+    settings = {"image_encoder_id": encoder, "layers": RAEV2_LAYERS[k], "add_spatial_mean": k > 1}
+    models = {"image_encoder": encoder}
+    return Published("raev2:load_raev2", files, figure=figure, models=models, settings=settings, **RAEV2)
 
 
 def _detok(file: str, figure: str | None = None) -> Published:
@@ -151,6 +162,11 @@ ZOO = {
         "siglip2/base_p16_i256/ViTXL_n08", "siglip2/base_p16_i256/ImageNet1k", "google/siglip2-base-patch16-256"
     ),
     "rae-mae-b": _rae("mae/base_p16/ViTXL_n08", "mae/base_p16/ImageNet1k", "facebook/vit-mae-base"),
+    "raev2-dinov3-l-k1": _raev2("imagenet", 1, "rFID 0.60"),
+    "raev2-dinov3-l-k7": _raev2("imagenet", 7, "rFID 0.30"),
+    "raev2-dinov3-l-k23": _raev2("imagenet", 23, "rFID 0.18"),
+    "raev2-dinov3-l-k7-general": _raev2("general", 7),
+    "raev2-dinov3-l-k23-general": _raev2("general", 23),
     "detok-bb": _detok("detok-BB-gamm3.0-m0.7.pth", "rFID 0.68"),
     "detok-bb-tuned": _detok("detok-BB-gamm3.0-m0.7-decoder_tuned.pth"),
     "maetok-b-256": _maetok("MAETok/maetok-b-128", "rFID 0.48"),
@@ -160,6 +176,14 @@ ZOO = {
     "lightningdit-xl-800ep": _lightningdit("800ep", [0, 0.875, 6.7], "gFID 2.17 / 1.35"),
     "dit-dh-xl-256": _dit_dh(256, "DiTDH-XL", "DiTDH-S_ep14", 1.42, "gFID 1.51 / 1.13"),
     "dit-dh-xl-512": _dit_dh(512, "DiTDH-XL_ep400", "DiTDH-S_ep20", 1.5, "gFID - / 1.13"),
+    "raev2-dit-xl": Published(
+        "raev2_dit:load_raev2_dit",
+        {"weights": "stage2/imagenet/dinov3l-k7/checkpoint.pt"},
+        figure="gFID - / 1.06",
+        tokenizer="raev2-dinov3-l-k7",
+        settings={"internal_guidance_scale": [[0.1, 1.0, 1.78]]},
+        **RAEV2,
+    ),
     "mar-b-detok": _detok_mar("mar_base.pth", 3.9, "gFID - / 1.55"),
     "mar-l-detok": _detok_mar("mar_large.pth", 3.4, "gFID - / 1.35"),
     "mar-b": _mar("base", 2.9, "gFID - / 2.31"),

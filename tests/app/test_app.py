@@ -184,8 +184,12 @@ def test_progress(saved, demo, name, count):
         ({"label": None}, "class must be chosen"),
         ({"label": 10}, "from 0 to 9, got 10"),
         ({"seed": None}, "seed must be a whole number"),
-        ({"scale": None}, "guidance_scale must be a number"),
-        ({"steps": 0}, "positive whole number, got 0"),
+        ({"scale": None}, "guidance must be from 0 to 10, got None"),
+        ({"scale": 11}, "guidance must be from 0 to 10, got 11"),
+        ({"count": 10**9}, "number of images must be a whole number from 1 to 9"),
+        ({"seed": 2**70}, "seed must be a whole number"),
+        ({"steps": 0}, "number of steps must be a whole number from 1 to 250, got 0"),
+        ({"steps": 10**9}, "number of steps must be a whole number from 1 to 250"),
     ],
 )
 def test_generate_refuses(saved, demo, changed, message):

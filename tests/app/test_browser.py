@@ -16,14 +16,13 @@ from urllib.parse import urlsplit
 import pytest
 from damaged import noise
 from factories import tiny_encoder, tiny_fae_dit_pipeline, tiny_fae_starflow_pipeline, tiny_fae_text_to_image_pipeline
+from fork_server import PATIENCE
 
 import hf_fae
 
 
 pytest.importorskip("gradio", reason="needs gradio: pip install hf_fae[demo]")
 
-START_SECONDS = 120
-WAIT_SECONDS = 60
 CLI = [sys.executable, "-c", "from hf_fae.cli import main; main()", "demo"]
 
 
@@ -56,19 +55,19 @@ def serving(command: list[str], log: Path, **variables: str):
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent)
     try:
         url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + START_SECONDS
+        end = time.monotonic() + PATIENCE
         while not answers(url):
             assert server.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.2)
         yield url
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        server.wait(PATIENCE)
 
 
 def answers(url: str) -> bool:
     with contextlib.suppress(urllib.error.URLError, ConnectionError):
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             return response.status == 200
     return False
 
@@ -95,7 +94,7 @@ class Page:
         from selenium.webdriver.support.ui import WebDriverWait
 
         self.driver = driver
-        self.wait = WebDriverWait(driver, WAIT_SECONDS)
+        self.wait = WebDriverWait(driver, PATIENCE)
         driver.get(url)
         self.until_says("images of 32 x 32 pixels")
 

@@ -45,7 +45,8 @@ def test_generate_texts(saved, tmp_path, capsys, make):
     both = np.asarray(Image.open(tmp_path / "grid.png"))
     main([*argv, "--prompt", "a cat", "--seed", "5"])
     alone = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert np.array_equal(both[:, : alone.shape[1]], alone)
+    # Kernels for other batch sizes may round differently.
+    assert np.abs(both[:, : alone.shape[1]].astype(int) - alone).max() <= 1
     main([*argv, "--prompt", "a dog", "--seed", "5"])
     assert not np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), alone)
     capsys.readouterr()

@@ -3,8 +3,11 @@
 import argparse
 import os
 import pickle
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from factories import tiny_lightning_dit
@@ -53,6 +56,22 @@ def test_nesting_and_prefixes(tmp_path):
         read_weights(path)
     torch.save({"state_dict": weights(), "callbacks": {}}, path)
     same(read_weights(path), weights())
+
+
+def test_settings_of_a_training(tmp_path, monkeypatch):
+    """Objects of a framework are passed over, whether or not it is installed: it is never imported."""
+    module = types.ModuleType("pytorch_lightning.callbacks")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    callback = module.ModelCheckpoint()
+    callback.best = 0.5
+    path = tmp_path / "w.ckpt"
+    torch.save({"state_dict": weights(), "callbacks": {module.ModelCheckpoint: callback}, "loss": np.float64(2)}, path)
+    monkeypatch.delitem(sys.modules, module.__name__)
+    monkeypatch.delitem(sys.modules, "pytorch_lightning")
+    same(read_weights(path), weights())
+    assert "pytorch_lightning" not in sys.modules
 
 
 def test_weights_are_mapped(tmp_path):

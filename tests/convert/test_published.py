@@ -8,7 +8,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from huggingface_hub import ModelCard, constants
 from parity import arrays, assert_parity
-from published import GENERATORS, TOKENIZERS, publish
+from published import GENERATORS, TOKENIZERS
 from safetensors.torch import load_file
 
 import hf_fae
@@ -20,18 +20,6 @@ from hf_fae.zoo import ZOO
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
     return tmp_path / "assets" / "hf_fae"
-
-
-@pytest.fixture
-def published(tmp_path, monkeypatch, oracle):
-    """Writes a tiny publication of a name and returns its folder."""
-
-    def write(name):
-        for key, row in publish(name, tmp_path / "files", oracle).items():
-            monkeypatch.setitem(ZOO, key, row)
-        return tmp_path / "files"
-
-    return write
 
 
 def check_denoiser(model, io, sign=1):
@@ -58,6 +46,9 @@ def check_generator(name, pipe, oracle):
         check_mar(model, io)
     elif name.startswith("starflow"):
         check_flow(model, io)
+    elif name == "raev2-dit-xl":
+        assert_parity(model(io["x"], 1000 * io["t_noise"], io["y"]).sample, io["prediction"])
+        assert pipe.internal_guidance.intervals == ((0.1, 1.0, 1.78),)
     elif name.startswith("sit-xl-maetok"):
         check_denoiser(model, {**io, "x": io["x"].mT[:, :, None], "velocity": io["velocity"].mT[:, :, None]})
     else:  # in data time, the velocity has the other sign
@@ -66,8 +57,8 @@ def check_generator(name, pipe, oracle):
 
 @pytest.mark.parametrize("name", [name for name in GENERATORS if GENERATORS[name]])
 @torch.no_grad()
-def test_generators_compute_as_the_reference(name, cache, published, oracle):
-    pipe = hf_fae.load_published(name, files=published(name))
+def test_generators_compute_as_the_reference(name, cache, published_files, oracle):
+    pipe = hf_fae.load_published(name, files=published_files(name))
     check_generator(name, pipe, oracle)
     pipe.set_progress_bar_config(disable=True)
     if name.startswith("starflow"):
@@ -81,9 +72,9 @@ def test_generators_compute_as_the_reference(name, cache, published, oracle):
 
 
 @torch.no_grad()
-def test_dit_in_the_format_of_diffusers(cache, published):
+def test_dit_in_the_format_of_diffusers(cache, published_files):
     """Its weights; the sinusoids of time differ a little there, see `convert.dit`."""
-    folder = published("dit-xl-2-256")
+    folder = published_files("dit-xl-2-256")
     pipe = hf_fae.load_published("dit-xl-2-256", files=folder)
     theirs = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, num_layers=2, sample_size=8, out_channels=8
@@ -99,8 +90,8 @@ def test_dit_in_the_format_of_diffusers(cache, published):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @torch.no_grad()
-def test_tokenizers_compute_as_the_reference(name, cache, published, oracle):
-    vae = hf_fae.load_published(name, files=published(name))
+def test_tokenizers_compute_as_the_reference(name, cache, published_files, oracle):
+    vae = hf_fae.load_published(name, files=published_files(name))
     if name == "vavae-f16d32":
         io = arrays(oracle("vavae") / "oracle.npz")
         assert_parity(vae.encode(io["pixels"]).latent_dist.parameters, io["moments"])
@@ -109,6 +100,9 @@ def test_tokenizers_compute_as_the_reference(name, cache, published, oracle):
         io = arrays(oracle("rae/dinov2") / "io.npz")
         assert_parity(vae(2 * io["pixel_values_01"] - 1).sample / 2 + 0.5, io["reconstruction_01"])
         assert vae.config.image_encoder_id == "facebook/dinov2-with-registers-base"
+    elif name == "raev2-dinov3-l-k7":
+        io = arrays(oracle("raev2/k2_every_other") / "io.npz")
+        assert_parity(vae(2 * io["pixel_values_01"] - 1).sample / 2 + 0.5, io["reconstruction_01"])
     elif name == "detok-bb":
         io = arrays(oracle("detok") / "io.npz")
         latents = vae.encode(io["pixel_values"]).latent_dist.mode()
@@ -119,8 +113,8 @@ def test_tokenizers_compute_as_the_reference(name, cache, published, oracle):
         assert_parity(vae(io["pixel_values"]).sample, io["reconstruction"])
 
 
-def test_converted_once(cache, published):
-    name, folder = "lightningdit-xl-800ep", published("lightningdit-xl-800ep")
+def test_converted_once(cache, published_files):
+    name, folder = "lightningdit-xl-800ep", published_files("lightningdit-xl-800ep")
     first = hf_fae.load_published(name, files=folder)
     (kept,) = cache.glob(f"{name}-*[0-9a-f]")
     written = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
@@ -137,16 +131,16 @@ def test_converted_once(cache, published):
     assert len(list(cache.glob(f"{name}-*[0-9a-f]"))) == 2
 
 
-def test_bare_file_names(cache, published, tmp_path):
-    folder, bare = published("lightningdit-xl-800ep"), tmp_path / "bare"
+def test_bare_file_names(cache, published_files, tmp_path):
+    folder, bare = published_files("lightningdit-xl-800ep"), tmp_path / "bare"
     bare.mkdir()
     for path in folder.rglob("*.pt"):
         path.rename(bare / path.name)
     assert hf_fae.load_published("lightningdit-xl-800ep", files=bare).transformer.config.sample_size == 8
 
 
-def test_files_of_the_same_name_need_their_folders(cache, published, tmp_path):
-    folder, bare = published("dit-dh-xl-256"), tmp_path / "bare"
+def test_files_of_the_same_name_need_their_folders(cache, published_files, tmp_path):
+    folder, bare = published_files("dit-dh-xl-256"), tmp_path / "bare"
     bare.mkdir()
     for path in folder.rglob("stage2_model.pt"):
         path.rename(bare / path.name)
@@ -157,9 +151,9 @@ def test_files_of_the_same_name_need_their_folders(cache, published, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_convert_writes_a_saved_pipeline_with_its_card(dtype, published, tmp_path):
+def test_convert_writes_a_saved_pipeline_with_its_card(dtype, published_files, tmp_path):
     output = tmp_path / "converted"
-    convert_published("mar-b-detok", output, published("mar-b-detok"), dtype)
+    convert_published("mar-b-detok", output, published_files("mar-b-detok"), dtype)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "files"]
     state = load_file(output / "vae" / "diffusion_pytorch_model.safetensors")
     assert state["decoder.proj_in.weight"].dtype == (dtype or torch.float32)
@@ -177,14 +171,14 @@ def test_convert_writes_a_saved_pipeline_with_its_card(dtype, published, tmp_pat
         convert_published("mar-b-detok", output, tmp_path / "files")
 
 
-def test_no_stated_licence(cache, published):
+def test_no_stated_licence(cache, published_files):
     with pytest.raises(ValueError, match=r"files must be a folder with 'config\.json' of https://.*, which states no"):
         hf_fae.load_published("maetok-b-256")
     with pytest.raises(
         ValueError, match=r"files must be a folder with 'last\.pt' of .*REPA .*, which is not on the Hub"
     ):
         hf_fae.load_published("repa-xl-2")
-    vae = hf_fae.load_published("maetok-b-256", files=published("maetok-b-256"))
+    vae = hf_fae.load_published("maetok-b-256", files=published_files("maetok-b-256"))
     card = ModelCard.load(f"{vae.config._name_or_path}/README.md")
     assert card.data.license == "unknown" and "| none stated |" in card.text
 
@@ -205,10 +199,10 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_wrong_weights(case, published, tmp_path):
+def test_wrong_weights(case, published_files, tmp_path):
     name, output = "lightningdit-xl-800ep", tmp_path / "converted"
     change, message = BROKEN[case]
-    folder = published(name)
+    folder = published_files(name)
     path = folder / ZOO[name].source / ZOO[name].files["weights"]
     _change(path, change)
     with pytest.raises(ValueError, match=message) as raised:
@@ -218,11 +212,11 @@ def test_wrong_weights(case, published, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["files"]
 
 
-def test_files_of_another_name(published, tmp_path):
-    folder = published("sit-xl-2")
+def test_files_of_another_name(published_files, tmp_path):
+    folder = published_files("sit-xl-2")
     path = folder / ZOO["sit-xl-2"].source / "SiT-XL-2-256.pt"
     path.write_bytes(
-        (published("lightningdit-xl-800ep") / ZOO["lightningdit-xl-800ep"].source)
+        (published_files("lightningdit-xl-800ep") / ZOO["lightningdit-xl-800ep"].source)
         .joinpath(ZOO["lightningdit-xl-800ep"].files["weights"])
         .read_bytes()
     )
@@ -230,12 +224,12 @@ def test_files_of_another_name(published, tmp_path):
         convert_published("sit-xl-2", tmp_path / "converted", folder)
 
 
-def test_nothing_of_a_file_runs(published, tmp_path):
+def test_nothing_of_a_file_runs(published_files, tmp_path):
     class Planted:
         def __reduce__(self):
             return type(tmp_path).touch, (tmp_path / "touched",)
 
-    name, folder = "detok-bb", published("detok-bb")
+    name, folder = "detok-bb", published_files("detok-bb")
     root = folder / ZOO[name].source
     for file in ZOO[name].files.values():
         content = (root / file).read_bytes()
@@ -246,11 +240,11 @@ def test_nothing_of_a_file_runs(published, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["files"]
 
 
-def test_left_by_a_killed_conversion(published, tmp_path):
+def test_left_by_a_killed_conversion(published_files, tmp_path):
     partial = tmp_path / ".converted.partial"
     (partial / "transformer").mkdir(parents=True)
     (partial / "transformer" / "config.json").write_text("{")
-    convert_published("vavae-f16d32", tmp_path / "converted", published("vavae-f16d32"))
+    convert_published("vavae-f16d32", tmp_path / "converted", published_files("vavae-f16d32"))
     assert json.loads((tmp_path / "converted" / "config.json").read_text())["_class_name"] == "AutoencoderKL"
     assert not partial.exists() and not (tmp_path / "converted" / "transformer").exists()
 

@@ -3,12 +3,8 @@
 import io
 import itertools
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -382,18 +378,13 @@ cache_latents.main(sys.argv[2:])
 
 class TestResuming:
     @pytest.fixture
-    def environment(self, tmp_path):
-        return {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-
-    @pytest.fixture
     def flags(self, fae, image_folder):
         return ["--config", CONFIG, "--vae", str(fae), "--dataset_name", str(image_folder), "--label_column", "label"]
 
-    def test_killed_and_started_again(self, tmp_path, cache, flags, environment, monkeypatch, capsys):
+    def test_killed_and_started_again(self, tmp_path, cache, flags, processes, monkeypatch, capsys):
         folder = tmp_path / "latents"
-        command = [sys.executable, "-c", KILLED, str(SCRIPTS), *flags, "--output_dir", str(folder)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 9, result.stderr[-3000:]
+        child = processes.start(["-c", KILLED, SCRIPTS, *flags, "--output_dir", folder])
+        assert child.wait() == 9, child.stderr[-3000:]
         assert sorted(path.name for path in folder.rglob("*")) == [
             ".lock",
             "00000.parquet",
@@ -417,26 +408,9 @@ class TestResuming:
         assert indices[0]["splits"] == indices[1]["splits"] and indices[0]["statistics"] == indices[1]["statistics"]
         assert not list(folder.rglob("*.part"))
 
-    @pytest.mark.slow
-    def test_two_processes_write_the_same_files(self, tmp_path, cache, flags, environment):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
-        folder, script = tmp_path / "latents", str(SCRIPTS / "cache_latents.py")
-        command = [sys.executable, script, *flags, "--output_dir", str(folder)]
-        processes = [
-            subprocess.Popen(
-                command,
-                env={**environment, **launched, "RANK": rank, "LOCAL_RANK": rank},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in "01"
-        ]
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors[-3000:]
+    def test_two_processes_write_the_same_files(self, tmp_path, cache, flags, processes):
+        folder = tmp_path / "latents"
+        processes.run_in_two_processes([SCRIPTS / "cache_latents.py", *flags, "--output_dir", folder])
         assert shard_bytes(folder) == shard_bytes(cache)
         index, expected = (json.loads((path / "index.json").read_text()) for path in (folder, cache))
         assert all(index[name] == expected[name] for name in expected if name not in ("vae", "settings"))

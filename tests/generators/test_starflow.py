@@ -279,7 +279,7 @@ class TestStructure:
     def test_sampling_with_compiled_layers(self, backend):
         """100 tokens, guided and not, by iteration, and the score step: within the compiler's eight graphs."""
         torch._dynamo.reset()
-        model, z = tiny_starflow(), latents(side=10)
+        model, z = tiny_starflow(num_layers=[1, 2]), latents(side=10)
         options = [
             {"guidance": FlowGuidance(2.0), "negative_class_labels": torch.tensor([10, 10])},
             {},

@@ -1,11 +1,6 @@
-"""The adversarial term: closed forms, the two networks' gradients apart, and many processes against one.
+"""The adversarial term: closed forms, the two networks' gradients apart, and many processes against one."""
 
-Run as a script it is the two processes of `test_two_processes_equal_one_with_the_doubled_batch`.
-"""
-
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,11 +263,11 @@ def play(kind, rank=0, world_size=1):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, processes):
     """What each of two processes has after `play`, by discriminator."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, __file__, str(folder)], env=environment, check=True, timeout=300)
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_gan; test_gan.play_as_process"
+    processes.run_in_two_processes(["-c", f"{code}({str(folder)!r})"])
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -286,12 +281,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(two_processes, kind):
     assert expected["state"]["adversarial.lecam.real_mean"] != 0
 
 
-def play_as_process(rank, folder):
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def play_as_process(folder):
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
     torch.save({kind: play(kind, rank, 2) for kind in ("patch", "token")}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    # Forked, so that the libraries are imported once.
-    torch.multiprocessing.start_processes(play_as_process, (sys.argv[1],), nprocs=2, start_method="fork")

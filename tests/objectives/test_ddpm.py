@@ -63,3 +63,17 @@ def test_trains_the_denoiser():
         losses.append(loss.item())
     assert all(p.grad is not None for p in objective.model.parameters())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_base_head_has_a_loss_of_its_own():
+    """The hybrid loss again, of the noise and the variance that the base head predicts."""
+    model = tiny_dit(base_head_layer=1)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    inputs = {"pixel_values": images, "class_labels": torch.arange(4)}
+    plain, weighted = (
+        DiffusionObjective(model, tiny_fae(), base_weight=weight).eval()(inputs, ImageRandom(0, 0))
+        for weight in (0.0, 0.5)
+    )
+    torch.testing.assert_close(plain["loss"], plain["noise_error"] + plain["variational_bound"])
+    torch.testing.assert_close(weighted["loss"], plain["loss"] + 0.5 * plain["base_loss"])
+    assert plain["base_loss"] > 0 and plain["base_loss"] != plain["loss"]

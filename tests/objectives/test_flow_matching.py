@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from factories import (
@@ -6,6 +8,7 @@ from factories import (
     tiny_fae,
     tiny_lightning_dit,
     tiny_maetok,
+    tiny_raev2_dit,
 )
 from objective_inputs import batch, numbers, trained
 from torch import nn
@@ -204,3 +207,57 @@ class TestFlowMatchingObjective:
     def test_shift_of_the_wrong_kind(self, shift):
         with pytest.raises(ValueError, match=f"shift must be in .*, got {shift}"):
             FlowMatchingObjective(tiny_lightning_dit(), tiny_fae(), shift=shift)
+
+
+class TestCleanLatents:
+    """Prediction of x with the loss of the velocity, and the loss of a base head (RAEv2)."""
+
+    def make(self, answer, shift=1 / 8, **kwargs):
+        """The objective of a denoiser that answers `answer(noisy, t)`; latents are 20,000 standard normal numbers."""
+        objective = FlowMatchingObjective(
+            tiny_lightning_dit(prediction_type="sample", **kwargs), tiny_fae(), shift, timestep_sampling="logit_normal"
+        ).eval()
+        latents = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+        objective.latents = lambda batch, random: latents
+        objective.predictions = lambda noisy, timestep, **condition: answer(latents, noisy, timestep / 1000)
+        objective.conditioning = lambda batch, random: {}
+        return objective({}, numbers())
+
+    def test_no_error_no_loss(self):
+        losses = self.make(lambda x, noisy, t: [x, x])
+        assert losses["loss"] == losses["base_loss"] == 0
+
+    def test_loss_of_heads_that_give_0(self):
+        """E[1 / t^2] = 1 + e^0.5 / 4 + e^2 / 64 at shift 8, for each head; the clamp changes it by less than 1e-3."""
+        closed_form = 1 + math.exp(0.5) / 4 + math.exp(2) / 64
+        assert closed_form == pytest.approx(1.527634, abs=1e-6)
+        normal = torch.distributions.Normal(0.0, 1.0)
+        quantiles = normal.icdf(torch.linspace(0, 1, 2_000_002, dtype=torch.float64)[1:-1])
+        t = shift_time(quantiles.sigmoid(), 1 / 8)
+        assert t.pow(-2).mean().item() == pytest.approx(closed_form, abs=1e-3)
+        clamped = t.clamp_min(0.05).pow(-2).mean().item()
+        assert clamped == pytest.approx(closed_form, abs=1e-3)
+        losses = self.make(lambda x, noisy, t: [torch.zeros_like(x), torch.zeros_like(x)])
+        assert losses["base_loss"].item() == pytest.approx(clamped, rel=0.05)
+        torch.testing.assert_close(losses["loss"], 2 * losses["base_loss"])
+
+    def test_error_of_x_is_weighted(self):
+        """By 1 / max(t, 0.05)^2."""
+        losses = self.make(lambda x, noisy, t: [x + 0.1 * t.clamp_min(0.05).view(-1, 1, 1, 1)], shift=1.0)
+        assert losses["loss"].item() == pytest.approx(0.01, rel=1e-4) and "base_loss" not in losses
+
+    @pytest.mark.parametrize("make", [tiny_lightning_dit, tiny_raev2_dit])
+    @pytest.mark.parametrize("prediction_type", ["velocity", "sample"])
+    def test_weight_of_the_base_head(self, make, prediction_type):
+        model, data = make(prediction_type=prediction_type, base_head_layer=1), batch()
+        losses = {
+            weight: FlowMatchingObjective(model, tiny_fae(), base_weight=weight)(data, numbers())
+            for weight in (0.0, 0.5)
+        }
+        base = losses[0.0]["base_loss"]
+        assert base > 0 and torch.equal(base, losses[0.5]["base_loss"])
+        torch.testing.assert_close(losses[0.5]["loss"], losses[0.0]["loss"] + 0.5 * base)
+        losses[0.5]["loss"].backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        with pytest.raises(ValueError, match="base_weight must be finite and not negative, got -1"):
+            FlowMatchingObjective(model, tiny_fae(), base_weight=-1)

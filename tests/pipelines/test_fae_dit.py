@@ -31,7 +31,7 @@ def test_scales_below_one_guide_and_zero_is_unconditional(pipe):
     assert not torch.equal(draw(pipe, guidance_scale=0.9), draw(pipe, guidance_scale=1.0))
     original = pipe.transformer.forward
     unguided = draw(pipe, guidance_scale=0.0)
-    pipe.transformer.forward = lambda x, t, labels, **kw: original(x, t, null.expand(len(x)), **kw)
+    pipe.transformer.forward = lambda x, t, class_labels, **kw: original(x, t, null.expand(len(x)), **kw)
     torch.testing.assert_close(draw(pipe, guidance_scale=1.0), unguided, atol=1e-5, rtol=1e-4)
 
 
@@ -66,9 +66,14 @@ def test_a_schedule_has_no_single_scale(pipe):
 
 
 def test_callback_gets_the_timestep(pipe):
-    seen = []
-    draw(pipe, callback_on_step_end=lambda pipe, step, timestep, tensors: seen.append(float(timestep)))
-    assert seen == pipe.scheduler.timesteps.tolist() and seen[0] == 1000
+    seen, grids = [], []
+
+    def note(pipe, step, timestep, tensors):
+        seen.append(float(timestep))
+        grids.append(pipe.scheduler.timesteps.tolist())
+
+    draw(pipe, callback_on_step_end=note)
+    assert grids == [seen] * len(seen) and seen[0] == 1000
 
 
 class TestAutoGuidance:
@@ -219,9 +224,11 @@ class TestDiT:
         for transformer in (tiny_lightning_dit(), tiny_dit_dh()):
             with pytest.raises(ValueError, match=message):
                 tiny_dit_pipeline(transformer=transformer)
-        with pytest.raises(ValueError, match="transformer must have prediction_type 'velocity' for a FlowMatchEuler"):
+        with pytest.raises(
+            ValueError, match="transformer must have prediction_type 'velocity' or 'sample' for a Flow"
+        ):
             tiny_fae_dit_pipeline(transformer=tiny_dit())
         with pytest.raises(ValueError, match="guidance_transformer must have prediction_type 'epsilon' for a DDPM"):
             tiny_dit_pipeline(guidance_transformer=tiny_lightning_dit())
-        with pytest.raises(ValueError, match="prediction_type must be 'velocity' or 'epsilon', got 'sample'"):
-            tiny_lightning_dit(prediction_type="sample")
+        with pytest.raises(ValueError, match="prediction_type must be 'velocity', 'sample' or 'epsilon', got 'x'"):
+            tiny_lightning_dit(prediction_type="x")

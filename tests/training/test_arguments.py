@@ -43,9 +43,9 @@ def test_flags_alone():
 
 
 def test_former_names_of_arguments(tmp_path):
-    assert parse(tmp_path, {"name": "a", "output_dir": "o", "max_damaged_share": 0.5})[1].max_corrupt_share == 0.5
-    for flags in (["--max_damaged_share", "0.2"], ["--max-damaged-share=0.2"], ["--max_corrupt_share", "0.2"]):
-        _, loop, config = parse(tmp_path, {"name": "a", "output_dir": "o", "max_damaged_share": 0.5}, *flags)
+    assert parse(tmp_path, {"name": "a", "output_dir": "o", "max_corrupt_share": 0.5})[1].max_corrupt_share == 0.5
+    for flags in (["--max_corrupt_share", "0.2"], ["--max-damaged-share=0.2"], ["--max_corrupt_share", "0.2"]):
+        _, loop, config = parse(tmp_path, {"name": "a", "output_dir": "o", "max_corrupt_share": 0.5}, *flags)
         assert loop.max_corrupt_share == config["max_corrupt_share"] == 0.2
 
 
@@ -135,7 +135,7 @@ def script_arguments(config):
         return [import_module("train_autoregressive").AutoregressiveArguments, LoopArguments]
     if "pixel_decoder" in config:
         return [import_module("train_pixel_decoder").PixelDecoderArguments, ReconstructionArguments, LoopArguments]
-    if "drorae" in config:
+    if "drorae" in config or config.startswith("raev2_dinov3"):
         return [import_module("train_drorae").DRoRAEArguments, ReconstructionArguments, LoopArguments]
     for name in ("DeTok", "MAETok"):
         if name.lower() in config:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from factories import tiny_encoder, tiny_fae, tiny_lightning_dit
+from fork_server import PATIENCE
 from safetensors.torch import load_file
 from text_models import save_sentence_encoder
 from torch.distributed.fsdp import FSDPModule
@@ -23,9 +24,6 @@ HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "training_scripts"
 CONFIGS = HERE.parent / "configs"
 
-# What `accelerate launch` does on several devices; on a CPU alone it starts one process.
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
 # Accelerate takes FSDP for GPUs only. Told that these processes have some, it shards on a CPU in the very same way.
 PRETEND_GPU = """
 from accelerate.state import PartialState
@@ -33,21 +31,18 @@ from accelerate.utils import DistributedType
 PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 """
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
-def run_in_two_processes(folder, call, fsdp=False):
-    """Run a function of this module, written as a call, in two processes."""
-    script = folder / "script.py"
+def code_of(call, fsdp=False):
+    """The program of a process that calls a function of this module, written as a call."""
     paths = [str(HERE.parent), str(HERE), str(SCRIPTS)]
-    script.write_text(
-        f"import sys; sys.path[:0] = {paths!r}\n{PRETEND_GPU if fsdp else ''}\n"
-        f"import test_distributed; test_distributed.{call}\n"
-    )
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if fsdp:
-        env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    result = subprocess.run([*LAUNCH, str(script)], env=env, timeout=300, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-4000:]
+    setup = f"import sys; sys.path[:0] = {paths!r}\n{PRETEND_GPU if fsdp else ''}\n"
+    return f"{setup}import test_distributed; test_distributed.{call}\n"
+
+
+def run_in_two_processes(processes, call, fsdp=False):
+    processes.run_in_two_processes(["-c", code_of(call, fsdp)], FSDP if fsdp else {})
 
 
 def train_image_noise(folder, batch_size, **kwargs):
@@ -66,8 +61,14 @@ def assert_close_checkpoints(one, other):
 
 
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
+    """Started as `accelerate launch` does it on several devices; on a CPU alone it starts one process."""
     train_image_noise(tmp_path / "one", 4)
-    run_in_two_processes(tmp_path, f"train_image_noise({str(tmp_path / 'two')!r}, 2)")
+    script = tmp_path / "script.py"
+    script.write_text(code_of(f"train_image_noise({str(tmp_path / 'two')!r}, 2)"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(launch, env=env, timeout=PATIENCE, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
     assert_close_checkpoints(tmp_path / "one" / "checkpoint-12", tmp_path / "two" / "checkpoint-12")
     one, two = (read_log(tmp_path / folder) for folder in ("one", "two"))
     assert [line["images"] for line in one] == [line["images"] for line in two]
@@ -102,7 +103,7 @@ AT_ONCE = ["--discriminator_start", "0", "--adversarial_start", "0"]
     "script", ["fae", "pixel_decoder", "generator", "starflow", "text_to_image", "autoregressive"]
 )
 def test_scripts_in_two_processes_have_the_gradients_of_one(
-    tmp_path, parquet_folder, image_folder, monkeypatch, script
+    tmp_path, processes, parquet_folder, image_folder, monkeypatch, script
 ):
     """Of a VAE, of a GAN and of a generator, with all their noise."""
     monkeypatch.syspath_prepend(SCRIPTS)
@@ -112,7 +113,7 @@ def test_scripts_in_two_processes_have_the_gradients_of_one(
     tiny_fae().save_pretrained(tmp_path / "fae")
     one, two = tmp_path / "one", tmp_path / "two"
     train_script(script, str(one), str(tmp_path), data, 8)
-    run_in_two_processes(tmp_path, f"train_script({script!r}, {str(two)!r}, {str(tmp_path)!r}, {data!r}, 4)")
+    run_in_two_processes(processes, f"train_script({script!r}, {str(two)!r}, {str(tmp_path)!r}, {data!r}, 4)")
     # After the first step AdamW's first moment is the gradient times 1 - beta1, as nothing was clipped.
     left, right = (load_file(run / "checkpoint-1" / "optimizer.safetensors") for run in (one, two))
     assert left.keys() == right.keys()
@@ -150,10 +151,10 @@ def train_flow(folder, data_folder, batch_size, **kwargs):
     )
 
 
-def test_fsdp2_trains_as_one_process_and_its_checkpoints_are_ordinary_ones(tmp_path, image_folder):
+def test_fsdp2_trains_as_one_process_and_its_checkpoints_are_ordinary_ones(tmp_path, processes, image_folder):
     one, two = tmp_path / "one", tmp_path / "two"
     train_flow(one, str(image_folder), 8)
-    run_in_two_processes(tmp_path, f"train_flow({str(two)!r}, {str(image_folder)!r}, 4)", fsdp=True)
+    run_in_two_processes(processes, f"train_flow({str(two)!r}, {str(image_folder)!r}, 4)", fsdp=True)
     for step in (3, 6):
         assert_close_checkpoints(one / f"checkpoint-{step}", two / f"checkpoint-{step}")
     outputs = [
@@ -171,9 +172,9 @@ def test_fsdp2_trains_as_one_process_and_its_checkpoints_are_ordinary_ones(tmp_p
 
 
 @pytest.mark.slow
-def test_fsdp2_goes_on_from_a_checkpoint_of_one_process(tmp_path, image_folder):
+def test_fsdp2_goes_on_from_a_checkpoint_of_one_process(tmp_path, processes, image_folder):
     one, two = tmp_path / "one", tmp_path / "two"
     train_flow(one, str(image_folder), 8)
     resumed = {"resume_from_checkpoint": str(one / "checkpoint-3")}
-    run_in_two_processes(tmp_path, f"train_flow({str(two)!r}, {str(image_folder)!r}, 4, **{resumed!r})", fsdp=True)
+    run_in_two_processes(processes, f"train_flow({str(two)!r}, {str(image_folder)!r}, 4, **{resumed!r})", fsdp=True)
     assert_close_checkpoints(one / "checkpoint-6", two / "checkpoint-6")

@@ -1,10 +1,6 @@
 """SIGKILL at random moments: nothing is lost, and no image is skipped or seen twice."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,12 +13,14 @@ from training_runs import assert_equal_checkpoints, read_log
 TESTS = Path(__file__).parents[1]
 
 
-def run_killed(folder, data, kills, mode):
-    command = [sys.executable, str(TESTS / "killed_run.py"), str(folder), str(data), str(kills), mode]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder.with_suffix(".cache"))}
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    return int(result.stdout.split()[-1])
+@pytest.fixture
+def run_killed(processes):
+    """Trains as `killed_run` does; returns how many kills left a half-written checkpoint."""
+
+    def run(folder, data, kills, mode):
+        return int(processes.run([TESTS / "killed_run.py", folder, data, kills, mode]).split()[-1])
+
+    return run
 
 
 def read_ledger(folder):
@@ -37,7 +35,7 @@ def read_ledger(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["indexed", "streaming"])
-def test_twenty_kills(tmp_path, parquet_folder, mode):
+def test_twenty_kills(tmp_path, run_killed, parquet_folder, mode):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_killed(whole, parquet_folder, 0, mode)
     while_writing = run_killed(killed, parquet_folder, 20, mode)
@@ -53,7 +51,7 @@ def test_twenty_kills(tmp_path, parquet_folder, mode):
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_text_to_image_on_damaged_shards(tmp_path, damaged_webdataset, kills):
+def test_text_to_image_on_damaged_shards(tmp_path, run_killed, damaged_webdataset, kills):
     """Files as those of CC12M, streamed: captions in their JSON, one row in twenty broken or without caption."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_killed(whole, damaged_webdataset, 0, "captions")
@@ -72,7 +70,7 @@ def test_text_to_image_on_damaged_shards(tmp_path, damaged_webdataset, kills):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory, parquet_folder):
+def published(tmp_path_factory, processes, parquet_folder):
     """What the scripts start from: encoders, a tokenizer, pipelines, cached latents."""
     folder = tmp_path_factory.mktemp("published")
     publish_models(folder, parquet_folder)
@@ -81,24 +79,24 @@ def published(tmp_path_factory, parquet_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_every_script_killed_again_and_again(tmp_path, published, parquet_folder, name):
+def test_every_script_killed_again_and_again(tmp_path, processes, published, parquet_folder, name):
     script, config, flags = RUNS[name]
-    command = [sys.executable, str(SCRIPTS / script), "--config", str(CONFIGS / config)]
-    command += ["--dataset_name", str(parquet_folder), "--resume_from_checkpoint", "latest", "--report_to", "none"]
+    command = [SCRIPTS / script, "--config", CONFIGS / config, "--dataset_name", parquet_folder]
+    command += ["--resume_from_checkpoint", "latest", "--report_to", "none"]
     command += [flag.format(published=published) for flag in flags]
     command += ["--max_train_steps", "6", "--checkpointing_steps", "2", "--validation_steps", "3"]
     command += ["--checkpoints_total_limit", "5"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--output_dir", str(whole)], env=env, check=True, capture_output=True)
+    processes.run([*command, "--output_dir", whole])
     for checkpoint in ("checkpoint-2", "checkpoint-4", "checkpoint-6"):
-        child = subprocess.Popen([*command, "--output_dir", str(killed)], env=env, stderr=subprocess.DEVNULL)
+        child = processes.start([*command, "--output_dir", killed])
         while child.poll() is None and not (killed / checkpoint).exists():
             time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        if child.poll() is None:
+            child.kill()
+            child.wait()
         assert (killed / checkpoint).is_dir()
-    subprocess.run([*command, "--output_dir", str(killed)], env=env, check=True, capture_output=True)
+    processes.run([*command, "--output_dir", killed])
     for step in (2, 4, 6):
         assert_equal_checkpoints(*(run / f"checkpoint-{step}" for run in (whole, killed)))
     assert read_log(whole) == read_log(killed)

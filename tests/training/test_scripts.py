@@ -1,9 +1,6 @@
 """The training scripts as users run them: each in a process of its own, on the smoke configs, one after the other."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +15,13 @@ from training_runs import ADVERSARIAL, assert_equal_checkpoints, entries, last
 from hf_fae import (
     AutoencoderDRoRAE,
     AutoencoderFAE,
+    AutoencoderRAEv2,
     DiTDHTransformer2DModel,
     FAEDiTPipeline,
     FAEMARPipeline,
     FAEStarFlowPipeline,
     MARTransformer2DModel,
+    RAEv2Transformer2DModel,
 )
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.latent_cache import CachedLatents
@@ -32,32 +31,29 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def train(script, config, folder, cache, *flags):
-    command = [sys.executable, str(SCRIPTS / script), "--config", str(CONFIGS / config)]
-    env = {**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([*command, "--output_dir", str(folder), *flags], env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+@pytest.fixture(scope="module")
+def train(processes):
+    """Runs a training script of the smoke configs in a process of its own: (script, config, output folder, *flags)."""
+
+    def run(script, config, folder, *flags):
+        processes.run([SCRIPTS / script, "--config", CONFIGS / config, "--output_dir", folder, *flags])
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def fae(tmp_path_factory, encoder, parquet_folder, cache):
+def fae(tmp_path_factory, train, encoder, parquet_folder):
     folder = tmp_path_factory.mktemp("fae")
     flags = ["--image_encoder", str(encoder), "--dataset_name", str(parquet_folder)]
-    train("train_fae.py", "smoke_fae.yaml", folder, cache, *flags)
+    train("train_fae.py", "smoke_fae.yaml", folder, *flags)
     return folder
 
 
 @pytest.fixture(scope="module")
-def decoded(tmp_path_factory, fae, image_folder, cache):
+def decoded(tmp_path_factory, train, fae, image_folder):
     folder = tmp_path_factory.mktemp("pixel-decoder")
     flags = ["--fae", str(fae), "--stage", "II", "--dataset_name", str(image_folder), *ADVERSARIAL]
-    train("train_pixel_decoder.py", "smoke_pixel_decoder.yaml", folder, cache, *flags)
+    train("train_pixel_decoder.py", "smoke_pixel_decoder.yaml", folder, *flags)
     return folder
 
 
@@ -101,10 +97,10 @@ def test_train_pixel_decoder(fae, decoded):
 
 
 @pytest.fixture(scope="module")
-def rae(tmp_path_factory, encoder, image_folder, cache):
+def rae(tmp_path_factory, train, encoder, image_folder):
     folder = tmp_path_factory.mktemp("rae")
     flags = ["--image_encoder", str(encoder), "--dataset_name", str(image_folder)]
-    train("train_drorae.py", "smoke_drorae.yaml", folder, cache, *flags)
+    train("train_drorae.py", "smoke_drorae.yaml", folder, *flags)
     return folder
 
 
@@ -225,13 +221,13 @@ def test_stages_on_cached_features(tmp_path, encoder, parquet_folder, train_here
     assert last(tmp_path / "slow", "loss") == pytest.approx(last(fae, "loss"), rel=0.05)
 
 
-def test_train_generator_resumed(tmp_path, decoded, image_folder, cache, train_here):
+def test_train_generator_resumed(tmp_path, decoded, image_folder, train, train_here):
     flags = ["--vae", str(decoded), "--dataset_name", str(image_folder), "--label_column", "label"]
     flags += ["--streaming", "true", "--checkpointing_steps", "2"]
     train_here("train_generator", "smoke_generator.yaml", tmp_path / "whole", *flags)
     first = tmp_path / "parts"
     train_here("train_generator", "smoke_generator.yaml", first, *flags, "--max_train_steps", "2")
-    train("train_generator.py", "smoke_generator.yaml", first, cache, *flags, "--resume_from_checkpoint", "latest")
+    train("train_generator.py", "smoke_generator.yaml", first, *flags, "--resume_from_checkpoint", "latest")
     for name in ("model.safetensors", "ema.safetensors"):
         whole, parts = (load_file(tmp_path / run / "checkpoint-4" / name) for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -259,6 +255,36 @@ def test_train_dit_dh_with_the_shift_of_its_latents(tmp_path, decoded, image_fol
     assert type(pipeline.transformer) is DiTDHTransformer2DModel
     assert pipeline.transformer.head_proj_in.out_channels == 40
     assert pipeline.scheduler.config.shift == 1  # of 64 numbers
+
+
+def test_train_raev2(tmp_path, encoder, image_folder, train_here):
+    """A decoder of two layers, then the denoiser of its latents, which resumes to the bit."""
+    data = ["--dataset_name", str(image_folder)]
+    flags = [*data, "--image_encoder", str(encoder), "--layers", "0", "2", "--max_train_steps", "2"]
+    with pytest.raises(ValueError, match=r"layers must be given for a new decoder in phase 1 only, got \[0, 2\]"):
+        train_here("train_drorae", "smoke_drorae.yaml", tmp_path / "no", *flags, "--phase", "2", "--tokenizer", "x")
+    train_here("train_drorae", "smoke_drorae.yaml", tmp_path / "raev2", *flags)
+    vae = AutoencoderRAEv2.from_pretrained(tmp_path / "raev2")
+    assert vae.config.layers == [0, 2] and vae.config.decoder_output == "pixels"
+    assert (vae.latents_std != 1).all()
+
+    flags = [*data, "--vae", str(tmp_path / "raev2"), "--label_column", "label", "--denoiser", "raev2"]
+    flags += ["--head_num_layers", "1", "--head_num_attention_heads", "2", "--head_attention_head_dim", "20"]
+    flags += ["--prediction_type", "sample", "--checkpointing_steps", "2", "--internal_guidance_scale", "1.78"]
+    with pytest.raises(ValueError, match="internal_guidance_scale must be 1 without base_head_layer, got 1.78"):
+        train_here("train_generator", "smoke_generator.yaml", tmp_path / "no", *flags)
+    flags += ["--base_head_layer", "1", "--internal_guidance_t_low", "0.1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_here("train_generator", "smoke_generator.yaml", whole, *flags)
+    train_here("train_generator", "smoke_generator.yaml", parts, *flags, "--max_train_steps", "2")
+    train_here("train_generator", "smoke_generator.yaml", parts, *flags, "--resume_from_checkpoint", "latest")
+    states = [load_file(run / "checkpoint-4" / "model.safetensors") for run in (whole, parts)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    pipeline = FAEDiTPipeline.from_pretrained(parts)
+    assert type(pipeline.transformer) is RAEv2Transformer2DModel
+    assert pipeline.internal_guidance.intervals == ((0.1, 1.0, 1.78),)
+    assert pipeline("ring", num_inference_steps=2).images[0].size == (32, 32)
+    assert last(parts, "base_loss") > 0 and last(parts, "validation/base_loss") > 0
 
 
 def test_train_with_the_losses_of_lightning_dit(tmp_path, decoded, image_folder, train_here):

@@ -1,4 +1,4 @@
-"""`python -m hf_fae.app`. Copied as `app.py`, it is all the code of a Hugging Face Space (see docs/demo.md)."""
+"""`python -m hf_fae.app`. Copied as `app.py`, it is the code of a Hugging Face Space: docs/guides/web-demo.md."""
 
 from hf_fae.app import main
 

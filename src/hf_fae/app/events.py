@@ -16,14 +16,18 @@ from ..inspection import count_parameters
 from ..latents import decode_latents
 from ..layers.positions import grid_size
 from ..utils.image_metrics import feature_cosine, psnr
+from ..utils.whole_numbers import whole_number
 from .guidance_scale import default_guidance, scale_of, with_scale
 from .patch_maps import SHOWN_SIDE, Patches, render_patches
 from .served_models import Models
 
 
-__all__ = ["Demo"]
+__all__ = ["MAX_IMAGES", "MAX_SCALE", "MAX_SEED", "MAX_STEPS", "MAX_TEXT", "Demo"]
 
 MIN_SIDE = 16  # of an uploaded image, as of training images
+# Bounds of the page's controls, and of requests that reach the server without the page.
+MAX_IMAGES, MAX_SEED, MAX_STEPS, MAX_SCALE = 9, 2**32 - 1, 250, 10
+MAX_TEXT = 1000  # characters of a prompt
 
 
 class Demo:
@@ -64,28 +68,30 @@ class Demo:
     def generate(
         self,
         name: str,
-        label: int | None,
-        prompt: str,
+        label: int | str | None,
+        prompt: str | None,
         count: int,
         seed: int,
         steps: int,
         scale: float,
         progress=gr.Progress(),  # noqa: B008 - gradio finds it by the default
     ):
-        """Images of a class or a text with captions; the first has the seed, each further one the next seed.
+        """Images of a class (a number or a name) or a text with captions; the first has the seed, the next one the next.
 
         An image depends on its own seed alone, not on how many are generated.
         """
         with _shown_errors():
-            if seed is None:
-                raise ValueError("the seed must be a whole number")
+            count = _bounded("the number of images", count, 1, MAX_IMAGES)
+            seed = _bounded("the seed", seed, 0, MAX_SEED)
+            if not isinstance(scale, (int, float)) or not 0 <= scale <= MAX_SCALE:
+                raise ValueError(f"the guidance must be from 0 to {MAX_SCALE}, got {scale!r}")
             progress(0, desc="loading")
             pipe = self.models.pipeline(name)
-            condition = prompt.strip() if pipe.reads_text else label
-            if condition in (None, ""):
-                raise ValueError("a text must be written" if pipe.reads_text else "a class must be chosen")
-            seeds = range(int(seed), int(seed) + int(count))
-            options = {"num_inference_steps": int(steps)} if _has_steps(pipe) else {}
+            condition = _text(prompt) if pipe.reads_text else _class_id(pipe, label)
+            seeds = range(seed, seed + count)
+            options = {}
+            if _has_steps(pipe):
+                options["num_inference_steps"] = _bounded("the number of steps", steps, 1, MAX_STEPS)
 
             def show_progress(pipe, step, _, tensors):
                 progress((step + 1, pipe.num_timesteps), desc="generating")
@@ -98,7 +104,7 @@ class Demo:
                 callback_on_step_end=show_progress,
                 **options,
             ).images
-            caption = condition if pipe.reads_text else pipe.id2label.get(label, f"class {label}")
+            caption = condition if pipe.reads_text else pipe.id2label.get(condition, f"class {condition}")
             pairs = [(image, f"{caption}, seed {seed}") for image, seed in zip(images, seeds, strict=True)]
             return gr.update(value=pairs, columns=min(3, len(pairs)))
 
@@ -140,6 +146,32 @@ class Demo:
         crop = center_crop(image, min(grid_size(vae.config.sample_size)))
         images = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
         return crop, images, *token_spaces(vae, images)
+
+
+def _bounded(name: str, value, low: int, high: int) -> int:
+    number = int(value) if isinstance(value, float) and value.is_integer() else whole_number(value)
+    if number is None or not low <= number <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {str(value)[:40]}")
+    return number
+
+
+def _text(prompt) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("a text must be written")
+    if len(prompt) > MAX_TEXT:
+        raise ValueError(f"the text must have at most {MAX_TEXT} characters, got {len(prompt)}")
+    return prompt.strip()
+
+
+def _class_id(pipe, label) -> int:
+    """The class of a number or a name, as a request without the page may have either."""
+    if label in (None, ""):
+        raise ValueError("a class must be chosen")
+    if isinstance(label, str):
+        label = label[:MAX_TEXT]
+        if label.isdecimal() and label not in pipe.label2id:
+            label = int(label[:18])
+    return pipe.label_ids(label, "class")[0]
 
 
 def _has_steps(pipe) -> bool:

@@ -7,7 +7,7 @@ import gradio as gr
 
 from ..evaluation.inputs.spaces import SPACES
 from ..evaluation.reports.sheets import TITLES
-from .events import Demo
+from .events import MAX_IMAGES, MAX_SCALE, MAX_SEED, MAX_STEPS, MAX_TEXT, Demo
 from .served_models import Models, default_models
 
 
@@ -15,7 +15,6 @@ __all__ = ["build", "main"]
 
 MAX_UPLOAD = "32mb"
 UPLOAD_SECONDS = 3600  # how long uploads and images stay on the server's disk
-MAX_TEXT = 1000  # characters of a prompt
 
 
 def build(models: list[str], image_encoder: str | None = None, text_encoder: str | None = None) -> gr.Blocks:
@@ -39,12 +38,13 @@ def build(models: list[str], image_encoder: str | None = None, text_encoder: str
             about = gr.Markdown(min_height=40)
         with gr.Tab("Generate"), gr.Row():
             with gr.Column(scale=1):
-                label = gr.Dropdown([], label="Class")
+                # The server never learns the choices that the page gets with the model, and would refuse all values.
+                label = gr.Dropdown([], label="Class", allow_custom_value=True)
                 prompt = gr.Textbox("teddy bear", label="Text", visible=False, max_length=MAX_TEXT)
-                count = gr.Slider(1, 9, value=4, step=1, label="Images")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
-                steps = gr.Slider(1, 250, value=50, step=1, label="Steps")
-                scale = gr.Slider(0, 10, value=1, step=0.1, label="Guidance")
+                count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+                steps = gr.Slider(1, MAX_STEPS, value=50, step=1, label="Steps")
+                scale = gr.Slider(0, MAX_SCALE, value=1, step=0.1, label="Guidance")
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
             with gr.Column(scale=2):
                 gallery = gr.Gallery(show_label=False, height="max-content", format="png", elem_id="gallery")
@@ -110,9 +110,11 @@ def main(
             the loopback address and the first free port from 7860.
 
     Raises:
-        ValueError: there are no models.
+        ValueError: there are no models, or no such port.
         OSError: the port is taken.
     """
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"port must be from 1 to 65535, got {port}")
     page = build(models or default_models(), image_encoder, text_encoder)
     # gradio's own fonts lack half of their bold letters
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

@@ -4,12 +4,11 @@ import os
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 
 import hf_fae
 
 from ..evaluation.inputs.spaces import decodes_features
-from ..loading import complete_text_encoder, loading
+from ..loading import complete_text_encoder, loading, open_pipeline
 from ..pipelines.latent_pipeline import LatentPipeline
 
 
@@ -60,10 +59,7 @@ class Models:
             ValueError: it cannot be loaded, or is not a pipeline of hf_fae.
         """
         if name not in self.loaded:
-            with loading("model", name):
-                pipe = DiffusionPipeline.from_pretrained(name, dtype=self.dtype)
-            if not isinstance(pipe, LatentPipeline):
-                raise ValueError(f"model {name!r} must be a pipeline of hf_fae, got a {type(pipe).__name__}")
+            pipe = open_pipeline("model", name, self.dtype)
             if pipe.reads_text and pipe.text_encoder is None:
                 complete_text_encoder(pipe, self.text_encoder)
             pipe.set_progress_bar_config(disable=True)

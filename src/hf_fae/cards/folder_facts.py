@@ -34,17 +34,20 @@ PAPERS = {
     "2510.11690": "Diffusion Transformers with Representation Autoencoders",
     "2512.07829": "One Layer Is Enough: Adapting Pretrained Visual Encoders for Image Generation",
     "2605.10780": "Beyond the Last Layer: Multi-Layer Representation Fusion for Visual Tokenization",
+    "2605.18324": "Improved Baselines with Representation Autoencoders",
 }
 PAPERS_OF = {
     "AutoencoderDeTok": ["2507.15856"],
     "AutoencoderDRoRAE": ["2510.11690", "2605.10780"],
     "AutoencoderFAE": ["2512.07829"],
     "AutoencoderMAETok": ["2502.03444"],
+    "AutoencoderRAEv2": ["2605.18324"],
     "AutoregressiveTransformer2DModel": ["2507.15856"],
     "DiTDHTransformer2DModel": ["2510.11690"],
     "LightningDiTTransformer2DModel": ["2501.01423"],
     "MARTransformer2DModel": ["2406.11838"],
     "MMDiTTransformer2DModel": ["2403.03206"],
+    "RAEv2Transformer2DModel": ["2605.18324"],
     "STARFlowTransformer2DModel": ["2506.06276"],
 }
 

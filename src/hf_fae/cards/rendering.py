@@ -1,11 +1,9 @@
 """The card of a saved folder, from its configs, its training and the templates in `model_cards/`."""
 
 import os
-import shlex
 from pathlib import Path
 
-import yaml
-
+from .escaping import FILTERS
 from .folder_facts import latest_images, load_config, read_folder, text_facts
 from .hub_metadata import card_metadata, example_prompts, write_eval_results
 from .signed_card import is_generated, sign
@@ -58,9 +56,7 @@ def render_card(folder: str | Path, run: TrainingRun | None = None, repo_id: str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        python=repr, shell=shlex.join, yaml=lambda x: yaml.safe_dump(x, sort_keys=False), shorten=_shorten
-    )
+    environment.filters.update(FILTERS, shorten=_shorten)
     images = [path.relative_to(folder).as_posix() for path in latest_images(folder)] if run else []
     run, name = run or TrainingRun(), source.rstrip("/").split("/")[-1]
     text = environment.get_template(f"{kind}.md").render(

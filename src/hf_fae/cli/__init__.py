@@ -9,6 +9,8 @@ import sys
 from functools import partial
 from importlib import import_module
 
+import torch
+
 
 __all__ = ["COMMANDS", "main"]
 
@@ -19,7 +21,7 @@ COMMANDS = {
     "demo": "serve pipelines in the browser: generate, reconstruct, compare patches",
     "zoo": "list the published weights that load by name",
     "convert": "convert published weights to a folder of ours, or a saved model to its published layout",
-    "evaluate": "measure a pipeline or a tokenizer, see docs/evaluation.md",
+    "evaluate": "measure a pipeline or a tokenizer, see docs/guides/evaluate.md",
 }
 FORWARDING = {"evaluate"}
 
@@ -44,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         run()
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        parser.error(f"not enough memory: {' '.join(str(error).split()) or 'the system has no more'}")
 
 
 class _Parser(argparse.ArgumentParser):

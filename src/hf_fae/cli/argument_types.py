@@ -9,8 +9,10 @@ import torch
 from ..evaluation.options import DTYPES
 
 
-__all__ = ["TEXT_ENCODER_HELP", "add_model_arguments", "positive"]
+__all__ = ["TEXT_ENCODER_HELP", "add_model_arguments", "check_limits", "port", "positive", "seed"]
 
+# Bounds that `--no-limits` lifts: more of these is a slip of the keyboard rather than a wish.
+MAX_STEPS, MAX_IMAGES = 10_000, 1_000
 TEXT_ENCODER_HELP = "the text encoder, for pipelines that read text and were saved without it"
 
 
@@ -25,14 +27,50 @@ def add_model_arguments(parser: argparse.ArgumentParser, help: str) -> None:
 
 def positive(text: str) -> int:
     """A positive integer."""
-    if not text.isdecimal() or int(text) == 0:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
     return int(text)
+
+
+def port(text: str) -> int:
+    """A port of TCP."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A seed of torch, with room for those that count on from it."""
+    try:
+        number = int(text) if len(text) <= 20 else 2**63
+    except ValueError:
+        number = 2**63
+    if not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from -2^63 to 2^63 - 1, got {text!r}")
+    return number
+
+
+def check_limits(steps: int | None, images: int, no_limits: bool) -> None:
+    """Refuse more steps or images than anyone means.
+
+    Raises:
+        ValueError: too many, without `no_limits`.
+    """
+    if no_limits:
+        return
+    for flag, number, limit in (
+        ("--num-inference-steps", steps or 0, MAX_STEPS),
+        ("--num-images-per-prompt times the classes or texts", images, MAX_IMAGES),
+    ):
+        if number > limit:
+            raise ValueError(f"{flag} must be at most {limit} without --no-limits, got {number}")
 
 
 def device(text: str) -> torch.device:
     """A device that torch can use on this machine."""
     try:
+        if torch.device(text).type == "meta":
+            raise RuntimeError("it holds no values")
         return torch.empty(0, device=text).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from error

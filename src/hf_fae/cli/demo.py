@@ -2,7 +2,7 @@
 
 import argparse
 
-from .argument_types import TEXT_ENCODER_HELP, positive
+from .argument_types import TEXT_ENCODER_HELP, port
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text_encoder", metavar="PATH_OR_ID", help=TEXT_ENCODER_HELP)
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=positive, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=port, help="default: the first free one from 7860")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from ..data.decoding import center_crop, decode_image
 from ..evaluation.options import DTYPES
-from ..images import make_grid, to_pil
-from ..latents import LatentAutoencoderMixin
+from ..images import make_grid, save_png, to_pil
+from ..latents import LatentAutoencoderMixin, check_finite
 from ..layers.positions import grid_size
 from ..loading import open_tokenizer
 from ..utils.image_metrics import feature_cosine, psnr
@@ -36,10 +36,11 @@ def run(args: argparse.Namespace) -> None:
     for path, image in zip(tqdm(args.images, unit="image"), images, strict=True):
         pixel_values = processor.preprocess(center_crop(image, size)).to(args.device, vae.dtype)
         sample, cosines = _reconstruct(vae, pixel_values)
+        check_finite(f"reconstruction of {str(path)!r}", sample)
         scores.append((psnr(sample, pixel_values), *cosines))
         sheet += to_pil(pixel_values) + to_pil(sample)
         captions += [path.stem, f"{scores[-1][0]:.2f} dB"]
-    make_grid(sheet, columns=2 * min(len(images), 4), labels=captions).save(args.output)
+    save_png(make_grid(sheet, columns=2 * min(len(images), 4), labels=captions), args.output)
 
     rows = [(str(path), *score) for path, score in zip(args.images, scores, strict=True)]
     if len(rows) > 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from ..utils.hub_errors import hub_errors
 from .files import build, read_weights
 from .keys import KeyTable
 from .layouts import check_family, count_layers
@@ -126,7 +127,8 @@ def _statistics(path: str | Path, channels: int) -> dict[str, list[float]]:
 
 def open_autoencoder_kl(path: str | Path) -> AutoencoderKL:
     """An autoencoder in diffusers' own format, by Hub id or folder, such as `stabilityai/sd-vae-ft-ema`."""
-    return AutoencoderKL.from_pretrained(path, use_safetensors=True)
+    with hub_errors(str(path)):
+        return AutoencoderKL.from_pretrained(path, use_safetensors=True)
 
 
 def export_autoencoder_kl(model: AutoencoderKL) -> dict[str, torch.Tensor]:

@@ -76,6 +76,8 @@ def dit_dh_config(state: Mapping[str, torch.Tensor]) -> dict:
         "head_attention_head_dim": head_dim // head_heads,
         "num_classes": len(classes) - 1,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+        "prediction_type": "velocity",
+        "base_head_layer": None,
     }
 
 
@@ -123,9 +125,12 @@ def export_dit_dh(model: DiTDHTransformer2DModel) -> dict[str, torch.Tensor]:
     """The state dict of a model as RAE's code loads it, strictly: with the fixed tables.
 
     Raises:
-        ValueError: its latents are not square.
+        ValueError: its latents are not square, it has a base head, or it predicts clean latents.
     """
     config = model.config
+    for name, value in (("prediction_type", "velocity"), ("base_head_layer", None)):
+        if config[name] != value:
+            raise ValueError(f"model must have {name} {value!r} in its published layout, got {config[name]!r}")
     state = dit_dh_table(config).to_published(model.state_dict())
     state["pos_embed"] = model.pos_embed.table.detach().clone()
     grid = model.pos_embed.grid

@@ -17,8 +17,10 @@ EXPORTS = {
     "AutoencoderDRoRAE": "rae:export_rae",
     "AutoencoderDeTok": "detok:export_detok",
     "AutoencoderKL": "autoencoder_kl:export_autoencoder_kl",
+    "AutoencoderRAEv2": "rae:export_rae",
     "DiTDHTransformer2DModel": "dit_dh:export_dit_dh",
     "LightningDiTTransformer2DModel": "denoisers:export_denoiser",
+    "RAEv2Transformer2DModel": "raev2_dit:export_raev2_dit",
 }
 
 

@@ -22,8 +22,8 @@ __all__ = ["build", "cast", "read_pickled_tensors", "read_weights"]
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 # What trainings leave next to their weights. Such an object becomes an `_Inert` one; any other is refused.
 SETTINGS = (
-    "argparse.",
-    "builtins.",
+    "argparse.Namespace",
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
     "collections.",
     "lightning.",
     "numpy.",

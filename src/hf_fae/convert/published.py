@@ -17,11 +17,12 @@ from huggingface_hub.utils import WeakFileLock
 import hf_fae
 
 from ..cards import ORIGIN, write_card
+from ..utils.hub_errors import hub_errors
 from ..zoo import ZOO, Published, find
 from .saving import consume
 
 
-__all__ = ["convert_published", "imagenet_labels", "load_published"]
+__all__ = ["cache_folder", "convert_published", "imagenet_labels", "load_published"]
 
 
 def load_published(
@@ -43,8 +44,7 @@ def load_published(
         ValueError: an unknown name, files that are not what the name stands for, or `files` is needed and None.
         OSError: a file that cannot be found or fetched.
     """
-    entry = find(name)
-    folder = _cache_folder(name, entry, files)
+    folder = cache_folder(name, files)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():
@@ -125,7 +125,8 @@ def _locate(name: str, entry: Published, path: str, files: str | Path | None) ->
     if files is None:
         if (reason := entry.needs_files) is not None:
             raise ValueError(f"files must be a folder with {path!r} of {entry.address} for {name!r}, which {reason}")
-        return Path(hf_hub_download(entry.source, path))
+        with hub_errors(entry.source):
+            return Path(hf_hub_download(entry.source, path))
     repository = [] if "://" in entry.source else [entry.source, entry.source.rpartition("/")[2]]
     names = [*(f"{folder}/{path}" for folder in repository), path, Path(path).name]
     # Two files of the same name cannot lie side by side.
@@ -150,8 +151,14 @@ def _describe(entry: Published, paths: dict[str, Path]) -> dict:
     return {**facts, "files": list(entry.files.values()), "revision": revisions.pop() if revisions else None}
 
 
-def _cache_folder(name: str, entry: Published, files: str | Path | None) -> Path:
-    """Where a conversion is kept: another one for other settings, another release, or other files of a user."""
+def cache_folder(name: str, files: str | Path | None = None) -> Path:
+    """Where the conversion of a name is kept: apart for other settings, releases, and files of a user.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: `files` lacks one.
+    """
+    entry = find(name)
     entries = {name: entry} | ({entry.tokenizer: ZOO[entry.tokenizer]} if entry.tokenizer else {})
     identity = [hf_fae.__version__, {key: dataclasses.asdict(value) for key, value in entries.items()}]
     if files is not None:

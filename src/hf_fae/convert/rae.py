@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..autoencoders.drorae import AutoencoderDRoRAE
+from ..autoencoders.representation import RepresentationAutoencoder
 from ..encoders import VisionEncoder
 from ..layers.positions import sincos_table
 from .files import build, read_weights
@@ -18,7 +19,7 @@ from .keys import KeyTable
 from .transforms import Transform
 
 
-__all__ = ["export_rae", "load_rae", "rae_config", "rae_table"]
+__all__ = ["decoder_config", "export_rae", "load_rae", "load_tokenizer", "rae_config", "rae_table"]
 
 VARIANCE_EPS = 1e-5  # added to variances wherever a standard deviation is made of them
 HEADS = {768: 12, 1024: 16, 1152: 16}  # of the published decoders ViT-B, ViT-L and ViT-XL, by their widths
@@ -60,7 +61,12 @@ def rae_table() -> KeyTable:
 
 
 def rae_config(state: Mapping[str, torch.Tensor], decoder_num_attention_heads: int | None = None) -> dict:
-    """Arguments of `AutoencoderDRoRAE` for a published decoder: all that its state dict shows.
+    """Arguments of `AutoencoderDRoRAE` for a published decoder; arguments and errors as of `decoder_config`."""
+    return {**decoder_config(state, decoder_num_attention_heads), "fusion_type": "none", "fusion_layers": 1}
+
+
+def decoder_config(state: Mapping[str, torch.Tensor], decoder_num_attention_heads: int | None = None) -> dict:
+    """Arguments of a `RepresentationAutoencoder` for a published decoder: all that its state dict shows.
 
     Args:
         state: of the decoder alone.
@@ -83,8 +89,6 @@ def rae_config(state: Mapping[str, torch.Tensor], decoder_num_attention_heads: i
         "latent_channels": feature_dim,
         "sample_size": side * patch_size,
         "patch_size": patch_size,
-        "fusion_type": "none",
-        "fusion_layers": 1,
         "decoder_hidden_size": width,
         "decoder_num_layers": sum(key.endswith(".layernorm_before.bias") for key in state),
         "decoder_num_attention_heads": heads,
@@ -134,10 +138,26 @@ def load_rae(
         ValueError: weights of another family or size, positions that are not the fixed table, or statistics of
             another size.
     """
+    config = {"fusion_type": "none", "fusion_layers": 1, **config}
+    heads = decoder_num_attention_heads
+    return load_tokenizer(AutoencoderDRoRAE, weights, statistics, image_encoder, config, heads=heads, dtype=dtype)
+
+
+def load_tokenizer(
+    model_class: type[RepresentationAutoencoder],
+    weights: str | Path,
+    statistics: str | Path | None,
+    image_encoder: VisionEncoder | str | Path | None,
+    config: dict,
+    *,
+    heads: int | None,
+    dtype: torch.dtype | None,
+) -> RepresentationAutoencoder:
+    """A tokenizer of RAE's kind from its files; `heads` are those of its decoder, all else is as of `load_rae`."""
     state = read_weights(weights)
     if any(key.startswith("decoder.") for key in state):  # a training checkpoint also has the encoder
         state = {key.removeprefix("decoder."): state[key] for key in state if key.startswith("decoder.")}
-    found = rae_config(state, decoder_num_attention_heads)
+    found = decoder_config(state, heads)
     shape = (found["feature_dim"], *2 * [found["sample_size"] // found["patch_size"]])
     moments = {} if statistics is None else read_weights(statistics)
     state |= {"mean": torch.zeros(shape), "var": torch.full(shape, 1 - VARIANCE_EPS), **moments}
@@ -147,16 +167,16 @@ def load_rae(
         found["image_encoder_id"] = image_encoder.repo_id
         found["image_encoder_revision"] = image_encoder.revision
         found["image_encoder_config"] = image_encoder.config
-    vae = build(AutoencoderDRoRAE, {**found, **config}, rae_table().to_ours(state), dtype)
+    vae = build(model_class, {**found, **config}, rae_table().to_ours(state), dtype)
     if image_encoder is not None:
         vae.attach_encoder(image_encoder)
     return vae
 
 
-def export_rae(vae: AutoencoderDRoRAE) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def export_rae(vae: RepresentationAutoencoder) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The contents of `model.pt`, fixed positions included, and of `stat.pt`, which the published code loads.
 
-    A fusion has no counterpart there and is left out.
+    A fusion has no counterpart there and is left out, as is a choice of layers (RAEv2).
 
     Raises:
         ValueError: a tokenizer of images that are not square.

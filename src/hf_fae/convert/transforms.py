@@ -10,6 +10,7 @@ __all__ = [
     "ADD_ONE",
     "APPEND_ROW",
     "IDENTITY",
+    "JOIN_HALVES",
     "NEGATE",
     "REVERSE_TIME",
     "SPLIT_QKV",
@@ -70,6 +71,9 @@ SPLIT_QKV = Transform(lambda tensor: tensor.unflatten(0, (3, -1)).unbind(), lamb
 
 # Gated feed-forwards: silu(first half) * second half there, first half * silu(second half) in diffusers' SwiGLU.
 SWAP_HALVES = Transform(*2 * [lambda tensor: torch.cat(tensor.unflatten(0, (2, -1)).unbind()[::-1])])
+
+# Two maps of the same tokens, such as those of a gated feed-forward: one map with the rows of both.
+JOIN_HALVES = Transform(lambda *halves: torch.cat(halves), lambda tensor: tensor.chunk(2))
 
 # A table and, in a tensor of its own, its last row (1, C), such as that of the null class.
 APPEND_ROW = Transform(lambda table, row: torch.cat([table, row]), lambda table: (table[:-1], table[-1:]))

@@ -1,21 +1,61 @@
-"""What all denoisers share: latents to tokens, tokens to a prediction, and initial weights."""
+"""What all denoisers share: latents to tokens, tokens to predictions, and initial weights."""
+
+from dataclasses import dataclass
 
 import torch
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
+from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn import functional as F
 
+from ..layers.norms import normalization
 from ..modeling import StrictModelMixin
 
 
-__all__ = ["LatentDenoiser", "initialize_ends", "xavier_linear_maps"]
+__all__ = [
+    "BaseHead",
+    "DenoiserOutput",
+    "LatentDenoiser",
+    "denoiser_output",
+    "initialize_ends",
+    "patch_tokens",
+    "xavier_linear_maps",
+]
+
+
+@dataclass
+class DenoiserOutput(BaseOutput):
+    """The prediction (B, channels, H, W) of a denoiser and, on request, that of its base head; None without."""
+
+    sample: torch.Tensor | None = None
+    base_sample: torch.Tensor | None = None
+
+
+class BaseHead(nn.Module):
+    """An output layer behind an earlier block, for internal guidance (arXiv 2512.24176; RAEv2, arXiv 2605.18324).
+
+    It has the parts of the output layer of a model, which `LatentDenoiser.predict` applies.
+
+    Args:
+        norm_type: as in `normalization`.
+        dim: width of the tokens.
+        rows: numbers of a patch.
+        modulated: whether the condition shifts and scales the tokens.
+    """
+
+    def __init__(self, norm_type: str, dim: int, rows: int, modulated: bool = True):
+        super().__init__()
+        self.norm_out = normalization(norm_type, dim, elementwise_affine=False)
+        self.modulation_out = nn.Linear(dim, 2 * dim) if modulated else None
+        self.proj_out = nn.Linear(dim, rows)
 
 
 class LatentDenoiser(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
     """Base of denoisers of latents (B, in_channels, H, W) with `config.patch_size`.
 
-    They have `proj_in`, `pos_embed`, `time_embedding`, `norm_out`, `modulation_out` and `proj_out`.
+    They have `proj_in`, `time_embedding`, maybe `pos_embed`, `norm_out`, `modulation_out` and `proj_out`, and with
+    `config.base_head_layer` a `base_head` behind that many of their `blocks`.
     """
 
     _supports_gradient_checkpointing = True
@@ -41,15 +81,47 @@ class LatentDenoiser(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
 
     def embed_patches(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Tokens (B, rows * columns, dim) of latents, with their positions added."""
-        # Element-wise results inherit the layout: without this copy every layer would compute on channel-major tokens.
-        tokens = self.proj_in(hidden_states).flatten(2).transpose(1, 2).contiguous()
+        tokens = patch_tokens(self.proj_in, hidden_states)
         return tokens + self.pos_embed(grid, tokens.device).to(tokens.dtype)
 
-    def predict(self, tokens: torch.Tensor, condition: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def make_base_head(self, norm_type: str, dim: int, rows: int, modulated: bool = True) -> BaseHead | None:
+        """The base head of the config, None without `base_head_layer`; arguments as of `BaseHead`.
+
+        Raises:
+            ValueError: a `base_head_layer` that is no number of a block.
+        """
+        layer, count = self.config.base_head_layer, self.config.num_layers
+        if layer is not None and not 1 <= layer <= count:
+            raise ValueError(f"base_head_layer must be None or from 1 to num_layers {count}, got {layer}")
+        return None if layer is None else BaseHead(norm_type, dim, rows, modulated)
+
+    def output_maps(self) -> list[nn.Linear]:
+        """The linear maps of all output layers, which start at zero."""
+        heads = [self] if self.base_head is None else [self, self.base_head]
+        return [part for head in heads for part in (head.modulation_out, head.proj_out) if part is not None]
+
+    def base_depth(self, output_base_sample: bool) -> int | None:
+        """The number of blocks before the base head, None if it is not asked for.
+
+        Raises:
+            ValueError: it is, and there is none.
+        """
+        if output_base_sample and self.base_head is None:
+            raise ValueError("output_base_sample must be False for a model without base_head_layer, got True")
+        return self.config.base_head_layer if output_base_sample else None
+
+    def predict(
+        self,
+        tokens: torch.Tensor,
+        condition: torch.Tensor | None,
+        grid: tuple[int, int],
+        head: BaseHead | None = None,
+    ) -> torch.Tensor:
         """The prediction (B, channels, H, W) of tokens (B, rows * columns, dim), modulated by a condition of shape
-        (B, 1 or tokens, dim)."""
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
-        patches = self.proj_out(self.norm_out(tokens, shift, scale))
+        (B, 1 or tokens, dim); by the output layer of the model, or by another head."""
+        head = self if head is None else head
+        modulation = () if head.modulation_out is None else head.modulation_out(condition).chunk(2, dim=-1)
+        patches = head.proj_out(head.norm_out(tokens, *modulation))
         return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, grid), self.config.patch_size)
 
     def run_block(self, block: nn.Module, *inputs):
@@ -57,6 +129,12 @@ class LatentDenoiser(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
+
+
+def patch_tokens(projection: nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, rows * columns, dim) of latents (B, C, H, W), by a convolution."""
+    # Element-wise results inherit the layout: without this copy every layer would compute on channel-major tokens.
+    return projection(hidden_states).flatten(2).transpose(1, 2).contiguous()
 
 
 def xavier_linear_maps(model: nn.Module) -> None:
@@ -78,3 +156,12 @@ def initialize_ends(patch_projections: list[nn.Conv2d], embeddings: list[nn.Modu
     for module in zeroed:
         nn.init.zeros_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def denoiser_output(
+    sample: torch.Tensor, base_sample: torch.Tensor | None, return_dict: bool
+) -> DenoiserOutput | tuple[torch.Tensor, ...]:
+    """Both predictions as a `DenoiserOutput`, or as a tuple of those that there are."""
+    if return_dict:
+        return DenoiserOutput(sample=sample, base_sample=base_sample)
+    return (sample,) if base_sample is None else (sample, base_sample)

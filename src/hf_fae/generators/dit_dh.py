@@ -10,7 +10,6 @@ need not be. Time is diffusers', as in `lightning_dit.py`.
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
 from torch.nn import functional as F
@@ -19,8 +18,9 @@ from ..layers.embeddings import RandomFourierFeatures
 from ..layers.norms import normalization
 from ..layers.positions import SinCosPositions, rotary_angles, token_grid
 from .class_table import ClassTableMixin
-from .denoiser import LatentDenoiser, initialize_ends
+from .denoiser import DenoiserOutput, LatentDenoiser, denoiser_output, initialize_ends, patch_tokens
 from .lightning_dit import LightningDiTBlock
+from .prediction import check_prediction_type
 
 
 __all__ = ["DiTDHTransformer2DModel"]
@@ -42,9 +42,12 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
             between the two widths is the identity where they are equal.
         num_classes: number of classes; label `num_classes` is the null class of classifier-free guidance.
         qk_norm: RMSNorm on queries and keys.
+        prediction_type: `"velocity"`, or `"sample"` for the clean latents.
+        base_head_layer: number of blocks of the backbone before a second output layer, for internal guidance.
 
     Raises:
-        ValueError: a head width that is no multiple of 4, or a size that is no multiple of `patch_size`.
+        ValueError: a head width that is no multiple of 4, a size that is no multiple of `patch_size`, another
+            `prediction_type`, or a `base_head_layer` out of range.
     """
 
     _no_split_modules = ["LightningDiTBlock"]
@@ -66,8 +69,11 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         head_attention_head_dim: int = 128,
         num_classes: int = 1000,
         qk_norm: bool = False,
+        prediction_type: str = "velocity",
+        base_head_layer: int | None = None,
     ):
         super().__init__()
+        check_prediction_type(prediction_type)
         for name, width in (
             ("attention_head_dim", attention_head_dim),
             ("head_attention_head_dim", head_attention_head_dim),
@@ -99,16 +105,17 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         self.norm_out = normalization("rms_norm", head_dim)
         self.modulation_out = nn.Linear(head_dim, 2 * head_dim)
         self.proj_out = nn.Linear(head_dim, in_channels * patch_size**2)
+        self.base_head = self.make_base_head("rms_norm", dim, in_channels * patch_size**2)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """Xavier for patches, 0.02 for embeddings, zero for modulations and the output; else torch's defaults."""
+        """Xavier for patches, 0.02 for embeddings, zero for modulations and outputs; else torch's defaults."""
         blocks = (*self.blocks, *self.head_blocks)
         initialize_ends(
             [self.proj_in, self.head_proj_in],
             [self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2],
-            [*(block.modulation for block in blocks), self.modulation_out, self.proj_out],
+            [*(block.modulation for block in blocks), *self.output_maps()],
         )
 
     @apply_lora_scale("attention_kwargs")
@@ -119,26 +126,27 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         class_labels: torch.Tensor,
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
-    ) -> Transformer2DModelOutput | tuple:
-        """Predict the velocity eps - x at x_t; arguments, result and errors as in `LightningDiTTransformer2DModel`."""
+        output_base_sample: bool = False,
+    ) -> DenoiserOutput | tuple:
+        """Predict the velocity eps - x or x at x_t; arguments, result and errors as in
+        `LightningDiTTransformer2DModel`."""
         config, latents = self.config, hidden_states
-        grid = self.patch_grid(latents)
+        grid, base_depth, base_sample = self.patch_grid(latents), self.base_depth(output_base_sample), None
         time_features = self.time_proj(timestep.expand(latents.shape[0]) / 1000)
         time = self.time_embedding(time_features.to(latents.dtype))
         # As in RAE's code, a SiLU makes each condition, and another one stands before the modulations.
         condition = F.silu(F.silu(time + self.class_embedding(class_labels)))[:, None]
 
         tokens = self.embed_patches(latents, grid)
-        tokens = self._run(self.blocks, tokens, condition, config.attention_head_dim, grid)
+        rotary_emb = rotary_angles(config.attention_head_dim, grid, tokens.device)
+        for depth, block in enumerate(self.blocks, start=1):
+            tokens = self.run_block(block, tokens, condition, rotary_emb)
+            if depth == base_depth:
+                base_sample = self.predict(tokens, condition, grid, self.base_head)
 
         condition = F.silu(self.head_condition(F.silu(time[:, None] + tokens)))  # one for each token
-        tokens = self.head_proj_in(latents).flatten(2).transpose(1, 2).contiguous()
-        tokens = self._run(self.head_blocks, tokens, condition, config.head_attention_head_dim, grid)
-        sample = self.predict(tokens, condition, grid)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
-
-    def _run(self, blocks, tokens, condition, head_dim, grid):
-        rotary_emb = rotary_angles(head_dim, grid, tokens.device)
-        for block in blocks:
+        tokens = patch_tokens(self.head_proj_in, latents)
+        rotary_emb = rotary_angles(config.head_attention_head_dim, grid, tokens.device)
+        for block in self.head_blocks:
             tokens = self.run_block(block, tokens, condition, rotary_emb)
-        return tokens
+        return denoiser_output(self.predict(tokens, condition, grid), base_sample, return_dict)

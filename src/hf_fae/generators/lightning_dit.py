@@ -8,7 +8,6 @@ variance.
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +17,8 @@ from ..layers.blocks import feed_forward
 from ..layers.norms import normalization
 from ..layers.positions import position_table, rotary_angles, token_grid
 from .class_table import ClassTableMixin
-from .denoiser import LatentDenoiser, initialize_ends, xavier_linear_maps
+from .denoiser import DenoiserOutput, LatentDenoiser, denoiser_output, initialize_ends, xavier_linear_maps
+from .prediction import check_prediction_type
 
 
 __all__ = ["LightningDiTTransformer2DModel"]
@@ -68,14 +68,15 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         ff_type: `"swiglu"`, `"gelu"` (its tanh approximation) or `"exact_gelu"` (l-DeTok's DiT and SiT).
         use_rope: 2-D rotary positions in addition to `pos_embed`.
         qk_norm: RMSNorm on queries and keys.
-        prediction_type: `"velocity"`, or `"epsilon"` for the noise followed by the value v of each element that
-            sets the variance of the reverse step (arXiv 2102.09672).
+        prediction_type: `"velocity"`, `"sample"` for the clean latents, or `"epsilon"` for the noise followed by the
+            value v of each element that sets the variance of the reverse step (arXiv 2102.09672).
         pos_embed_type: the table that is added to the tokens: `"sincos"`, fixed, of rows and columns; `"sincos_1d"`,
             fixed, of the number of a token (MAETok's SiT); `"learned"` (l-DeTok's LightningDiT).
+        base_head_layer: number of blocks before a second output layer, for internal guidance (arXiv 2512.24176).
 
     Raises:
         ValueError: another `norm_type`, `ff_type`, `prediction_type` or `pos_embed_type`; with `use_rope` a head width
-            that is no multiple of 4; a size that is no multiple of `patch_size`.
+            that is no multiple of 4; a size that is no multiple of `patch_size`; a `base_head_layer` out of range.
     """
 
     _no_split_modules = ["LightningDiTBlock"]
@@ -97,12 +98,12 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         qk_norm: bool = False,
         prediction_type: str = "velocity",
         pos_embed_type: str = "sincos",
+        base_head_layer: int | None = None,
     ):
         super().__init__()
         dim = num_attention_heads * attention_head_dim
-        if prediction_type not in ("velocity", "epsilon"):
-            raise ValueError(f"prediction_type must be 'velocity' or 'epsilon', got {prediction_type!r}")
-        out_channels = in_channels * (1 if prediction_type == "velocity" else 2)
+        check_prediction_type(prediction_type, "epsilon")
+        out_channels = in_channels * (2 if prediction_type == "epsilon" else 1)
         if use_rope and attention_head_dim % 4:
             raise ValueError(f"attention_head_dim must be a multiple of 4 for use_rope, got {attention_head_dim}")
         grid = token_grid(sample_size, patch_size)
@@ -118,16 +119,17 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         self.norm_out = normalization(norm_type, dim, elementwise_affine=False)
         self.modulation_out = nn.Linear(dim, 2 * dim)
         self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
+        self.base_head = self.make_base_head(norm_type, dim, out_channels * patch_size**2)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """As DiT: Xavier for linear maps, 0.02 for embeddings, zero for modulations and the output."""
+        """As DiT: Xavier for linear maps, 0.02 for embeddings, zero for modulations and outputs."""
         xavier_linear_maps(self)
         initialize_ends(
             [self.proj_in],
             [self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2],
-            [*(block.modulation for block in self.blocks), self.modulation_out, self.proj_out],
+            [*(block.modulation for block in self.blocks), *self.output_maps()],
         )
 
     @apply_lora_scale("attention_kwargs")
@@ -138,26 +140,29 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         class_labels: torch.Tensor,
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
-    ) -> Transformer2DModelOutput | tuple:
-        """Predict the velocity eps - x at x_t, or the noise and its variance.
+        output_base_sample: bool = False,
+    ) -> DenoiserOutput | tuple:
+        """Predict at x_t what `prediction_type` says: the velocity eps - x, x itself, or the noise and its variance.
 
         Args:
             hidden_states: noisy latents (B, in_channels, H, W); sides that are multiples of `patch_size`.
             timestep: (B,) or a scalar tensor, 1000 * t in [0, 1000]; for the noise, whole numbers below 1000.
             class_labels: (B,) long; `num_classes` is the null class.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
-            return_dict: return a `Transformer2DModelOutput` instead of a tuple.
+            return_dict: return a `DenoiserOutput` instead of a tuple.
+            output_base_sample: also return the prediction of the base head.
 
         Returns:
-            `.sample`: (B, in_channels, H, W), or twice the channels.
+            `.sample`, and maybe `.base_sample`: (B, in_channels, H, W), or twice the channels.
 
         Raises:
-            ValueError: latents of another shape, or of another grid than the learned positions.
+            ValueError: latents of another shape, or of another grid than the learned positions, or there is no base
+                head.
         """
-        grid = self.patch_grid(hidden_states)
+        grid, base_depth = self.patch_grid(hidden_states), self.base_depth(output_base_sample)
 
         # The sinusoids are of t in [0, 1] in SiT and LightningDiT, of DDPM's step number in DiT; always in fp32.
-        unit = 1000 if self.config.prediction_type == "velocity" else 1
+        unit = 1 if self.config.prediction_type == "epsilon" else 1000
         time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / unit)
         condition = self.time_embedding(time_features.to(hidden_states.dtype)) + self.class_embedding(class_labels)
         condition = F.silu(condition)[:, None]
@@ -166,7 +171,9 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         rotary_emb = (
             rotary_angles(self.config.attention_head_dim, grid, tokens.device) if self.config.use_rope else None
         )
-        for block in self.blocks:
+        base_sample = None
+        for depth, block in enumerate(self.blocks, start=1):
             tokens = self.run_block(block, tokens, condition, rotary_emb)
-        sample = self.predict(tokens, condition, grid)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+            if depth == base_depth:
+                base_sample = self.predict(tokens, condition, grid, self.base_head)
+        return denoiser_output(self.predict(tokens, condition, grid), base_sample, return_dict)

@@ -10,7 +10,6 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +17,9 @@ from torch.nn import functional as F
 from ..layers.blocks import feed_forward
 from ..layers.norms import RMSNorm, normalization
 from ..layers.positions import SinCosPositions, apply_rotary, rotary_angles, token_grid
-from .denoiser import LatentDenoiser, initialize_ends, xavier_linear_maps
+from .captions import caption_mask
+from .denoiser import DenoiserOutput, LatentDenoiser, denoiser_output, initialize_ends, xavier_linear_maps
+from .prediction import check_prediction_type
 
 
 __all__ = ["MMDiTTransformer2DModel"]
@@ -149,10 +150,12 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         caption_channels: width of the text embeddings.
         max_caption_length: text tokens of training, to which pipelines pad and truncate; other lengths are supported.
         qk_norm: RMSNorm on queries and keys.
+        prediction_type: `"velocity"`, or `"sample"` for the clean latents.
+        base_head_layer: number of blocks before a second output layer, for internal guidance (arXiv 2512.24176).
 
     Raises:
-        ValueError: a head width that is no multiple of 4, a number below 1, or a size that is no multiple of
-            `patch_size`.
+        ValueError: a head width that is no multiple of 4, a number below 1, a size that is no multiple of
+            `patch_size`, another `prediction_type`, or a `base_head_layer` out of range.
     """
 
     _no_split_modules = ["MMDiTBlock"]
@@ -170,8 +173,11 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         caption_channels: int = 2048,
         max_caption_length: int = 128,
         qk_norm: bool = False,
+        prediction_type: str = "velocity",
+        base_head_layer: int | None = None,
     ):
         super().__init__()
+        check_prediction_type(prediction_type)
         if attention_head_dim % 4:
             raise ValueError(f"attention_head_dim must be a multiple of 4, got {attention_head_dim}")
         for name, number in (
@@ -194,17 +200,18 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         self.norm_out = normalization("layer_norm", dim, elementwise_affine=False)
         self.modulation_out = nn.Linear(dim, 2 * dim)
         self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
+        self.base_head = self.make_base_head("layer_norm", dim, in_channels * patch_size**2)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """As DiT: Xavier for linear maps, 0.02 for embeddings, zero for modulations and the output."""
+        """As DiT: Xavier for linear maps, 0.02 for embeddings, zero for modulations and outputs."""
         xavier_linear_maps(self)
         modulations = [layer for block in self.blocks for layer in (block.modulation, block.modulation_context)]
         initialize_ends(
             [self.proj_in],
             [self.time_embedding.linear_1, self.time_embedding.linear_2],
-            [*modulations, self.modulation_out, self.proj_out],
+            [*modulations, *self.output_maps()],
         )
 
     @apply_lora_scale("attention_kwargs")
@@ -216,8 +223,9 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         encoder_attention_mask: torch.Tensor | None = None,
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
-    ) -> Transformer2DModelOutput | tuple:
-        """Predict the velocity eps - x at x_t.
+        output_base_sample: bool = False,
+    ) -> DenoiserOutput | tuple:
+        """Predict at x_t what `prediction_type` says: the velocity eps - x, or x itself.
 
         Args:
             hidden_states: noisy latents (B, in_channels, H, W); sides that are multiples of `patch_size`.
@@ -226,39 +234,27 @@ class MMDiTTransformer2DModel(LatentDenoiser):
             encoder_attention_mask: (B, length) bool, true for text tokens; the others have no influence. None if all
                 are text.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
-            return_dict: return a `Transformer2DModelOutput` instead of a tuple.
+            return_dict: return a `DenoiserOutput` instead of a tuple.
+            output_base_sample: also return the prediction of the base head.
 
         Returns:
-            `.sample`: (B, in_channels, H, W).
+            `.sample`, and maybe `.base_sample`: (B, in_channels, H, W).
 
         Raises:
-            ValueError: latents, embeddings or a mask of another shape, or a mask that is not bool.
+            ValueError: latents, embeddings or a mask of another shape, a mask that is not bool, or there is no base
+                head.
         """
-        grid = self.patch_grid(hidden_states)
-        mask = self._joint_mask(hidden_states, encoder_hidden_states, encoder_attention_mask, grid)
+        grid, base_depth, base_sample = self.patch_grid(hidden_states), self.base_depth(output_base_sample), None
+        channels, padding = self.config.caption_channels, (0, grid[0] * grid[1])  # [text, image]
+        mask = caption_mask(hidden_states, encoder_hidden_states, encoder_attention_mask, channels, padding)
         # The sinusoids are of t in [0, 1], in fp32.
         time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / 1000)
         condition = F.silu(self.time_embedding(time_features.to(hidden_states.dtype)))[:, None]
         text = self.caption_projection(encoder_hidden_states.to(hidden_states.dtype))
         tokens = self.embed_patches(hidden_states, grid)
         rotary_emb = rotary_angles(self.config.attention_head_dim, grid, tokens.device)
-        for block in self.blocks:
+        for depth, block in enumerate(self.blocks, start=1):
             tokens, text = self.run_block(block, tokens, text, condition, rotary_emb, mask)
-        sample = self.predict(tokens, condition, grid)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
-
-    def _joint_mask(self, latents, embeds, mask, grid):
-        """Which of [text, image] tokens to attend to, (B, 1, 1, tokens) bool; None for all."""
-        channels, batch_size = self.config.caption_channels, len(latents)
-        if embeds.ndim != 3 or embeds.shape[0] != batch_size or embeds.shape[2] != channels:
-            raise ValueError(
-                f"encoder_hidden_states must have shape ({batch_size}, length, {channels}), got {tuple(embeds.shape)}"
-            )
-        if mask is None:
-            return None
-        if mask.shape != embeds.shape[:2] or mask.dtype != torch.bool:
-            raise ValueError(
-                f"encoder_attention_mask must be bool of shape {tuple(embeds.shape[:2])}, "
-                f"got {mask.dtype} of {tuple(mask.shape)}"
-            )
-        return F.pad(mask, (0, grid[0] * grid[1]), value=True)[:, None, None]
+            if depth == base_depth:
+                base_sample = self.predict(tokens, condition, grid, self.base_head)
+        return denoiser_output(self.predict(tokens, condition, grid), base_sample, return_dict)

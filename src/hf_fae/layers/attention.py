@@ -15,13 +15,14 @@ __all__ = ["SelfAttention", "SelfAttentionProcessor"]
 class SelfAttentionProcessor:
     """q, k, v -> optional q/k norm -> optional rotary positions -> attention -> output projection.
 
-    With a `cache` the queries attend to all of its tokens; without one, to each other.
+    With a `cache` the queries attend to all of its tokens; without one to each other, or to those in a mask.
     """
 
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: "SelfAttention", hidden_states, rotary_emb=None, cache=None):
+    def __call__(self, attn: "SelfAttention", hidden_states, rotary_emb=None, cache=None, attention_mask=None):
+        """`attention_mask` is (B, 1, 1, tokens) bool, true for tokens to attend to; None for all."""
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
@@ -37,7 +38,7 @@ class SelfAttentionProcessor:
             query,
             key,
             value,
-            attn_mask=None if cache is None else cache.mask,
+            attn_mask=attention_mask if cache is None else cache.mask,
             is_causal=attn.is_causal and cache is None,
             dropout_p=attn.dropout if attn.training else 0.0,
             backend=self._attention_backend,
@@ -84,5 +85,5 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(heads * head_dim, dim)]) if project_out else None
         self.set_processor(self._default_processor_cls())
 
-    def forward(self, hidden_states, rotary_emb=None, cache=None):
-        return self.processor(self, hidden_states, rotary_emb=rotary_emb, cache=cache)
+    def forward(self, hidden_states, rotary_emb=None, cache=None, attention_mask=None):
+        return self.processor(self, hidden_states, rotary_emb, cache, attention_mask)

@@ -49,6 +49,7 @@ class TransformerBlock(nn.Module):
         layer_scale: initial value of a `LayerScale` behind both branches; None without.
         dropout: as in `SelfAttention`; the feed-forward has none.
         norm_eps: epsilon of both norms.
+        qk_norm: as in `SelfAttention`.
     """
 
     def __init__(
@@ -62,18 +63,20 @@ class TransformerBlock(nn.Module):
         layer_scale: float | None = None,
         dropout: float = 0.0,
         norm_eps: float = 1e-6,
+        qk_norm: bool = False,
     ):
         super().__init__()
         self.norm1 = normalization(norm_type, dim, eps=norm_eps)
-        self.attn = SelfAttention(dim, heads, dim // heads, is_causal=is_causal, dropout=dropout)
+        self.attn = SelfAttention(dim, heads, dim // heads, qk_norm, is_causal=is_causal, dropout=dropout)
         self.norm2 = normalization(norm_type, dim, eps=norm_eps)
         self.ff = feed_forward(ff_type, dim, multiple_of=ff_multiple_of)
         self.scale1, self.scale2 = (
             nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale) for _ in range(2)
         )
 
-    def forward(self, hidden_states, rotary_emb=None, cache=None):
-        hidden_states = hidden_states + self.scale1(self.attn(self.norm1(hidden_states), rotary_emb, cache))
+    def forward(self, hidden_states, rotary_emb=None, cache=None, attention_mask=None):
+        attended = self.attn(self.norm1(hidden_states), rotary_emb, cache, attention_mask)
+        hidden_states = hidden_states + self.scale1(attended)
         return hidden_states + self.scale2(self.ff(self.norm2(hidden_states)))
 
 

@@ -10,10 +10,16 @@ __all__ = ["RandomFourierFeatures"]
 
 
 class RandomFourierFeatures(nn.Module):
-    """Times (B,) -> sines and cosines (B, 2 * count) in fp32 of 2 pi t w, with fixed frequencies w from N(0, 1)."""
+    """Times (B,) -> sines and cosines (B, 2 * count) in fp32 of 2 pi t w, with fixed frequencies w from N(0, 1).
 
-    def __init__(self, count: int):
+    Args:
+        count: of the frequencies.
+        counted: whether the paper counts them among the parameters, see `hf_fae.inspection`.
+    """
+
+    def __init__(self, count: int, counted: bool = False):
         super().__init__()
+        self.counted = counted
         self.register_buffer("frequencies", torch.randn(count))
 
     def _apply(self, fn, recurse=True):

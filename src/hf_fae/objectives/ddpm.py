@@ -18,7 +18,7 @@ class HybridObjective(GeneratorObjective):
     """The hybrid loss: both terms unscaled, each a mean over elements; both are logged.
 
     Args:
-        model, vae, label_dropout, condition: as in `GeneratorObjective`.
+        model, vae, label_dropout, condition, base_weight: as in `GeneratorObjective`.
         scheduler: defines the noise.
 
     Raises:
@@ -32,8 +32,9 @@ class HybridObjective(GeneratorObjective):
         scheduler: DDPMScheduler,
         label_dropout: float = 0.1,
         condition: torch.nn.Module | None = None,
+        base_weight: float = 1.0,
     ):
-        super().__init__(model, vae, label_dropout, condition)
+        super().__init__(model, vae, label_dropout, condition, base_weight)
         check_scheduler(scheduler)
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone(), persistent=False)
 
@@ -64,7 +65,7 @@ class DiffusionObjective(HybridObjective):
 
     Args:
         model: `model(x_t, t, **condition) -> .sample`, the noise and its variance.
-        vae, label_dropout, condition: as in `GeneratorObjective`.
+        vae, label_dropout, condition, base_weight: as in `GeneratorObjective`.
         scheduler: by default DiT's, with linear betas.
     """
 
@@ -75,8 +76,10 @@ class DiffusionObjective(HybridObjective):
         scheduler: DDPMScheduler | None = None,
         label_dropout: float = 0.1,
         condition: torch.nn.Module | None = None,
+        base_weight: float = 1.0,
     ):
-        super().__init__(model, vae, scheduler or learned_variance_scheduler("linear"), label_dropout, condition)
+        scheduler = scheduler or learned_variance_scheduler("linear")
+        super().__init__(model, vae, scheduler, label_dropout, condition, base_weight=base_weight)
 
     def forward(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> dict[str, torch.Tensor]:
         latents = self.latents(batch, random)
@@ -84,4 +87,9 @@ class DiffusionObjective(HybridObjective):
         timestep = self.sample_timesteps(random, len(latents))
         noise, per_image = random.normal(*latents.shape), timestep[:, None, None, None]
         noisy = add_noise(latents, noise, self.alphas_cumprod[per_image])
-        return self.losses(self.model(noisy, timestep, **condition).sample, latents, noise, per_image, dim=1)
+        prediction, *base = self.predictions(noisy, timestep, **condition)
+        losses = self.losses(prediction, latents, noise, per_image, dim=1)
+        if base:
+            base_loss = self.losses(base[0], latents, noise, per_image, dim=1)["loss"]
+            losses |= {"loss": losses["loss"] + self.base_weight * base_loss, "base_loss": base_loss.detach()}
+        return losses

@@ -1,4 +1,4 @@
-"""The objective of RAE (arXiv 2510.11690) and of the three phases of DRoRAE (arXiv 2605.10780, section 3.3)."""
+"""The objective of RAE (arXiv 2510.11690), RAEv2 (arXiv 2605.18324) and DRoRAE's phases (arXiv 2605.10780)."""
 
 from typing import Literal
 
@@ -26,12 +26,12 @@ def add_decoder_noise(tokens: torch.Tensor, tau: float, random: ImageRandom) -> 
 class DRoRAEObjective(ReconstructionObjective):
     """One phase of DRoRAE: the decoder after a frozen fusion, or the fusion before a frozen decoder.
 
-    Phases 1 (which is RAE) and 3 differ by the fusion of `model`: none, or a trained one. While training, the decoder
-    sees noise on the unnormalised latents; the discriminator learns from reconstructions without that noise, as in
-    RAE's code.
+    Phase 1 is the training of RAE and RAEv2, whose `model` has no fusion; in phase 3 it has a trained one. While
+    training, the decoder sees noise on the unnormalised latents; the discriminator learns from reconstructions without
+    that noise, as in RAE's code.
 
     Args:
-        model: an `AutoencoderDRoRAE` with its frozen encoder attached.
+        model: an `AutoencoderDRoRAE` or `AutoencoderRAEv2` with its frozen encoder attached.
         trained: `"decoder"` (phases 1 and 3) or `"fusion"` (phase 2).
         decoder_noise: tau, see `add_decoder_noise`; 0 for none.
         reconstruction_loss: of RAE's recipe.
@@ -52,11 +52,11 @@ class DRoRAEObjective(ReconstructionObjective):
         if trained not in ("decoder", "fusion"):
             raise ValueError(f"trained must be 'decoder' or 'fusion', got {trained!r}")
         check_not_negative(decoder_noise=decoder_noise)
-        if trained == "fusion" and (model.fusion is None or model.config.fusion_weight == 0):
-            config = model.config
+        fusion_type, fusion_weight = (model.config.get(name) for name in ("fusion_type", "fusion_weight"))
+        if trained == "fusion" and (fusion_type != "experts" or fusion_weight == 0):
             raise ValueError(
                 "trained must be 'decoder' for a tokenizer whose latents do not depend on experts, got 'fusion' with "
-                f"fusion_type {config.fusion_type!r} and fusion_weight {config.fusion_weight}"
+                f"fusion_type {fusion_type!r} and fusion_weight {fusion_weight}"
             )
         super().__init__(model, [trained], reconstruction_loss=reconstruction_loss, **losses)
         self.trains_fusion, self.decoder_noise = trained == "fusion", decoder_noise

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..generators.prediction import to_velocity
 from ..utils.randomness import ImageRandom
 from .base import Mean, check_not_negative
 from .generator import GeneratorObjective
@@ -41,6 +42,10 @@ class FlowMatchingObjective(GeneratorObjective):
     x is a sample of the posterior, normalised; t is sampled, then shifted by `shift_time`. The loss is also logged by
     noise time.
 
+    A model whose `config.prediction_type` is `"sample"` predicts x. The loss is that of the velocity that follows, see
+    `to_velocity`: the error of x, weighted by 1 / max(t, 0.05)^2 (RAEv2, arXiv 2605.18324). A base head has the same
+    loss, which is added.
+
     Args:
         model: `model(x_t, 1000 t, **condition) -> .sample`.
         vae, label_dropout, condition: as in `GeneratorObjective`.
@@ -49,6 +54,7 @@ class FlowMatchingObjective(GeneratorObjective):
             sigmoid of standard normal numbers (LightningDiT, arXiv 2501.01423).
         cosine_weight: of one minus the cosine of the predicted and the true velocity, as vectors of channels
             (LightningDiT's second loss, there 1).
+        base_weight: of the loss of the base head, for a model with one (RAEv2: 1).
 
     Raises:
         ValueError: another choice, or numbers out of range.
@@ -65,14 +71,16 @@ class FlowMatchingObjective(GeneratorObjective):
         condition: nn.Module | None = None,
         timestep_sampling: Literal["uniform", "logit_normal"] = "uniform",
         cosine_weight: float = 0.0,
+        base_weight: float = 1.0,
     ):
         if not 0 < shift <= 1:
             raise ValueError(f"shift must be in (0, 1], the papers' s and not diffusers' 1 / s, got {shift}")
         if timestep_sampling not in ("uniform", "logit_normal"):
             raise ValueError(f"timestep_sampling must be 'uniform' or 'logit_normal', got {timestep_sampling!r}")
         check_not_negative(cosine_weight=cosine_weight)
-        super().__init__(model, vae, label_dropout, condition)
+        super().__init__(model, vae, label_dropout, condition, base_weight)
         self.shift, self.timestep_sampling, self.cosine_weight = shift, timestep_sampling, cosine_weight
+        self.prediction_type = getattr(model.config, "prediction_type", "velocity")
 
     def sample_timesteps(self, count: int, random: ImageRandom) -> torch.Tensor:
         """Noise times (count,) in [0, 1)."""
@@ -84,15 +92,22 @@ class FlowMatchingObjective(GeneratorObjective):
         t = self.sample_timesteps(len(latents), random)
         noise = random.normal(*latents.shape)
         noisy = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
-        velocity = self.model(noisy, 1000 * t, **self.conditioning(batch, random)).sample.float()
-        target = noise - latents
+        # Of clean latents, too, so that the target has the clamp of small times as well.
+        clean = noise - latents if self.prediction_type == "velocity" else latents
+        target = to_velocity(self.prediction_type, clean, noisy, t)
+        velocity, *base = (
+            to_velocity(self.prediction_type, prediction, noisy, t)
+            for prediction in self.predictions(noisy, 1000 * t, **self.conditioning(batch, random))
+        )
         losses = (velocity - target).square().mean(dim=(1, 2, 3))
-        logged = self.mean_by_time(losses.detach(), t)
-        if self.cosine_weight == 0:
-            return {"loss": losses.mean(), **logged}
-        distance = 1 - F.cosine_similarity(velocity, target, dim=1).mean()
-        loss = losses.mean() + self.cosine_weight * distance
-        return {"loss": loss, "cosine_distance": distance.detach(), **logged}
+        loss, logged = losses.mean(), self.mean_by_time(losses.detach(), t)
+        if base:
+            base_loss = (base[0] - target).square().mean()
+            loss, logged["base_loss"] = loss + self.base_weight * base_loss, base_loss.detach()
+        if self.cosine_weight:
+            distance = 1 - F.cosine_similarity(velocity, target, dim=1).mean()
+            loss, logged["cosine_distance"] = loss + self.cosine_weight * distance, distance.detach()
+        return {"loss": loss, **logged}
 
     def mean_by_time(self, losses: torch.Tensor, t: torch.Tensor) -> dict[str, Mean]:
         """The mean of the finite losses (B,) in each of `time_bins` intervals of the noise times (B,)."""

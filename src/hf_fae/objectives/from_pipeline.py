@@ -18,12 +18,12 @@ __all__ = ["objective_of"]
 
 
 def objective_of(
-    pipeline: LatentPipeline, condition: nn.Module, label_dropout: float, **flow_matching
+    pipeline: LatentPipeline, condition: nn.Module, label_dropout: float, base_weight: float = 1.0, **flow_matching
 ) -> GeneratorObjective:
     """The objective that trains a pipeline's generator, with the settings saved with the pipeline.
 
     Args:
-        condition, label_dropout: as in `GeneratorObjective`.
+        condition, label_dropout, base_weight: as in `GeneratorObjective`.
         flow_matching: further arguments of `FlowMatchingObjective`, for a pipeline with such a scheduler.
     """
     models, common = (pipeline.transformer, pipeline.vae), {"label_dropout": label_dropout, "condition": condition}
@@ -33,6 +33,7 @@ def objective_of(
         is_masked = isinstance(pipeline.transformer, MARTransformer2DModel)
         objective = MARObjective if is_masked else AutoregressiveObjective
         return objective(*models, scheduler=pipeline.scheduler, **common)
+    common["base_weight"] = base_weight
     if isinstance(pipeline.scheduler, DDPMScheduler):
         return DiffusionObjective(*models, scheduler=pipeline.scheduler, **common)
     # The scheduler's shift is 1 / s for the papers' s.

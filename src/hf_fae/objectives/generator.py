@@ -9,7 +9,7 @@ from ..data.captions import CAPTION_LENGTH
 from ..data.conditions import ClassCondition
 from ..latents import LatentAutoencoderMixin, encode_images, latent_statistics, normalized_posterior
 from ..utils.randomness import ImageRandom
-from .base import Objective, sample_posterior
+from .base import Objective, check_not_negative, sample_posterior
 
 
 __all__ = ["CaptionArguments", "GeneratorArguments", "GeneratorObjective"]
@@ -67,17 +67,25 @@ class GeneratorObjective(Objective):
         label_dropout: share of labels or captions replaced by the null class or the empty text while training; 0 in
             eval mode.
         condition: `TextCondition` or `ClassCondition`; by default the latter, of `model.config.num_classes`.
+        base_weight: of the loss of a denoiser's base head.
 
     Raises:
-        ValueError: `label_dropout` is out of range.
+        ValueError: `label_dropout` or `base_weight` is out of range.
     """
 
     def __init__(
-        self, model: nn.Module, vae: nn.Module, label_dropout: float = 0.1, condition: nn.Module | None = None
+        self,
+        model: nn.Module,
+        vae: nn.Module,
+        label_dropout: float = 0.1,
+        condition: nn.Module | None = None,
+        base_weight: float = 1.0,
     ):
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout must be from 0 to 1, got {label_dropout}")
+        check_not_negative(base_weight=base_weight)
         super().__init__(model, [model])
+        self.base_weight = base_weight
         self.vae = vae.requires_grad_(False)
         self.label_dropout = label_dropout
         self.condition = ClassCondition(model.config.num_classes) if condition is None else condition
@@ -92,6 +100,13 @@ class GeneratorObjective(Objective):
         else:
             posterior = encode_images(self.vae, batch["pixel_values"])
         return sample_posterior(posterior, random).float()
+
+    def predictions(self, *inputs: torch.Tensor, **condition: torch.Tensor) -> list[torch.Tensor]:
+        """The prediction of a denoiser and, where it has one, that of its base head; in fp32."""
+        if getattr(self.model.config, "base_head_layer", None) is None:
+            return [self.model(*inputs, **condition).sample.float()]
+        output = self.model(*inputs, **condition, output_base_sample=True)
+        return [output.sample.float(), output.base_sample.float()]
 
     def conditioning(self, batch: dict, random: ImageRandom) -> dict[str, torch.Tensor]:
         """The condition as keyword arguments of the model, dropped for some images while training."""

@@ -11,6 +11,7 @@ from ..autoencoders.maetok import CAPTION
 from ..encoders import VisionEncoder
 from ..losses.hog import BINS, CELL, hog_features
 from ..losses.perceptual import parse_term
+from ..utils.hub_errors import hub_errors
 
 
 __all__ = ["CaptionTarget", "FeatureTarget", "HOGTarget", "load_targets", "masked_mean", "target_names"]
@@ -148,7 +149,9 @@ def load_targets(
         if name == HOG:
             targets[name] = HOGTarget(patch_size)
         elif name == CAPTION:
-            targets[name] = CaptionTarget(AutoTokenizer.from_pretrained(source), caption_length)
+            with hub_errors(source):
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            targets[name] = CaptionTarget(tokenizer, caption_length)
         else:
             targets[name] = FeatureTarget(VisionEncoder.from_pretrained(source, dtype=torch.float32), feature_loss)
     return targets, weights

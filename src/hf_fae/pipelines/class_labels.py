@@ -5,6 +5,8 @@ import difflib
 import numpy as np
 import torch
 
+from ..utils.whole_numbers import whole_number
+
 
 __all__ = ["ClassLabelsMixin"]
 
@@ -116,8 +118,9 @@ class ClassLabelsMixin:
                 f"{name} has the unknown name {label!r}; "
                 + (f"did you mean {' or '.join(map(repr, close))}?" if close else "see `pipe.id2label` for all names")
             )
-        if not isinstance(label, int) or isinstance(label, bool):
+        class_id = whole_number(label)
+        if class_id is None:
             raise ValueError(f"{name} must be numbers or names of classes, got {label!r}")
-        if not 0 <= label < num_classes:
-            raise ValueError(f"{name} must be from 0 to {num_classes - 1}, got {label}")
-        return label
+        if not 0 <= class_id < num_classes:
+            raise ValueError(f"{name} must be from 0 to {num_classes - 1}, got {class_id}")
+        return class_id

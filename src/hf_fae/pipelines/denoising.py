@@ -4,13 +4,14 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
+from ..generators.prediction import FLOW_PREDICTIONS, to_velocity
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import check_sigmas
-from ..schedulers.learned_variance import check_scheduler
+from ..schedulers.learned_variance import check_scheduler as check_learned_variance
+from ..schedulers.path_check import check_path, check_shift, set_flow_timesteps
 from .latent_pipeline import LatentPipeline
 
 
@@ -20,7 +21,12 @@ __all__ = ["DenoisingPipeline"]
 class DenoisingPipeline(LatentPipeline):
     """Base of pipelines whose `transformer` denoises under a `scheduler`, optionally with a `guidance_transformer`."""
 
-    def init_denoising(self, guidance_scale: float | list | dict, num_inference_steps: int) -> None:
+    def init_denoising(
+        self,
+        guidance_scale: float | list | dict,
+        num_inference_steps: int,
+        internal_guidance_scale: float | list | dict = 1.0,
+    ) -> None:
         """Called by `__init__` once the components are registered; saves the defaults of calls.
 
         Raises:
@@ -28,17 +34,48 @@ class DenoisingPipeline(LatentPipeline):
         """
         self.init_components()
         transformer, guide = self.transformer, self.guidance_transformer
-        if transformer is not None and self.scheduler is not None:
-            _check_kinds(transformer, self.scheduler, guide)
+        self._trained_shift = 1.0
+        if self.scheduler is not None:
+            config = self.scheduler.config
+            self._trained_shift = config.get("shift", config.get("flow_shift", 1.0))
+            if transformer is not None:
+                self.check_scheduler()
         if guide is not None and transformer is not None:
             for name in ("in_channels", "num_classes", "caption_channels"):
                 ours, theirs = transformer.config.get(name), guide.config.get(name)
                 if ours != theirs:
                     raise ValueError(f"guidance_transformer must have {name} {ours} as transformer, got {theirs}")
         self._guidance = Guidance.of(guidance_scale)
+        self._internal_guidance = Guidance.of(internal_guidance_scale)
+        if transformer is not None:
+            _check_base_head(transformer, self._internal_guidance)
         self.register_to_config(
-            guidance_scale=dataclasses.asdict(self._guidance), num_inference_steps=num_inference_steps
+            guidance_scale=dataclasses.asdict(self._guidance),
+            num_inference_steps=num_inference_steps,
+            internal_guidance_scale=dataclasses.asdict(self._internal_guidance),
         )
+
+    def check_scheduler(self) -> None:
+        """Refuse a scheduler that does not sample what the transformers predict.
+
+        Raises:
+            ValueError: a DDPM scheduler of other settings or with a transformer that predicts the velocity, or any
+                other that does not sample the path of flow matching or has lost the shift of the one in its place.
+        """
+        scheduler, is_ddpm = self.scheduler, isinstance(self.scheduler, DDPMScheduler)
+        if is_ddpm:
+            check_learned_variance(scheduler)
+        wanted = ("epsilon",) if is_ddpm else FLOW_PREDICTIONS
+        for name, model in (("transformer", self.transformer), ("guidance_transformer", self.guidance_transformer)):
+            kind = wanted[0] if model is None else model.config.get("prediction_type", "velocity")
+            if kind not in wanted:
+                names = " or ".join(map(repr, wanted))
+                raise ValueError(
+                    f"{name} must have prediction_type {names} for a {type(scheduler).__name__}, got {kind!r}"
+                )
+        if not is_ddpm:
+            check_path(scheduler)
+            check_shift(scheduler, self._trained_shift)
 
     def prepare_timesteps(self, num_inference_steps: int, sigmas: list[float] | None) -> torch.Tensor:
         """Set the scheduler's grid, uniform in sigma before the scheduler's shift, and return the times of its steps.
@@ -49,8 +86,8 @@ class DenoisingPipeline(LatentPipeline):
             ValueError: a scheduler that does not fit the transformer or `final_sigma`, or steps or sigmas that it does
                 not support.
         """
-        _check_kinds(self.transformer, self.scheduler, self.guidance_transformer)  # it may have been replaced
-        final_sigma = self.config.get("final_sigma", 0.0)
+        self.check_scheduler()  # it may have been replaced
+        final_sigma, device = self.config.get("final_sigma", 0.0), self._execution_device
         is_euler = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
         if final_sigma and not is_euler:
             name = type(self.scheduler).__name__
@@ -64,26 +101,43 @@ class DenoisingPipeline(LatentPipeline):
                 raise ValueError(
                     f"num_inference_steps must be at least 2 for a DDPMScheduler, got {num_inference_steps}"
                 )
-        elif sigmas is None and is_euler:
-            # Left to itself this scheduler shifts twice (diffusers#13243).
-            sigmas = np.linspace(1.0, final_sigma, num_inference_steps + 1)[:-1]
-        if sigmas is None:
-            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-            return self.scheduler.timesteps
         # The scheduler's own last step goes from the last sigma to 0: it is left out where the grid ends above.
-        grid = [*sigmas, final_sigma] if final_sigma else sigmas
-        check_sigmas(grid)
-        self.scheduler.set_timesteps(sigmas=grid, device=self._execution_device)
-        return self.scheduler.timesteps[: len(sigmas)]
+        skipped = 1 if final_sigma else 0
+        if sigmas is None:
+            set_flow_timesteps(self.scheduler, num_inference_steps, final_sigma, device)
+        else:
+            grid = [*sigmas, final_sigma] if final_sigma else sigmas
+            check_sigmas(grid)
+            self.scheduler.set_timesteps(sigmas=grid, device=device)
+        return self.scheduler.timesteps[: len(self.scheduler.timesteps) - skipped]
 
-    def set_guidance(self, guidance_scale: float | list | dict | Guidance | None) -> None:
-        """Set the guidance of a call, by default the pipeline's own."""
-        self._guidance = Guidance.of(self.config.guidance_scale if guidance_scale is None else guidance_scale)
+    def set_guidance(
+        self,
+        guidance_scale: float | list | dict | Guidance | None,
+        internal_guidance_scale: float | list | dict | Guidance | None,
+    ) -> None:
+        """Set the guidance of a call, by default the pipeline's own.
+
+        Raises:
+            ValueError: no form of guidance, or internal guidance of a transformer without a base head.
+        """
+        if guidance_scale is None:
+            guidance_scale = self.config.guidance_scale
+        if internal_guidance_scale is None:
+            internal_guidance_scale = self.config.internal_guidance_scale
+        internal_guidance = Guidance.of(internal_guidance_scale)
+        _check_base_head(self.transformer, internal_guidance)
+        self.record(_guidance=Guidance.of(guidance_scale), _internal_guidance=internal_guidance)
 
     @property
     def guidance(self) -> Guidance:
         """The guidance of the running or latest call."""
         return self._guidance
+
+    @property
+    def internal_guidance(self) -> Guidance:
+        """The guidance of the running or latest call by the transformer's base head."""
+        return self._internal_guidance
 
     @property
     def guidance_scale(self) -> float | None:
@@ -99,10 +153,9 @@ class DenoisingPipeline(LatentPipeline):
     def denoise(
         self,
         latents: torch.Tensor,
-        condition: tuple[torch.Tensor, ...],
-        negative_condition: tuple[torch.Tensor, ...] | None,
-        num_inference_steps: int,
-        sigmas: list[float] | None = None,
+        condition: dict[str, torch.Tensor],
+        negative_condition: dict[str, torch.Tensor] | None,
+        timesteps: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         attention_kwargs: dict | None = None,
         callback: Callable | None = None,
@@ -112,76 +165,71 @@ class DenoisingPipeline(LatentPipeline):
 
         Args:
             latents: noise.
-            condition: the transformer's arguments after the timestep: class labels, or text embeddings and their
-                mask, with a row per image.
+            condition: arguments of the transformer: class labels, or text embeddings and their mask, with a row per
+                image.
             negative_condition: the same for what to guide away from; unused without guidance and with a
                 `guidance_transformer`.
+            timesteps: from `prepare_timesteps`.
 
         The others are those of `__call__`.
-
-        Raises:
-            ValueError: steps or sigmas that the scheduler does not support.
         """
-        self._interrupt = False
-        timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
         # Rounded, so that fp32 does not decide on which side of a guidance interval's bound a step lies.
         noise_times = [round(t, 6) for t in (timesteps.double() / self.scheduler.config.num_train_timesteps).tolist()]
-        self._num_timesteps = len(timesteps)
+        self.record(_num_timesteps=len(timesteps))
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        conditions = condition, negative_condition
         step_kwargs = {"return_dict": False, **({"generator": generator} if takes_generator else {})}
 
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                scale = self._guidance.scale_at(noise_times[step])
-                output = self._predict(
-                    latents, timestep, condition, negative_condition, scale=scale, attention_kwargs=attention_kwargs
-                )
+                output = self._predict(latents, timestep, noise_times[step], conditions, attention_kwargs)
                 latents = self.scheduler.step(output, timestep, latents, **step_kwargs)[0]
                 latents = self.call_back(callback, step, timestep, latents, callback_tensor_inputs)
                 progress_bar.update()
         return latents
 
-    def _predict(self, latents, timestep, condition, negative_condition, *, scale, attention_kwargs):
+    def _predict(self, latents, timestep, noise_time, conditions, attention_kwargs):
         """The guided velocity or noise; a variance after it is the conditional one."""
-        if scale == 1:
-            return _run(self.transformer, latents, timestep, condition, attention_kwargs=attention_kwargs)
-        if self.guidance_transformer is not None:
-            prediction = _run(self.transformer, latents, timestep, condition, attention_kwargs=attention_kwargs)
-            negative = _run(self.guidance_transformer, latents, timestep, condition)
-        else:
-            both = [torch.cat(pair) for pair in zip(condition, negative_condition, strict=True)]
+        (condition, negative_condition), kwargs = conditions, {"attention_kwargs": attention_kwargs}
+        scale, internal_scale = (each.scale_at(noise_time) for each in (self._guidance, self._internal_guidance))
+        if is_doubled := scale != 1 and self.guidance_transformer is None:
             latents = torch.cat([latents, latents])
-            predictions = _run(self.transformer, latents, timestep, both, attention_kwargs=attention_kwargs)
-            prediction, negative = predictions.chunk(2)
+            condition = {name: torch.cat([value, negative_condition[name]]) for name, value in condition.items()}
+        if internal_scale == 1:
+            (prediction,) = self._run(self.transformer, latents, timestep, condition, **kwargs)
+        else:
+            whole, base = self._run(self.transformer, latents, timestep, condition, output_base_sample=True, **kwargs)
+            prediction = _combine(self._internal_guidance, whole, base, internal_scale, latents.shape[1])
+        if scale == 1:
+            return prediction
+        if is_doubled:
+            prediction, negative = prediction.chunk(2)
+        else:
+            (negative,) = self._run(self.guidance_transformer, latents, timestep, condition)
         return _combine(self._guidance, prediction, negative, scale, latents.shape[1])
 
+    def _run(self, transformer, latents, timestep, condition, **kwargs):
+        """The predictions as velocity or noise, in fp32: schedulers keep the dtype from step to step."""
+        inputs = latents.to(transformer.dtype), timestep.expand(len(latents))
+        outputs = [output.float() for output in transformer(*inputs, **condition, return_dict=False, **kwargs)]
+        kind = transformer.config.get("prediction_type", "velocity")
+        if kind not in FLOW_PREDICTIONS:
+            return outputs
+        t = timestep.float() / self.scheduler.config.num_train_timesteps
+        return [to_velocity(kind, output, latents.float(), t) for output in outputs]
 
-def _combine(guidance, conditional, negative, scale, channels):
-    guided = guidance.combine(conditional[:, :channels], negative[:, :channels], scale)
-    return guided if conditional.shape[1] == channels else torch.cat([guided, conditional[:, channels:]], dim=1)
+
+def _combine(guidance, better, worse, scale, channels):
+    """Guides the first `channels`; a variance after them is the better prediction's."""
+    guided = guidance.combine(better[:, :channels], worse[:, :channels], scale)
+    return guided if better.shape[1] == channels else torch.cat([guided, better[:, channels:]], dim=1)
 
 
-def _check_kinds(transformer, scheduler, guidance_transformer):
-    is_ddpm = isinstance(scheduler, DDPMScheduler)
-    if is_ddpm:
-        check_scheduler(scheduler)
-    elif (prediction_type := scheduler.config.get("prediction_type", "flow_prediction")) != "flow_prediction":
+def _check_base_head(transformer, internal_guidance):
+    if internal_guidance.is_active and transformer.config.get("base_head_layer") is None:
         raise ValueError(
-            "scheduler must be of flow matching (prediction_type 'flow_prediction'), "
-            f"got a {type(scheduler).__name__} with {prediction_type!r}"
+            "internal_guidance_scale must be 1 for a transformer without base_head_layer, "
+            f"got {internal_guidance.intervals}"
         )
-    wanted = "epsilon" if is_ddpm else "velocity"
-    for name, model in (("transformer", transformer), ("guidance_transformer", guidance_transformer)):
-        kind = wanted if model is None else model.config.get("prediction_type", "velocity")
-        if kind != wanted:
-            raise ValueError(
-                f"{name} must have prediction_type {wanted!r} for a {type(scheduler).__name__}, got {kind!r}"
-            )
-
-
-def _run(transformer, latents, timestep, condition, **kwargs):
-    """In fp32: schedulers keep the dtype of the model's output from step to step."""
-    timestep = timestep.expand(len(latents))
-    return transformer(latents.to(transformer.dtype), timestep, *condition, return_dict=False, **kwargs)[0].float()

@@ -8,8 +8,10 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from ..generators.dit_dh import DiTDHTransformer2DModel
 from ..generators.lightning_dit import LightningDiTTransformer2DModel
+from ..generators.raev2 import RAEv2Transformer2DModel
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
+from .calls import separate_call
 from .class_labels import ClassLabelsMixin
 from .denoising import DenoisingPipeline
 from .latent_pipeline import Tokenizer
@@ -17,7 +19,7 @@ from .latent_pipeline import Tokenizer
 
 __all__ = ["FAEDiTPipeline"]
 
-Denoiser = LightningDiTTransformer2DModel | DiTDHTransformer2DModel
+Denoiser = LightningDiTTransformer2DModel | DiTDHTransformer2DModel | RAEv2Transformer2DModel
 
 
 class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
@@ -25,7 +27,8 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
 
     Args:
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
-        transformer: a denoiser, `LightningDiTTransformer2DModel` or `DiTDHTransformer2DModel`.
+        transformer: a denoiser, `LightningDiTTransformer2DModel`, `DiTDHTransformer2DModel` or
+            `RAEv2Transformer2DModel`.
         scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
             that the denoiser was trained with; for one that predicts the noise (DiT) a `DDPMScheduler` with its betas
             and a learned variance, see `learned_variance_scheduler`.
@@ -37,6 +40,9 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
             instead of from the unconditional prediction.
         final_sigma: noise level, before the scheduler's shift, at which an ODE scheduler stops. 0 is data; RAE's
             code stops at 0.001.
+        internal_guidance_scale: default of calls, saved with the pipeline: guidance away from the prediction of the
+            base head of a transformer with `base_head_layer`. Forms as in `Guidance.of`; RAEv2 samples with
+            `[(0.1, 1.0, 1.78)]`.
 
     Raises:
         ValueError: components that do not fit each other, unknown classes, or a `final_sigma` outside [0, 1).
@@ -55,18 +61,20 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         num_inference_steps: int = 250,
         guidance_transformer: Denoiser | None = None,
         final_sigma: float = 0.0,
+        internal_guidance_scale: float | list | dict = 1.0,
     ):
         super().__init__()
         self.register_modules(
             vae=vae, transformer=transformer, scheduler=scheduler, guidance_transformer=guidance_transformer
         )
-        self.init_denoising(guidance_scale, num_inference_steps)
+        self.init_denoising(guidance_scale, num_inference_steps, internal_guidance_scale)
         if not 0 <= final_sigma < 1:
             raise ValueError(f"final_sigma must be at least 0 and below 1, got {final_sigma}")
         self.register_to_config(final_sigma=final_sigma)
         self.register_labels(id2label)
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         class_labels: int | str | list[int | str],
@@ -74,6 +82,7 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | list | dict | Guidance | None = None,
+        internal_guidance_scale: float | list | dict | Guidance | None = None,
         negative_class_labels: int | str | list[int | str] | None = None,
         num_images_per_prompt: int = 1,
         sigmas: list[float] | None = None,
@@ -93,6 +102,8 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
             num_inference_steps: model evaluations; by default the pipeline's own.
             guidance_scale: one scale, `[(t_low, t_high, scale), ...]` over noise times, or a `Guidance`; by default
                 the pipeline's own. Where the scale is 1 the conditional pass is the only one.
+            internal_guidance_scale: the same for guidance by the transformer's base head, which needs no further pass;
+                with both, each branch is guided by it first.
             negative_class_labels: guide away from these classes (one, or one for each label), instead of from the
                 unconditional prediction.
             num_images_per_prompt: images per label; those of a label are consecutive.
@@ -117,32 +128,35 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
                 "negative_class_labels must be None with a guidance_transformer, which predicts the same classes, "
                 f"got {negative_class_labels!r}"
             )
-        num_inference_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        self.check_inputs(
+        height, width, num_inference_steps, num_images_per_prompt = self.check_inputs(
             height,
             width,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            num_inference_steps=num_inference_steps,
+            generator=generator,
+            latents=latents,
+            num_inference_steps=self.config.num_inference_steps
+            if num_inference_steps is None
+            else num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
         )
-        self.set_guidance(guidance_scale)
+        self.set_guidance(guidance_scale, internal_guidance_scale)
+        timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
         generator = self.prepare_generator(len(labels), generator)
         latents = self.prepare_latents(len(labels), height, width, generator, latents)
         latents = self.denoise(
             latents,
-            (labels,),
-            (negative_labels,),
-            num_inference_steps=num_inference_steps,
-            sigmas=sigmas,
+            {"class_labels": labels},
+            {"class_labels": negative_labels},
+            timesteps,
             generator=generator,
             attention_kwargs=attention_kwargs,
             callback=callback_on_step_end,
             callback_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         images = self.decode(latents, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def add_classes(self, rows: dict[str, torch.Tensor]) -> None:

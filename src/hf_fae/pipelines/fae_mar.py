@@ -18,6 +18,7 @@ from ..guidance import TokenGuidance
 from ..latents import check_finite, encode_images, latent_size
 from ..layers.positions import grid_size
 from ..schedulers.learned_variance import check_num_steps, check_scheduler
+from .calls import separate_call
 from .class_labels import ClassLabelsMixin
 from .latent_pipeline import LatentPipeline, Tokenizer
 
@@ -88,6 +89,7 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         return self._guidance.is_active
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         class_labels: int | str | list[int | str],
@@ -149,27 +151,31 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         diffusion_steps = config.num_diffusion_steps if num_diffusion_steps is None else num_diffusion_steps
         temperature = config.temperature if temperature is None else temperature
-        self.check_inputs(
+        counts = {"num_images_per_prompt": num_images_per_prompt, "num_diffusion_steps": diffusion_steps}
+        counts |= {} if steps is None else {"num_inference_steps": steps}
+        height, width, num_images_per_prompt, diffusion_steps, *given = self.check_inputs(
             height,
             width,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            latents=latents,
+            **counts,
         )
+        steps = given[0] if given else None
         self.check_settings(steps, diffusion_steps, temperature)
-        guidance = self._guidance = TokenGuidance.of(
-            config.guidance_scale if guidance_scale is None else guidance_scale
-        )
-        self._interrupt = False
+        guidance = TokenGuidance.of(config.guidance_scale if guidance_scale is None else guidance_scale)
+        self.record(_guidance=guidance)
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
         generator = self.prepare_generator(len(labels), generator)
         noise = self.prepare_latents(len(labels), height, width, generator, latents)
         known_latents, is_unknown = self.prepare_known(len(labels), image, mask_image, image_latents)
         order, num_known = self.prepare_order(is_unknown, generator)
         counts = self.transformer.tokens_per_step(order.shape[1] - num_known, steps)
-        self._num_timesteps = len(counts)
+        self.record(_num_timesteps=len(counts))
 
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+        with self.progress_bar(total=len(counts)) as progress_bar:
 
             def on_step(step, latents):
                 left = sum(counts[step + 1 :])
@@ -195,7 +201,6 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
             )
 
         images = self.decode(latents, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def check_settings(self, num_inference_steps: int | None, num_diffusion_steps: int, temperature: float) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generators.starflow import STARFlowTransformer2DModel
 from ..guidance import FlowGuidance
+from .calls import separate_call
 from .class_labels import ClassLabelsMixin
 from .latent_pipeline import LatentPipeline, Tokenizer
 from .prompts import PromptMixin
@@ -80,6 +81,7 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         return self._guidance.is_active
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         prompt: str | int | list[str | int] | None = None,
@@ -134,19 +136,20 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         Raises:
             ValueError: an argument out of range or of another kind; the message names it and its value.
         """
-        self.check_inputs(
+        height, width, num_images_per_prompt, jacobi_block_size = self.check_inputs(
             height,
             width,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            generator=generator,
+            latents=latents,
             num_images_per_prompt=num_images_per_prompt,
             jacobi_block_size=jacobi_block_size,
         )
-        guidance = self._guidance = FlowGuidance.of(
-            self.config.guidance_scale if guidance_scale is None else guidance_scale
-        )
+        guidance = FlowGuidance.of(self.config.guidance_scale if guidance_scale is None else guidance_scale)
+        self.record(_guidance=guidance)
         denoise = self.config.denoise if denoise is None else denoise
-        self._interrupt = False
         condition, negative_condition = self.prepare_condition(
             prompt=prompt,
             class_labels=class_labels,
@@ -162,8 +165,8 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
         latents = self.prepare_latents(batch_size, height, width, generator, latents)
 
         blocks = list(reversed(range(len(self.transformer.blocks))))
-        self._num_timesteps = len(blocks)
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+        self.record(_num_timesteps=len(blocks))
+        with self.progress_bar(total=len(blocks)) as progress_bar:
             for step, index in enumerate(blocks):
                 if self.interrupt:
                     continue
@@ -185,7 +188,6 @@ class FAEStarFlowPipeline(LatentPipeline, ClassLabelsMixin, PromptMixin):
                 progress_bar.update()
 
         images = self.decode(latents, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def prepare_condition(

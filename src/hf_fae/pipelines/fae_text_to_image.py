@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generators.mmdit import MMDiTTransformer2DModel
+from ..generators.raev2 import RAEv2Transformer2DModel
 from ..guidance import Guidance
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
+from .calls import separate_call
 from .denoising import DenoisingPipeline
 from .latent_pipeline import Tokenizer
 from .prompts import PromptMixin
@@ -18,13 +20,15 @@ from .prompts import PromptMixin
 
 __all__ = ["FAETextToImagePipeline"]
 
+Denoiser = MMDiTTransformer2DModel | RAEv2Transformer2DModel
+
 
 class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
     """Text-conditional images: noise -> `transformer` under `scheduler` -> latents -> `vae` -> images.
 
     Args:
         vae: any tokenizer, such as `AutoencoderFAE`, or diffusers' `AutoencoderKL`. A frozen encoder is not needed.
-        transformer: a denoiser that reads texts, `MMDiTTransformer2DModel`.
+        transformer: a denoiser that reads texts, `MMDiTTransformer2DModel` or `RAEv2Transformer2DModel`.
         scheduler: `FlowMatchEulerDiscreteScheduler` (ODE) or `FlowMatchEulerMaruyamaScheduler` (SDE), with the shift
             that the denoiser was trained with.
         text_encoder, tokenizer: any encoder of transformers with a `last_hidden_state` (the paper: Flan-T5-XL). May be
@@ -33,6 +37,7 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         guidance_scale, num_inference_steps: defaults of calls, saved with the pipeline: the settings that belong to
             the weights. Forms as in `Guidance.of`; FAE samples with `[(0.0, 0.9, 1.5)]` (appendix D).
         guidance_transformer: a weaker denoiser of the same latents and texts, as in `FAEDiTPipeline`.
+        internal_guidance_scale: as in `FAEDiTPipeline`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->guidance_transformer->vae"
@@ -41,14 +46,15 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
     def __init__(
         self,
         vae: Tokenizer,
-        transformer: MMDiTTransformer2DModel,
+        transformer: Denoiser,
         scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchEulerMaruyamaScheduler,
         text_encoder: PreTrainedModel | None,
         tokenizer: PreTrainedTokenizerBase | None,
         guidance_scale: float | list | dict = 1.0,
         num_inference_steps: int = 250,
-        guidance_transformer: MMDiTTransformer2DModel | None = None,
+        guidance_transformer: Denoiser | None = None,
         text_encoder_id: str | None = None,
+        internal_guidance_scale: float | list | dict = 1.0,
     ):
         super().__init__()
         self.register_modules(
@@ -59,7 +65,7 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
             tokenizer=tokenizer,
             guidance_transformer=guidance_transformer,
         )
-        self.init_denoising(guidance_scale, num_inference_steps)
+        self.init_denoising(guidance_scale, num_inference_steps, internal_guidance_scale)
         if transformer is not None and transformer.config.get("caption_channels") is None:
             raise ValueError(
                 f"transformer must have caption_channels, got a {type(transformer).__name__} without text"
@@ -67,6 +73,7 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         self.init_prompts(text_encoder_id)
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -74,6 +81,7 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | list | dict | Guidance | None = None,
+        internal_guidance_scale: float | list | dict | Guidance | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         sigmas: list[float] | None = None,
@@ -97,6 +105,8 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
             num_inference_steps: model evaluations; by default the pipeline's own.
             guidance_scale: one scale, `[(t_low, t_high, scale), ...]` over noise times, or a `Guidance`; by default
                 the pipeline's own. Where the scale is 1 the conditional pass is the only one.
+            internal_guidance_scale: the same for guidance by the transformer's base head, which needs no further pass;
+                with both, each branch is guided by it first.
             negative_prompt: guide away from these texts (one, or one for each prompt), instead of from the empty one.
             num_images_per_prompt: images per prompt; those of a prompt are consecutive.
             sigmas: own noise levels, falling within (0, 1], before the scheduler's shift.
@@ -123,16 +133,21 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
             raise ValueError(
                 f"negative_prompt must be None with a guidance_transformer, which reads the same texts, got {away!r}"
             )
-        num_inference_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        self.check_inputs(
+        height, width, num_inference_steps, num_images_per_prompt = self.check_inputs(
             height,
             width,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            num_inference_steps=num_inference_steps,
+            generator=generator,
+            latents=latents,
+            num_inference_steps=self.config.num_inference_steps
+            if num_inference_steps is None
+            else num_inference_steps,
             num_images_per_prompt=num_images_per_prompt,
         )
-        self.set_guidance(guidance_scale)
+        self.set_guidance(guidance_scale, internal_guidance_scale)
+        timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
         condition, negative_condition = _of_one_length(
             *self.prepare_prompt_embeds(
                 prompt,
@@ -149,18 +164,20 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         latents = self.prepare_latents(len(condition[0]), height, width, generator, latents)
         latents = self.denoise(
             latents,
-            condition,
-            negative_condition,
-            num_inference_steps=num_inference_steps,
-            sigmas=sigmas,
+            _arguments(condition),
+            negative_condition and _arguments(negative_condition),
+            timesteps,
             generator=generator,
             attention_kwargs=attention_kwargs,
             callback=callback_on_step_end,
             callback_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         images = self.decode(latents, output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _arguments(condition):
+    return dict(zip(("encoder_hidden_states", "encoder_attention_mask"), condition, strict=True))
 
 
 def _of_one_length(condition, negative_condition):

@@ -1,7 +1,9 @@
 """The base of all pipelines: a generator samples latents, a tokenizer decodes them to images."""
 
+from collections.abc import Callable
+
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -9,19 +11,25 @@ from ..autoencoders.detok import AutoencoderDeTok
 from ..autoencoders.drorae import AutoencoderDRoRAE
 from ..autoencoders.fae import AutoencoderFAE
 from ..autoencoders.maetok import AutoencoderMAETok
+from ..autoencoders.raev2 import AutoencoderRAEv2
 from ..hub import ModelCardMixin
 from ..latents import check_finite, compression_ratio, decode_latents, image_size, latent_size
 from ..layers.positions import grid_size
+from ..utils.hub_errors import hub_errors
+from ..utils.whole_numbers import whole_number
+from .calls import SeparateCalls
 from .lora import TransformerLoraMixin
 
 
 __all__ = ["LatentPipeline", "Tokenizer"]
 
 # Each by its class: `from_pipe` keeps a component only if its exact class is in the annotation.
-Tokenizer = AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderKL
+Tokenizer = (
+    AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderRAEv2 | AutoencoderKL
+)
 
 
-class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
+class LatentPipeline(ModelCardMixin, SeparateCalls, TransformerLoraMixin):
     """Base of pipelines with a `transformer` that samples latents and a `vae` that decodes them.
 
     The `vae` is a tokenizer of ours or an autoencoder of diffusers with `latent_channels` and a `scaling_factor`.
@@ -46,30 +54,67 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
         # Without a vae (`output_type="latent"`) height and width count latents.
         self.vae_scale_factor = 1 if vae is None else compression_ratio(vae)
         self.image_processor = VaeImageProcessor(do_resize=False)
-        self._interrupt = False
+        self.init_calls()
 
-    def check_inputs(self, height, width, output_type, tensor_inputs, **counts):
-        """Refuse invalid inputs before anything is computed; `counts` must be positive whole numbers.
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As diffusers' `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            OSError: missing files, or the Hub refuses, fails or does not answer.
+        """
+        with hub_errors(str(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def check_inputs(
+        self,
+        height: int | None,
+        width: int | None,
+        output_type: str,
+        callback: Callable | None,
+        callback_tensor_inputs: list[str],
+        generator: torch.Generator | list[torch.Generator] | tuple[torch.Generator, ...] | None = None,
+        latents: torch.Tensor | None = None,
+        **counts: int,
+    ) -> tuple[int | None, ...]:
+        """Refuse invalid inputs before anything is computed.
+
+        Args:
+            counts: other arguments, which must be positive whole numbers.
+
+        Returns:
+            Height, width and `counts` as Python's numbers: those of numpy and of tensors without axes are accepted.
 
         Raises:
             ValueError: an argument that does not fit.
         """
         multiple = self.vae_scale_factor * self.transformer.config.patch_size
+        numbers = []
         for name, side in (("height", height), ("width", width)):
-            if side is not None and (side < multiple or side % multiple):
-                raise ValueError(f"{name} must be a positive multiple of {multiple}, got {side}")
-        for name, number in counts.items():
-            if type(number) is not int or number < 1:
-                raise ValueError(f"{name} must be a positive whole number, got {number!r}")
+            numbers.append(None if side is None else whole_number(side))
+            if side is not None and (numbers[-1] is None or numbers[-1] < multiple or numbers[-1] % multiple):
+                raise ValueError(f"{name} must be a positive multiple of {multiple}, got {side!r}")
+        for name, count in counts.items():
+            numbers.append(whole_number(count))
+            if numbers[-1] is None or numbers[-1] < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {count!r}")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
         if self.vae is None and output_type != "latent":
             raise ValueError(f"output_type must be 'latent' for a pipeline without vae, got {output_type!r}")
-        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback_on_step_end must be a function, got {callback!r}")
+        unknown = [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got {unknown}"
             )
+        generators = generator if isinstance(generator, (list, tuple)) else [generator]
+        if not all(isinstance(one, torch.Generator | None) for one in generators):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+        if not isinstance(latents, torch.Tensor | None):
+            raise ValueError(f"latents must be a tensor, got a {type(latents).__name__}")
+        return tuple(numbers)
 
     @property
     def reads_text(self) -> bool:
@@ -121,10 +166,17 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
         return latents.to(self._execution_device, torch.float32)
 
     def decode(self, latents: torch.Tensor, output_type: str):
-        """Images decoded from normalised latents (B, C, H, W), in the form of `output_type`, see `__call__`."""
+        """Images decoded from normalised latents (B, C, H, W), in the form of `output_type`, see `__call__`.
+
+        Raises:
+            ValueError: latents or images that are not finite.
+        """
+        check_finite("latents that the transformer generated", latents)
         if output_type == "latent":
             return latents
-        return self.image_processor.postprocess(decode_latents(self.vae, latents), output_type=output_type)
+        images = decode_latents(self.vae, latents)
+        check_finite("images that the vae decoded", images)
+        return self.image_processor.postprocess(images, output_type=output_type)
 
     def call_back(self, callback, step: int, timestep, latents: torch.Tensor, tensor_inputs: list[str]):
         """Pass a step's latents to the user's callback, if any, and return those to continue with."""
@@ -132,13 +184,3 @@ class LatentPipeline(ModelCardMixin, DiffusionPipeline, TransformerLoraMixin):
             return latents
         tensors = {"latents": latents} if "latents" in tensor_inputs else {}
         return (callback(self, step, timestep, tensors) or {}).get("latents", latents)
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the running or latest call."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop; the latents so far are decoded."""
-        return self._interrupt

@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..images import save_png
 from ..utils.atomic import atomic_write
 
 
@@ -73,7 +74,7 @@ class RunLog:
         folder = self.output_dir / "validation"
         folder.mkdir(exist_ok=True)
         for name, image in images.items():
-            image.save(folder / f"{name}-{step:07d}.png")
+            save_png(image, folder / f"{name}-{step:07d}.png")
             for tracker in self.accelerator.trackers:
                 if tracker.name == "trackio":
                     import trackio

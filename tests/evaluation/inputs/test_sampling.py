@@ -32,12 +32,12 @@ def test_random_labels_are_of_all_classes_and_belong_to_numbers(pipeline_folder)
 
 def test_a_picture_is_the_same_in_any_company(pipeline_folder):
     one, other = sampler(pipeline_folder, batch_size=3), sampler(pipeline_folder, batch_size=5)
-    pictures = one.sample(range(10, 20)).int()
+    pictures = one.sample_images(range(10, 20)).int()
     assert pictures.shape == (10, 3, 32, 32)
-    for found in (other.sample(range(10, 20)), one.sample(range(12, 16))):
+    for found in (other.sample_images(range(10, 20)), one.sample_images(range(12, 16))):
         start = 0 if len(found) == 10 else 2
         assert (pictures[start : start + len(found)] - found.int()).abs().max() <= 1
-    assert (pictures[0] - one.sample(range(20, 21))[0].int()).abs().max() > 10  # the same class, other noise
+    assert (pictures[0] - one.sample_images(range(20, 21))[0].int()).abs().max() > 10  # the same class, other noise
 
 
 def test_pictures_that_are_not_finite_are_an_error(tmp_path):
@@ -45,7 +45,7 @@ def test_pictures_that_are_not_finite_are_an_error(tmp_path):
     next(pipe.vae.pixel_decoder.parameters()).data.fill_(float("nan"))
     pipe.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"images that '{tmp_path}' generates must be finite"):
-        sampler(tmp_path).sample(range(2))
+        sampler(tmp_path).sample_images(range(2))
 
 
 def test_saved_samples_are_read_as_they_are(tmp_path):
@@ -54,4 +54,4 @@ def test_saved_samples_are_read_as_they_are(tmp_path):
     args = SamplingArguments(model=str(tmp_path / "samples.npz"), output_dir="nowhere", num_samples=11)
     saved = SavedSamples(args, ImageArguments(), torch.device("cpu"))
     assert (saved.count, saved.resolution) == (11, 8)
-    assert np.array_equal(saved.sample(range(3, 9)).permute(0, 2, 3, 1), images[3:9])
+    assert np.array_equal(saved.sample_images(range(3, 9)).permute(0, 2, 3, 1), images[3:9])

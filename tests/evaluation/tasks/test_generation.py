@@ -97,9 +97,9 @@ def test_the_batch_size_does_not_matter(options, tmp_path, batch_size):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_two_processes_write_the_report_of_one(options, tmp_path):
+def test_two_processes_write_the_report_of_one(processes, options, tmp_path):
     run("generation", **options | {"num_samples": 100})
-    run_in_two_processes("generation", **options | {"num_samples": 100, "output_dir": tmp_path / "two"})
+    run_in_two_processes(processes, "generation", **options | {"num_samples": 100, "output_dir": tmp_path / "two"})
     assert (tmp_path / "two" / "report.json").read_bytes() == (tmp_path / "out" / "report.json").read_bytes()
 
 

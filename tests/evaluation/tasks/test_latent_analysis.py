@@ -78,14 +78,14 @@ def test_plots_report_and_denoiser(options):
 
 
 @pytest.mark.slow
-def test_interrupted_and_shared_runs_end_alike(options, tmp_path):
+def test_interrupted_and_shared_runs_end_alike(processes, options, tmp_path):
     options["denoising_steps"] = 1
     metrics = run("latents", **options).metrics
     for name in ("report.json", "parts/mixtures_pixels.json", "parts/denoising_latents.json"):
         (options["output_dir"] / name).unlink()
     next((options["output_dir"] / "parts" / "train").iterdir()).unlink()
     assert run("latents", **options).metrics == metrics
-    run_in_two_processes("latents", **options | {"output_dir": tmp_path / "two"})
+    run_in_two_processes(processes, "latents", **options | {"output_dir": tmp_path / "two"})
     assert read_report(tmp_path / "two")["metrics"] == metrics
 
 

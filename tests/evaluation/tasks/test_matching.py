@@ -81,14 +81,14 @@ def test_a_picture_matches_itself(options):
 
 
 @pytest.mark.slow
-def test_interrupted_and_shared_runs_end_alike(options, tmp_path):
+def test_interrupted_and_shared_runs_end_alike(processes, options, tmp_path):
     metrics = run("matching", **options).metrics
     (options["output_dir"] / "report.json").unlink()
     parts = sorted((options["output_dir"] / "parts" / "images").iterdir())
     assert len(parts) == 3
     parts[1].unlink()
     assert run("matching", **options).metrics == metrics
-    run_in_two_processes("matching", **options | {"output_dir": tmp_path / "two"})
+    run_in_two_processes(processes, "matching", **options | {"output_dir": tmp_path / "two"})
     assert read_report(tmp_path / "two")["metrics"] == pytest.approx(metrics, abs=1e-5)
 
 

@@ -73,9 +73,9 @@ def test_the_numbers_are_those_of_the_pictures(options, judge_folder, data_folde
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_two_processes_write_the_report_of_one(options, tmp_path):
+def test_two_processes_write_the_report_of_one(processes, options, tmp_path):
     run("reconstruction", **options)
-    run_in_two_processes("reconstruction", **options | {"output_dir": tmp_path / "two"})
+    run_in_two_processes(processes, "reconstruction", **options | {"output_dir": tmp_path / "two"})
     assert (tmp_path / "two" / "report.json").read_bytes() == (tmp_path / "out" / "report.json").read_bytes()
 
 

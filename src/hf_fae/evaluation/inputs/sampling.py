@@ -11,12 +11,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
 from ...images import to_uint8
 from ...latents import check_finite, decode_latents
-from ...loading import complete_text_encoder, loading
-from ...pipelines.latent_pipeline import LatentPipeline
+from ...loading import complete_text_encoder, open_pipeline
 from ...utils.randomness import mix_seed
 from ..options import DTYPES, EvaluationArguments, check_positive
 from ..provenance import describe_run
@@ -99,7 +97,7 @@ class Sampler:
             "guidance_scale": dataclasses.asdict(self.call["guidance_scale"]),
         }
 
-    def sample(self, numbers: range) -> torch.Tensor:
+    def sample_images(self, numbers: range) -> torch.Tensor:
         """(B, 3, H, W) uint8 on the CPU, `batch_size` at a time.
 
         Raises:
@@ -166,15 +164,12 @@ class SavedSamples:
         self.settings = {"model": model, "resolution": self.resolution, "num_samples": self.count}
         self.settings["batch_size"] = args.batch_size  # the parts depend on it
 
-    def sample(self, numbers: range) -> torch.Tensor:
+    def sample_images(self, numbers: range) -> torch.Tensor:
         return self.batch.read(numbers)["images"]
 
 
 def _open_pipeline(args):
-    with loading("model", args.model):
-        pipe = DiffusionPipeline.from_pretrained(args.model, dtype=DTYPES[args.dtype])
-    if not isinstance(pipe, LatentPipeline):
-        raise ValueError(f"model {args.model!r} must be a pipeline of hf_fae, got a {type(pipe).__name__}")
+    pipe = open_pipeline("model", args.model, DTYPES[args.dtype])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

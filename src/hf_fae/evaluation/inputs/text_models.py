@@ -46,13 +46,17 @@ class ImageTextModel(nn.Module):
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        kind = AutoConfig.from_pretrained(path).model_type
+        kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         if kind not in _IMAGE_TEXT_MODELS:
             raise ValueError(f"model_type must be one of {', '.join(_IMAGE_TEXT_MODELS)}, got {kind!r}")
         encoder = VisionEncoder.from_pretrained(path, dtype=torch.float32)
-        model, info = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         _check_weights(path, info["missing_keys"])
-        found = cls(model, AutoTokenizer.from_pretrained(path), encoder, Path(path).name.lower())
+        found = cls(
+            model, AutoTokenizer.from_pretrained(path, trust_remote_code=False), encoder, Path(path).name.lower()
+        )
         found.settings |= identify_model(path)
         return found
 
@@ -129,9 +133,11 @@ class SentenceEncoder(nn.Module):
         """
         from transformers import AutoModel, AutoTokenizer
 
-        model, info = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         _check_weights(path, [name for name in info["missing_keys"] if not name.startswith("pooler.")])
-        found = cls(model, AutoTokenizer.from_pretrained(path), Path(path).name.lower())
+        found = cls(model, AutoTokenizer.from_pretrained(path, trust_remote_code=False), Path(path).name.lower())
         found.settings |= identify_model(path)
         return found
 
@@ -162,5 +168,6 @@ def load_text_model(path: str) -> ImageTextModel | SentenceEncoder:
     """
     from transformers import AutoConfig
 
-    kind = ImageTextModel if AutoConfig.from_pretrained(path).model_type in _IMAGE_TEXT_MODELS else SentenceEncoder
+    model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+    kind = ImageTextModel if model_type in _IMAGE_TEXT_MODELS else SentenceEncoder
     return kind.from_pretrained(path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ...images import from_uint8, to_pil
+from ...images import from_uint8, save_png, to_pil
 from ...loading import loading
 from ..inputs.extractors import INCEPTION, extract_features, load_extractors
 from ..inputs.numbered_images import ImageArguments, NumberedImages
@@ -95,7 +95,7 @@ def evaluate_generation(args: GenerationArguments, image_args: ImageArguments) -
     samples = Parts(folder / "parts" / "samples", sampler.count, args.batch_size)
 
     def make_part(numbers):
-        images = sampler.sample(numbers)
+        images = sampler.sample_images(numbers)
         part = extract_features(extractors, images)
         if args.save_images == "npz":
             part["images"] = images.permute(0, 2, 3, 1)
@@ -166,4 +166,4 @@ def _open_text_model(args, sampler, device):
 def _save_pngs(images, numbers, folder):
     folder.mkdir(exist_ok=True)
     for number, image in zip(numbers, to_pil(from_uint8(images)), strict=True):
-        image.save(folder / f"{number:06d}.png")
+        save_png(image, folder / f"{number:06d}.png")

@@ -127,7 +127,7 @@ def _open_classifier(args, vae, data):
 
     with loading("classifier", args.classifier):
         model, info = AutoModelForImageClassification.from_pretrained(
-            args.classifier, dtype=torch.float32, output_loading_info=True
+            args.classifier, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"classifier {args.classifier!r} must have trained weights, but lacks {missing[0]}")

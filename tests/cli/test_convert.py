@@ -4,33 +4,14 @@ import json
 
 import pytest
 import torch
+from command_line import fail
 from factories import tiny_mar, tiny_rae
-from published import publish
 from safetensors.torch import load_file
 
 import hf_fae
 from hf_fae.cli import main
 from hf_fae.convert.files import read_weights
 from hf_fae.zoo import ZOO
-
-
-@pytest.fixture
-def published(tmp_path, monkeypatch, oracle):
-    """Writes a tiny publication of a name and returns its folder."""
-
-    def write(name):
-        for key, row in publish(name, tmp_path / "files", oracle).items():
-            monkeypatch.setitem(ZOO, key, row)
-        return str(tmp_path / "files")
-
-    return write
-
-
-def fail(capsys, *argv):
-    with pytest.raises(SystemExit) as exit:
-        main([str(argument) for argument in argv])
-    assert exit.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
 
 
 def test_zoo(capsys):
@@ -45,10 +26,10 @@ def test_zoo(capsys):
     assert table["mar-b"]["address"] == "https://github.com/LTH14/mar"
 
 
-def test_convert(published, tmp_path, capsys):
-    folder = published("maetok-b-256")
+def test_convert(published_files, tmp_path, capsys):
+    folder = published_files("maetok-b-256")
     output = str(tmp_path / "maetok")
-    main(["convert", "maetok-b-256", "--output", output, "--files", folder, "--dtype", "bfloat16"])
+    main(["convert", "maetok-b-256", "--output", output, "--files", str(folder), "--dtype", "bfloat16"])
     assert capsys.readouterr().out == f"wrote {output}\n"
     state = load_file(tmp_path / "maetok" / "diffusion_pytorch_model.safetensors")
     assert state["decoder.mask_token"].dtype == torch.bfloat16
@@ -57,10 +38,10 @@ def test_convert(published, tmp_path, capsys):
 
 @pytest.mark.parametrize("file", ["out.pth", "out.safetensors"])
 @pytest.mark.parametrize("name", ["detok-bb", "vavae-f16d32"])
-def test_there_and_back(name, file, published, tmp_path, capsys):
+def test_there_and_back(name, file, published_files, tmp_path, capsys):
     """Exported, the file is what was read, to the bit; what only training uses is gone."""
-    folder = published(name)
-    main(["convert", name, "--output", str(tmp_path / "ours"), "--files", folder])
+    folder = published_files(name)
+    main(["convert", name, "--output", str(tmp_path / "ours"), "--files", str(folder)])
     main(["convert", str(tmp_path / "ours"), "--export", str(tmp_path / file)])
     expected = read_weights(f"{folder}/{ZOO[name].source}/{ZOO[name].files['weights']}", ema=("model_ema",))
     written = read_weights(tmp_path / file)
