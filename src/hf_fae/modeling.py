@@ -7,7 +7,7 @@ from diffusers import ConfigMixin, ModelMixin
 from .hub import ModelCardMixin
 from .utils.config_bounds import check_config
 from .utils.hub_errors import hub_errors
-from .utils.weights import check_dtypes, check_weights
+from .utils.weights import check_dtypes, check_weights, read_dtypes
 
 
 __all__ = ["StrictModelMixin"]
@@ -43,10 +43,10 @@ class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
 
     @classmethod
     def _load_pretrained_model(cls, model, state_dict, resolved_model_file, *args, **kwargs):
-        if state_dict is None and kwargs.get("hf_quantizer") is None:
+        if kwargs.get("hf_quantizer") is None:
             for path in resolved_model_file:
                 if str(path).endswith(".safetensors"):
-                    check_dtypes(path, model)
+                    check_dtypes(model, read_dtypes(path), str(path))
         return super()._load_pretrained_model(model, state_dict, resolved_model_file, *args, **kwargs)
 
     @classmethod

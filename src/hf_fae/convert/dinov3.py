@@ -93,7 +93,7 @@ def load_dinov3(weights: str | Path, image_size: int = 256, dtype: torch.dtype |
     dtype = dtype or state["cls_token"].dtype
     # By its loader, which knows how its names have changed since.
     model, info = DINOv3ViTModel.from_pretrained(
-        None, config=config, state_dict=ours, dtype=dtype, output_loading_info=True
+        None, config=config, state_dict=ours, dtype=dtype, output_loading_info=True, trust_remote_code=False
     )
     if unfilled := sorted(info["missing_keys"]):
         raise ValueError(f"{weights} must have all weights of DINOv3, got none for {unfilled[0]!r}")

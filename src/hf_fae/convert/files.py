@@ -16,6 +16,8 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..utils.weights import check_dtypes
+
 
 __all__ = ["build", "cast", "read_pickled_tensors", "read_weights"]
 
@@ -212,6 +214,7 @@ def build(
         if state[key].shape != value.shape:
             shape, got = tuple(value.shape), tuple(state[key].shape)
             raise ValueError(f"checkpoint must have {key!r} of shape {shape} for this {name}, got {got}")
+    check_dtypes(model, {key: value.dtype for key, value in state.items()}, "the published checkpoint")
     keep = getattr(model_class, "_keep_in_fp32_modules", None)
     model.load_state_dict({key: cast(key, state[key], keep, dtype) for key in wanted}, assign=True)
     return model.eval()
