@@ -64,7 +64,9 @@ def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int = 1,
 def set_patience(patience: timedelta) -> None:
     """From now on a process waits so long for the others; nothing for a single process."""
     if distributed.is_initialized():
-        distributed.distributed_c10d._set_pg_timeout(patience, distributed.group.WORLD)
+        # The oldest supported torch has it under its private name only.
+        set_timeout = getattr(distributed, "set_timeout", None) or distributed.distributed_c10d._set_pg_timeout
+        set_timeout(patience, distributed.group.WORLD)
 
 
 @contextlib.contextmanager
