@@ -485,7 +485,8 @@ def test_trained_and_pushed(hub, tmp_path, encoder, parquet_folder):
         "import train_fae, torch\n"
         f"train_fae.main([*{flags!r}, '--push_to_hub', '--hub_model_id', 'tester/trained'])\n"
         "from hf_fae import AutoencoderFAE\n"
-        f"local, pushed = (AutoencoderFAE.from_pretrained(name).state_dict() for name in ({run!r}, 'tester/trained'))\n"
+        f"names = {run!r}, 'tester/trained'\n"
+        "local, pushed = (AutoencoderFAE.from_pretrained(name).state_dict() for name in names)\n"
         "assert all(torch.equal(value, pushed[name]) for name, value in local.items())\n"
     )
     files = hub.files("tester/trained")

@@ -30,6 +30,7 @@ TASKS = {
 
 
 def run(argv: list[str]) -> None:
+    """Run a task from its command line, or list the tasks."""
     task, *arguments = argv or ["--help"]
     if task in ("-h", "--help"):
         width = max(map(len, TASKS))

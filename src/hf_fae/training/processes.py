@@ -56,7 +56,8 @@ def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int = 1,
         )
     if accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM"):
         raise ValueError(
-            f"accelerate launch must use DDP or FSDP2, got {accelerator.distributed_type.value}: see docs/guides/training-runs.md"
+            f"accelerate launch must use DDP or FSDP2, got {accelerator.distributed_type.value}: "
+            "see docs/guides/training-runs.md"
         )
     return accelerator
 
