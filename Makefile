@@ -77,7 +77,7 @@ demo: $(INSTALLED) ## draw emoji with the models in checkpoints/, each in a new 
 	    $(VENV)/bin/hf-fae generate --model checkpoints/fae-$$model-emoji-256 --output outputs/demo/$$model.png \
 	        --class $(DEMO_CLASSES) $(ARGS) || exit; \
 	done
-	@echo 'Train one yourself: "make demo-train" (minutes, small), docs/training-emoji.md (these very models), docs/training.md'
+	@echo 'Train one yourself: "make demo-train" (minutes, small), docs/experiments/emoji-256.md (these very models), docs/guides/train.md'
 
 demo-train: $(INSTALLED) ## train a small FAE and generator on emoji and draw samples (at most 20 minutes on 2 cores)
 	$(PY) experiments/emoji/demo.py $(ARGS)

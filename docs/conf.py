@@ -31,6 +31,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # outputs share names of attributes: links would be ambiguous
 napoleon_use_rtype = False
 
 html_theme = "furo"

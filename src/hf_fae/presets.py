@@ -9,7 +9,7 @@ from diffusers import ModelMixin
 import hf_fae
 
 
-__all__ = ["PRESETS", "RAEV2_LAYERS", "build_preset"]
+__all__ = ["PRESETS", "build_preset"]
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}

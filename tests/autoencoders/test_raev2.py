@@ -122,7 +122,7 @@ class TestBadInput:
         [
             ({"layers": []}, r"layers must be rising numbers of blocks from 0, got \[\]"),
             ({"layers": [2, 1]}, r"layers must be rising .*, got \[2, 1\]"),
-            ({"layers": [-1]}, r"layers must be rising .*, got \[-1\]"),
+            ({"layers": [-1]}, "layers in the config of AutoencoderRAEv2 must be from 0 to 1024, got -1"),
             ({"layer_reduction": "max"}, "layer_reduction must be 'mean' or 'sum', got 'max'"),
             ({"decoder_output": "rgb"}, "decoder_output must be 'pixels' or 'normalized', got 'rgb'"),
             ({"latent_channels": 8}, "latent_channels must be feature_dim 32, got 8"),

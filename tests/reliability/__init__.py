@@ -1,7 +1,7 @@
-"""What may go wrong, tried: `python -m tests.reliability` from the clone; see docs/guides/reliability.md."""
+"""What must not lose anything and must say clearly what went wrong: `python tests/reliability` from a clone."""
 
 import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' modules import each other by their bare names
+sys.path.append(str(Path(__file__).parents[1]))  # the tests' own modules, as under pytest

@@ -1,4 +1,4 @@
-"""`python -m tests.reliability [KIND ...]`: try the cases and print the table; exit code 1 if any failed."""
+"""Try the cases and print the table; exit code 1 if any failed: `python tests/reliability [KIND ...]`."""
 
 import argparse
 import importlib
@@ -7,14 +7,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import __path__ as path
 
-
-KINDS = sorted({module.name for module in pkgutil.iter_modules(path)} - {"__main__", "case"})
+HERE = Path(__file__).parent
+KINDS = sorted({module.name for module in pkgutil.iter_modules([str(HERE)])} - {"__main__", "case"})
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.reliability")
+    sys.path.insert(0, str(HERE.parent))
+    parser = argparse.ArgumentParser(prog="python tests/reliability")
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all")
     parser.add_argument("--only", default="", help="only cases with this in their names")
     parser.add_argument("--output", type=Path, help="also write the table into this file")
@@ -23,7 +23,7 @@ def main() -> int:
         parser.error(f"KIND must be of {', '.join(KINDS)}, got {unknown[0]!r}")
     rows, failed = ["| kind | cases | survived |", "|---|---|---|"], []
     for kind in args.kinds or KINDS:
-        cases = [case for case in importlib.import_module(f".{kind}", __package__).CASES if args.only in case.name]
+        cases = [case for case in importlib.import_module(f"{HERE.name}.{kind}").CASES if args.only in case.name]
         bad = [case.name for case in cases if not survives(kind, case)]
         rows.append(f"| {kind.replace('_', ' ')} | {len(cases)} | {len(cases) - len(bad)} |")
         failed += bad
@@ -41,9 +41,9 @@ def survives(kind, case) -> bool:
         except BaseException as error:  # pytest's failures are no Exceptions
             if isinstance(error, KeyboardInterrupt):
                 raise
-            print(f"FAILED {kind}: {case}: {str(error)[-1500:]}", flush=True)
+            print(f"FAILED {kind}: {case.name}: {str(error)[-1500:]}", flush=True)
             return False
-    print(f"survived {kind}: {case}", flush=True)
+    print(f"survived {kind}: {case.name}", flush=True)
     return True
 
 

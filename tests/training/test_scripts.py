@@ -475,16 +475,17 @@ def test_train_on_damaged_rows_to_the_end(tmp_path, decoded, damaged_parquet, tr
     assert all(f"{len(rows)} {kind}" in printed for kind, rows in kinds.items())
 
 
-def test_trained_and_pushed(hub, encoder, parquet_folder):
+def test_trained_and_pushed(hub, tmp_path, encoder, parquet_folder):
     """What a training pushes is loaded from the Hub, with the card of the run."""
-    flags = ["--image_encoder", str(encoder), "--dataset_name", str(parquet_folder), "--output_dir", "run"]
+    run = str(tmp_path / "run")
+    flags = ["--image_encoder", str(encoder), "--dataset_name", str(parquet_folder), "--output_dir", run]
     flags += ["--config", str(CONFIGS / "smoke_fae.yaml")]
     hub.run(
         f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
         "import train_fae, torch\n"
         f"train_fae.main([*{flags!r}, '--push_to_hub', '--hub_model_id', 'tester/trained'])\n"
         "from hf_fae import AutoencoderFAE\n"
-        "local, pushed = (AutoencoderFAE.from_pretrained(name).state_dict() for name in ('run', 'tester/trained'))\n"
+        f"local, pushed = (AutoencoderFAE.from_pretrained(name).state_dict() for name in ({run!r}, 'tester/trained'))\n"
         "assert all(torch.equal(value, pushed[name]) for name, value in local.items())\n"
     )
     files = hub.files("tester/trained")

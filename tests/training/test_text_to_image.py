@@ -173,7 +173,7 @@ class TestLora:
         assert "pipe('my dog')" in card or 'pipe("my dog")' in card
 
 
-def test_pushed_to_the_hub(hub, fae, parquet_folder):
+def test_pushed_to_the_hub(hub, tmp_path, fae, parquet_folder):
     """A pushed pipeline generates images by the snippet that the Hub prints, and finds its text encoder."""
     from pathlib import Path
 
@@ -184,7 +184,7 @@ def test_pushed_to_the_hub(hub, fae, parquet_folder):
         "--vae",
         str(fae),
         "--output_dir",
-        "run",
+        str(tmp_path / "run"),
     ]
     flags += ["--dataset_name", str(parquet_folder), "--caption_column", "kind", "--text_encoder", "tester/words"]
     hub.run(

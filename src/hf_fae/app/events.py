@@ -76,7 +76,7 @@ class Demo:
         scale: float,
         progress=gr.Progress(),  # noqa: B008 - gradio finds it by the default
     ):
-        """Images of a class (a number or a name) or a text with captions; each further one has the next seed.
+        """Captioned images of a class (a number or a name) or a text; the first has the seed, the next one the next.
 
         An image depends on its own seed alone, not on how many are generated.
         """

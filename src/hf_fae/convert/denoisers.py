@@ -176,6 +176,7 @@ def denoiser_config(state: Mapping[str, torch.Tensor], layout: Layout, num_atten
         "use_rope": "feat_rope.freqs_cos" in state,
         "qk_norm": f"{first}.attn.q_norm.weight" in state,
         "prediction_type": "velocity",
+        "base_head_layer": None,
         "pos_embed_type": "sincos",
         **layout.config,
     }

@@ -20,6 +20,14 @@ __all__ = [
     "open_training_data",
 ]
 
+# What `--denoiser` of the training scripts calls a class.
+DENOISERS = {
+    "DiTDHTransformer2DModel": "dit_dh",
+    "LightningDiTTransformer2DModel": "lightningdit",
+    "MMDiTTransformer2DModel": "mmdit",
+    "RAEv2Transformer2DModel": "raev2",
+}
+
 
 def open_training_data(args: DataArguments, seed: int) -> GeneratorData:
     """The cached latents or the images that `dataset_name` names."""
@@ -106,11 +114,12 @@ def check_pipeline_arguments(args, pipeline: LatentPipeline, **others) -> None:
 def _pipeline_values(pipeline):
     """What a pipeline has in place of the arguments of a new one."""
     transformer, scheduler = pipeline.transformer, getattr(pipeline, "scheduler", None)
-    values = {**transformer.config, **pipeline.config, "guidance_scale": pipeline.guidance_scale}
+    settings = {name: value for name, value in pipeline.config.items() if name not in pipeline.components}
+    values = {**transformer.config, **settings, "guidance_scale": pipeline.guidance_scale}
     if "encoder_num_layers" in values:  # MAR
         values["num_layers"] = values["encoder_num_layers"]
     values["model"] = values.get("order", "mar")
-    values["denoiser"] = "dit_dh" if "head_num_attention_heads" in values else "lightningdit"
+    values["denoiser"] = DENOISERS.get(type(transformer).__name__)
     intervals = pipeline.config.guidance_scale.get("intervals") or [(0.0, 0.9, 1.0)]
     values["guidance_t_high"] = intervals[0][1]
     if scheduler is not None:

@@ -26,12 +26,7 @@ __all__ = [
 
 @dataclass
 class DenoiserOutput(BaseOutput):
-    """What a denoiser predicts.
-
-    Attributes:
-        sample: (B, channels, H, W), of the whole model.
-        base_sample: the same of its base head, if that was asked for.
-    """
+    """The prediction (B, channels, H, W) of a denoiser and, on request, that of its base head; None without."""
 
     sample: torch.Tensor | None = None
     base_sample: torch.Tensor | None = None

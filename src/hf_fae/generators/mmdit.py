@@ -140,7 +140,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
 
     The defaults are FAE's text-to-image model on 32 channels and Flan-T5-XL: 603.59 M, of which the paper counts
     603.46 M. Its architecture is not published; this one is closest to both of the paper's sizes for that text encoder
-    (see docs/text-to-image.md).
+    (see docs/models/mmdit.md).
 
     Args:
         sample_size: latent side or [height, width] of training; other sizes are supported.

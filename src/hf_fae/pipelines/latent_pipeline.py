@@ -25,7 +25,12 @@ __all__ = ["LatentPipeline", "Tokenizer"]
 
 # Each by its class: `from_pipe` keeps a component only if its exact class is in the annotation.
 Tokenizer = (
-    AutoencoderDeTok | AutoencoderDRoRAE | AutoencoderFAE | AutoencoderMAETok | AutoencoderRAEv2 | AutoencoderKL
+    AutoencoderDeTok
+    | AutoencoderDRoRAE
+    | AutoencoderFAE
+    | AutoencoderMAETok
+    | AutoencoderRAEv2
+    | AutoencoderKL  # of diffusers
 )
 
 

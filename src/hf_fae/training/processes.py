@@ -56,7 +56,7 @@ def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int = 1,
         )
     if accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM"):
         raise ValueError(
-            f"accelerate launch must use DDP or FSDP2, got {accelerator.distributed_type.value}: see docs/training.md"
+            f"accelerate launch must use DDP or FSDP2, got {accelerator.distributed_type.value}: see docs/guides/training-runs.md"
         )
     return accelerator
 
@@ -64,7 +64,9 @@ def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int = 1,
 def set_patience(patience: timedelta) -> None:
     """From now on a process waits so long for the others; nothing for a single process."""
     if distributed.is_initialized():
-        distributed.distributed_c10d._set_pg_timeout(patience, distributed.group.WORLD)
+        # The oldest supported torch has it under its private name only.
+        set_timeout = getattr(distributed, "set_timeout", None) or distributed.distributed_c10d._set_pg_timeout
+        set_timeout(patience, distributed.group.WORLD)
 
 
 @contextlib.contextmanager
