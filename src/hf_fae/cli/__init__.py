@@ -9,8 +9,6 @@ import sys
 from functools import partial
 from importlib import import_module
 
-import torch
-
 
 __all__ = ["COMMANDS", "main"]
 
@@ -46,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
         run()
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:  # torch has an error of its own for each allocator
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
         parser.error(f"not enough memory: {' '.join(str(error).split()) or 'the system has no more'}")
 
 
