@@ -11,20 +11,6 @@ FOLDERS = ("src", "training_scripts", "experiments", "benchmarks")
 FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 MAX_LINES = 450
 MAX_POSITIONAL = 5
-# Not yet in order.
-PENDING = {
-    "src/hf_fae/encoder_families.py",
-    "src/hf_fae/generators/dit_dh.py",
-    "src/hf_fae/generators/lightning_dit.py",
-    "src/hf_fae/generators/mmdit.py",
-    "src/hf_fae/generators/starflow.py",
-    "src/hf_fae/schedulers/learned_variance.py",
-}
-
-
-def with_pending(paths):
-    xfail = pytest.mark.xfail(reason="not yet in order", strict=False)
-    return [pytest.param(path, marks=xfail if path in PENDING else ()) for path in paths]
 
 
 def long_calls(source):
@@ -34,7 +20,7 @@ def long_calls(source):
     return [(call.lineno, count) for call, count in zip(calls, counts, strict=True) if count > MAX_POSITIONAL]
 
 
-@pytest.mark.parametrize("path", with_pending(FILES))
+@pytest.mark.parametrize("path", FILES)
 def test_files_are_short_and_calls_name_their_arguments(path):
     source = (ROOT / path).read_text()
     assert len(source.splitlines()) <= MAX_LINES

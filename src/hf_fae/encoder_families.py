@@ -37,7 +37,7 @@ def _run_mae(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
 def _run_naflex(model, pixels, grid, output_hidden_states) -> BaseModelOutput:
     (h, w), p = grid, model.config.patch_size
     patches = pixels[..., : h * p, : w * p].unflatten(3, (w, p)).unflatten(2, (h, p))  # (B, 3, h, p, w, p)
-    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h * w, p * p * 3)
+    patches = patches.permute((0, 2, 4, 3, 5, 1)).flatten(3).flatten(1, 2)  # (B, h * w, p * p * 3)
     shapes = torch.tensor([grid] * len(pixels))
     # All images have one size, so nothing is padded and no mask is needed.
     return _run(model, patches, grid, output_hidden_states, pixel_attention_mask=None, spatial_shapes=shapes)

@@ -91,14 +91,14 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         self.time_embedding = TimestepEmbedding(2 * TIME_FREQUENCIES, dim)
         self.class_embedding = nn.Embedding(num_classes + 1, dim)
         self.blocks = nn.ModuleList(
-            LightningDiTBlock(dim, num_attention_heads, attention_head_dim, "rms_norm", "swiglu", qk_norm)
+            LightningDiTBlock(dim, num_attention_heads, attention_head_dim, "rms_norm", "swiglu", qk_norm=qk_norm)
             for _ in range(num_layers)
         )
         self.head_proj_in = nn.Conv2d(in_channels, head_dim, kernel_size=patch_size, stride=patch_size)
         self.head_condition = nn.Identity() if dim == head_dim else nn.Linear(dim, head_dim)
         self.head_blocks = nn.ModuleList(
             LightningDiTBlock(
-                head_dim, head_num_attention_heads, head_attention_head_dim, "rms_norm", "swiglu", qk_norm
+                head_dim, head_num_attention_heads, head_attention_head_dim, "rms_norm", "swiglu", qk_norm=qk_norm
             )
             for _ in range(head_num_layers)
         )

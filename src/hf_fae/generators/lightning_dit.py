@@ -113,7 +113,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         self.time_embedding = TimestepEmbedding(256, dim)
         self.class_embedding = nn.Embedding(num_classes + 1, dim)
         self.blocks = nn.ModuleList(
-            LightningDiTBlock(dim, num_attention_heads, attention_head_dim, norm_type, ff_type, qk_norm)
+            LightningDiTBlock(dim, num_attention_heads, attention_head_dim, norm_type, ff_type, qk_norm=qk_norm)
             for _ in range(num_layers)
         )
         self.norm_out = normalization(norm_type, dim, elementwise_affine=False)

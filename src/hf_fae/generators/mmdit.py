@@ -253,8 +253,9 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         text = self.caption_projection(encoder_hidden_states.to(hidden_states.dtype))
         tokens = self.embed_patches(hidden_states, grid)
         rotary_emb = rotary_angles(self.config.attention_head_dim, grid, tokens.device)
+        shared = condition, rotary_emb, mask
         for depth, block in enumerate(self.blocks, start=1):
-            tokens, text = self.run_block(block, tokens, text, condition, rotary_emb, mask)
+            tokens, text = self.run_block(block, tokens, text, *shared)
             if depth == base_depth:
                 base_sample = self.predict(tokens, condition, grid, self.base_head)
         return denoiser_output(self.predict(tokens, condition, grid), base_sample, return_dict)

@@ -301,7 +301,7 @@ class STARFlowTransformer2DModel(ClassTableMixin, StrictModelMixin, AttentionMix
             # As `compile_repeated_blocks` leaves them.
             static=any(layer._compiled_call_impl is not None for layer in block.layers),
         )
-        invert = BlockInverse(block, rotary_emb, cache, self.dtype, prefix, guidance if is_guided else None)
+        invert = BlockInverse(block, rotary_emb, cache, self.dtype, prefix, guidance=guidance if is_guided else None)
         tokens = invert(self._ordered(noise, index), jacobi_block_size, jacobi_tolerance)
         tokens = self._ordered(tokens, index)
         return self._to_latents(tokens, grid).to(hidden_states.dtype)

@@ -138,7 +138,7 @@ def hybrid_loss(
     noisy = add_noise(clean, true_noise, current)
     # At time 0 the lower bound would be 0: that of time 1 replaces it, as in the paper's code.
     _, floor = _posterior(clean.new_zeros(()), clean.new_zeros(()), alphas_cumprod[1], alphas_cumprod[0])
-    mean, log_variance = previous_gaussian(noise.detach(), variance, noisy, current, previous, floor)
+    mean, log_variance = previous_gaussian(noise.detach(), variance, noisy, current, previous, min_variance=floor)
     true_mean, true_variance = _posterior(clean, noisy, current, previous)
     true_log_variance = true_variance.clamp_min(floor).log()
     error = (true_mean - mean).square() * (-log_variance).exp()
