@@ -10,7 +10,7 @@ from pathlib import Path
 # aligned to 64 bytes, as weights are not where safetensors maps them; in its mode of "conditional numerical
 # reproducibility" it does not. A CPU without AVX2 takes the best that it has. Child processes inherit all of this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MKL_CBWR", "AVX2")
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402

@@ -50,6 +50,7 @@ LOOP = {
     "lr_warmup_steps": 0,
 }
 LOOP |= {"train_batch_size": 4, "dataloader_num_workers": 0, "push_to_hub": False}
+RELIABILITY = {path.stem for path in (ROOT / "tests" / "reliability").glob("[a-z]*.py")}
 IDENTITY = {"latent_channels": 32, "decoder_num_layers": 0}  # the width of the tiny encoder
 # In place of weights that no test has: VGG16, ConvNeXt and DINO of the ImageNet recipes.
 PIXELS = {
@@ -146,6 +147,10 @@ def check_python(words: list[str]) -> None:
         missing = [path for path in arguments[1:] if not (ROOT / path).exists()]
         if missing:
             raise ValueError(f"python {shlex.join(words)}: there is no {', '.join(missing)}")
+    elif script == "tests/reliability":
+        unknown = {word for word in arguments if not word.startswith("--")} - RELIABILITY
+        if unknown - {arguments[place + 1] for place, word in enumerate(arguments) if word == "--only"}:
+            raise ValueError(f"python {shlex.join(words)}: there is no kind of {', '.join(unknown)}")
     elif Path(script).stem in SMOKE and script.startswith("training_scripts/"):
         train(script, arguments)
     elif script.endswith(".py"):

@@ -110,5 +110,5 @@ def test_every_script_killed_again_and_again(tmp_path, processes, published, par
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.name.startswith("generator-latents")], ids=lambda case: case.name
 )
-def test_signals(tmp_path, name):
-    dict(CASES)[name](tmp_path)
+def test_signals(tmp_path, case):
+    case.run(tmp_path)
