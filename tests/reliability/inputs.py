@@ -1,4 +1,4 @@
-"""Odd input of the command line and of pipelines: one sentence that names the argument, before anything is computed."""
+"""Odd input of the command line and of pipelines: one sentence with the argument, before anything is computed."""
 
 import contextlib
 import functools
