@@ -1,16 +1,16 @@
-"""`python -m tests.reliability inputs`, and representatives of `hub_faults`."""
+"""`python tests/reliability inputs`, and representatives of `hub_faults`."""
 
 import pytest
 from reliability.hub_faults import CASES as HUB_FAULTS
 from reliability.inputs import CASES as INPUTS
 
 
-@pytest.mark.parametrize("case", INPUTS, ids=str)
+@pytest.mark.parametrize("case", INPUTS, ids=lambda case: case.name)
 def test_odd_input(case, tmp_path):
     case.run(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", HUB_FAULTS[::4], ids=str)
+@pytest.mark.parametrize("case", HUB_FAULTS[::4], ids=lambda case: case.name)
 def test_fault_of_the_hub(case, tmp_path):
     case.run(tmp_path)
