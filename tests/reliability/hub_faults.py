@@ -25,8 +25,6 @@ LOADERS = {
     "hf-fae generate": "hf_fae.cli.main(['generate', '--model', 'u/m', '--class', '0', '--output', 'x.png'])",
 }
 CLIENT = """
-import os
-{setup}
 import hf_fae, hf_fae.cli, hf_fae.encoders, hf_fae.loading, hf_fae.text
 from diffusers.utils import logging
 logging.set_verbosity(logging.CRITICAL)
@@ -43,11 +41,11 @@ except SystemExit:
 
 
 class Fault(NamedTuple):
-    """What the server answers, or what the client's environment is like, and what a message must say of it."""
+    """What the server answers, what a message must say of it, and what the client's environment has."""
 
     answer: HubError | None
     says: tuple[str, ...]
-    setup: str = ""
+    environment: dict[str, str] = {}
 
 
 FAULTS = {
@@ -58,10 +56,8 @@ FAULTS = {
     "revision": Fault(HubError(404, "Invalid rev id: v2", "RevisionNotFound"), ("no such revision",)),
     "429": Fault(HubError(429, "Too many requests"), ("refuses more requests",)),
     "500": Fault(HubError(500, "Internal error"), ("answers with an error (500)", "try again later")),
-    "no network": Fault(
-        None, ("cannot be reached", "check the network"), "os.environ['HF_ENDPOINT'] = 'http://127.0.0.1:9'"
-    ),
-    "offline": Fault(None, ("HF_HUB_OFFLINE", "hf download"), "os.environ['HF_HUB_OFFLINE'] = '1'"),
+    "no network": Fault(None, ("cannot be reached", "check the network"), {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+    "offline": Fault(None, ("HF_HUB_OFFLINE", "hf download"), {"HF_HUB_OFFLINE": "1"}),
 }
 
 
@@ -83,7 +79,8 @@ def _case(loader: str, fault: str) -> Case:
 def _run(loader: str, fault: Fault, folder: Path) -> None:
     with FaultyHub(folder) as hub:
         hub.fault = fault.answer
-        said = hub.run(CLIENT.format(setup=fault.setup, call=LOADERS[loader]), timeout=300)
+        hub.processes.environment |= fault.environment  # before the libraries are imported
+        said = hub.run(CLIENT.format(call=LOADERS[loader]))
     assert_sentence(said, *fault.says)
     assert "outgoing traffic" not in said and "fully cached" not in said
 
