@@ -1,5 +1,6 @@
 """Command lines as dataclasses, filled from a YAML file and from flags."""
 
+import os
 import sys
 from dataclasses import asdict
 
@@ -7,7 +8,7 @@ import yaml
 from transformers import HfArgumentParser
 
 
-__all__ = ["parse_arguments"]
+__all__ = ["expand_home", "parse_arguments"]
 
 # Former names of arguments, which configs and command lines may still use.
 RENAMED = {"max_damaged_share": "max_corrupt_share"}
@@ -49,11 +50,19 @@ def parse_arguments(
             if value is not None and value != []:
                 typed += [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
         argv = typed + argv
-    argv = [_current_name(argument) for argument in argv]
+    argv = [expand_home(_current_name(argument)) for argument in argv]
     *parsed, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     return *parsed, {name: value for group in parsed for name, value in asdict(group).items()}
+
+
+def expand_home(argument: str) -> str:
+    """A flag or value whose path begins with "~/", which no shell has expanded: in YAML, or after "--name="."""
+    flag, equals, value = argument.partition("=")
+    if flag.startswith("--") and value.startswith("~/"):
+        return f"{flag}{equals}{os.path.expanduser(value)}"
+    return os.path.expanduser(argument) if argument.startswith("~/") else argument
 
 
 def _current_name(argument):
