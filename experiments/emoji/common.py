@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from hf_fae.utils.precision import has_fast_bf16
 
 
 __all__ = [
@@ -90,14 +90,6 @@ def is_reachable(model: str) -> bool:
         return bool(hf_hub_download(model, "config.json"))
     except Exception:  # whatever the failure, the remedy is the same
         return False
-
-
-def has_fast_bf16() -> bool:
-    """Whether bf16 autocast is a speed-up: on a CPU without bf16 instructions it is a slow-down."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def run(script: str | Path, config: str, output: Path, arguments: list) -> None:

@@ -6,7 +6,7 @@ from damaged import damaged_pictures, encode, noise, odd_pictures
 from PIL import Image, ImageFile
 
 from hf_fae.data.corrupt import CorruptRow
-from hf_fae.data.decoding import center_crop, decode_image, lanczos_crop, random_crop, to_rgb
+from hf_fae.data.decoding import center_crop, decode_image, lanczos_crop, pad_to_square, random_crop, to_rgb
 
 
 class TestDecoding:
@@ -184,3 +184,17 @@ class TestCorruption:
     def test_odd_but_good(self, name):
         data, pixels = odd_pictures()[name]
         assert np.array_equal(np.asarray(decode_image(data, min_side=16)), pixels)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (7, 7), (400, 3)], ids=str)
+def test_pad_shows_the_whole_image_on_white(size):
+    padded = np.asarray(pad_to_square(Image.new("RGB", size, "black"), 32))
+    assert padded.shape == (32, 32, 3)
+    rows, columns = ((padded.min(axis=(axis, 2)) < 255).sum() for axis in (1, 0))
+    expected = [max(1, round(side * 32 / max(size))) for side in size]
+    assert [columns, rows] == expected
+    assert (padded == 255).all(axis=-1).sum() == 32 * 32 - expected[0] * expected[1]
+
+
+def test_pad_composites_transparency_on_white():
+    assert np.asarray(pad_to_square(to_rgb(Image.new("RGBA", (9, 5))), 16)).min() == 255

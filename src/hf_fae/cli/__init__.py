@@ -13,6 +13,7 @@ from importlib import import_module
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
+    "train": "train a generator on a folder of images: one command, resumable",
     "generate": "generate images of classes or texts, in one labelled grid",
     "reconstruct": "show images next to their reconstructions by a tokenizer",
     "inspect": "list the parts, shapes and parameter counts of a model",

@@ -46,7 +46,10 @@ class ClassCondition(nn.Module):
     def describe(self) -> str:
         """The classes in one line, for the start of a run."""
         known = len(self.names) - len(self.new_classes)
-        return f"new classes: {', '.join(self.new_classes) or 'none'}; {known} known ones"
+        if not self.new_classes:
+            return f"{known:,} classes"
+        also = f"; {known:,} that the pipeline already has" if known else ""
+        return f"new classes: {', '.join(self.new_classes)}{also}"
 
 
 class TextCondition(nn.Module):

@@ -11,7 +11,7 @@ from .corrupt import EMPTY, TOO_LARGE, TOO_SMALL, TRUNCATED, UNDECODABLE, Corrup
 from .reading import wait_before_retry
 
 
-__all__ = ["center_crop", "decode_image", "lanczos_crop", "random_crop", "to_rgb"]
+__all__ = ["center_crop", "decode_image", "lanczos_crop", "pad_to_square", "random_crop", "to_rgb"]
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 256 MiB as RGB
 MAX_ASPECT = 8  # the ends of longer images are cut off before anything is enlarged
@@ -83,6 +83,18 @@ def lanczos_crop(image, size: int):
 
     side = min(image.size)
     return _window(image, side, side, lambda slack: slack // 2).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def pad_to_square(image, size: int):
+    """The whole image, its longer side resized to `size`, centred on a white square."""
+    from PIL import Image
+
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    filter = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(image.resize((width, height), filter), ((size - width) // 2, (size - height) // 2))
+    return square
 
 
 def _crop(image, size, shorter_side, offset):

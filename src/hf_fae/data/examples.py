@@ -7,7 +7,7 @@ import torch
 
 from ..images import from_uint8
 from .corrupt import BAD_LABEL, EMPTY, NO_CAPTION, CorruptRow
-from .decoding import center_crop, decode_image, lanczos_crop, random_crop
+from .decoding import center_crop, decode_image, lanczos_crop, pad_to_square, random_crop
 from .order import is_mirrored
 from .source import DataArguments
 
@@ -44,7 +44,7 @@ class ExampleReader:
         if random is not None and args.crop == "random":
             image = random_crop(image, args.resolution, random)
         else:
-            crop = lanczos_crop if args.crop == "lanczos" else center_crop
+            crop = {"lanczos": lanczos_crop, "pad": pad_to_square}.get(args.crop, center_crop)
             image = crop(image, args.resolution)
         pixels = from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         if random is not None:

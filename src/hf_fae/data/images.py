@@ -65,8 +65,8 @@ class ImageData(ImageSource):
             value = getattr(args, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if args.crop not in ("center", "random", "lanczos"):
-            raise ValueError(f"crop must be 'center', 'random' or 'lanczos', got {args.crop!r}")
+        if args.crop not in ("center", "random", "lanczos", "pad"):
+            raise ValueError(f"crop must be 'center', 'random', 'lanczos' or 'pad', got {args.crop!r}")
         super().__init__(args)
         self.seed = seed
         self.corrupt_validation_rows, self._validation_samples = CorruptionReport(), None

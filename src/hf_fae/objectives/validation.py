@@ -7,8 +7,10 @@ returns numbers to log and PIL images to save.
 from collections.abc import Iterable
 
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from ..autoencoders.fae import AutoencoderFAE
 from ..images import make_grid, to_pil
@@ -28,6 +30,16 @@ __all__ = [
     "ReconstructionValidation",
     "TokenizerValidation",
 ]
+
+
+def _with_progress(batches):
+    """The batches, under a bar that counts their images and goes away at the end."""
+    total = sum(len(batch["row_ids"] if "row_ids" in batch else batch["pixel_values"]) for batch in batches)
+    hidden = not PartialState().is_main_process
+    with tqdm(total=total, desc="validation", unit="image", leave=False, disable=hidden) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch["row_ids"] if "row_ids" in batch else batch["pixel_values"]))
 
 
 class BatchMeans:
@@ -71,7 +83,7 @@ class ReconstructionValidation:
 
     def __call__(self, step: int) -> dict:
         means, originals, reconstructions = BatchMeans(), [], []
-        for batch in self.batches:
+        for batch in _with_progress(self.batches):
             images = batch["pixel_values"].to(self.model.device)
             reconstructed, values = self.reconstruct(images, first_image=means.count)
             means.add(values, len(images))
@@ -139,7 +151,7 @@ class FeatureValidation:
 
     def __call__(self, step: int) -> dict[str, float]:
         model, means = self.model, BatchMeans()
-        for batch in self.batches:
+        for batch in _with_progress(self.batches):
             features, grid = model.extract_features(batch["pixel_values"].to(model.device))
             latents = model.encode_features(features, grid).latent_dist.mode()
             latents = add_noise(latents, self.latent_noise, ImageRandom(self.seed, means.count, model.device))
@@ -183,7 +195,7 @@ class GeneratorValidation:
         generator = torch.Generator().manual_seed(self.seed)
         samples = self.pipeline(generator=generator, **self.arguments).images
         device, means = self.pipeline.device, BatchMeans()
-        for batch in self.batches:
+        for batch in _with_progress(self.batches):
             batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
             losses = self.objective(batch, ImageRandom(self.seed, means.count, device))
             scalars = {name: value for name, value in losses.items() if not isinstance(value, Mean)}
