@@ -1,11 +1,14 @@
-"""Start-up: what `import hf_fae` and the help of the command line import, and that diffusers finds our classes anyway."""
+"""Start-up: `import hf_fae` and help import no library, and diffusers finds our classes anyway."""
 
+import ast
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import hf_fae
 from hf_fae.cli import COMMANDS
 
 
@@ -81,6 +84,13 @@ for argv in [["--help"], ["--version"], *([name, "--help"] for name in {sorted(C
     start = time.perf_counter()
     run_python("import torch")
     assert ours < time.perf_counter() - start
+
+
+def test_type_checkers_see_the_public_names():
+    tree = ast.parse(Path(hf_fae.__file__).read_text())
+    (checking,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in checking.body if isinstance(node, ast.ImportFrom)]
+    assert {name.asname: f"hf_fae.{node.module}" for node in imports for name in node.names} == hf_fae._PUBLIC
 
 
 def test_public_names_are_listed_before_they_are_imported():
