@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what `_PUBLIC` says, for type checkers and editors
     from .presets import build_preset as build_preset
     from .schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler as FlowMatchEulerMaruyamaScheduler
 
+
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
