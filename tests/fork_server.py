@@ -30,7 +30,14 @@ __all__ = ["PATIENCE", "ChildProcess", "ForkServer"]
 PATIENCE = 900
 
 # They bring torch, diffusers, transformers, accelerate, datasets, peft and all models along.
-PRELOADED = ("hf_fae.training.loop", "hf_fae.cli", "factories")
+PRELOADED = (
+    "hf_fae.training.loop",
+    "hf_fae.cli",
+    "hf_fae.loading",
+    "hf_fae.convert.published",
+    "hf_fae.inspection",
+    "factories",
+)
 
 TESTS = Path(__file__).parent
 

@@ -16,7 +16,7 @@ from ...images import to_uint8
 from ...latents import check_finite, decode_latents
 from ...loading import complete_text_encoder, open_pipeline
 from ...utils.randomness import mix_seed
-from ..options import DTYPES, EvaluationArguments, check_positive
+from ..options import EvaluationArguments, check_positive
 from ..provenance import describe_run
 from .numbered_images import ImageArguments, NumberedImages
 from .references import ReferenceBatch
@@ -169,7 +169,7 @@ class SavedSamples:
 
 
 def _open_pipeline(args):
-    pipe = open_pipeline("model", args.model, DTYPES[args.dtype])
+    pipe = open_pipeline("model", args.model, getattr(torch, args.dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -13,7 +13,7 @@ from ...utils.image_metrics import psnr, ssim, token_cosine
 from ..inputs.extractors import INCEPTION, extract_features, load_extractors, metric_name
 from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..metrics.distances import GaussianStatistics, frechet_distance
-from ..options import DTYPES, TokenizerArguments
+from ..options import TokenizerArguments
 from ..provenance import describe_run
 from ..reports.report import Evaluation
 from ..resumable import Parts, check_settings, process_state
@@ -66,7 +66,7 @@ def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArgu
         ValueError: an invalid argument, before anything is written.
     """
     state = process_state()
-    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
+    vae = open_tokenizer(args.model, args.encoder, getattr(torch, args.dtype)).eval().to(state.device)
     resolution, unit = args.resolution or vae.config.sample_size, compression_ratio(vae)
     if resolution < unit or resolution % unit:
         raise ValueError(f"resolution must be a positive multiple of {unit}, got {resolution}")
