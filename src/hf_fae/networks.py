@@ -89,5 +89,6 @@ def load_hub_weights(url: str, path: str | None, argument: str, hint: str) -> di
     # Outside of the handler: behind this error there is nothing that would say more about the Hub.
     cached = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
     raise OSError(
-        f"{argument} needs weights that cannot be downloaded ({reason}): put {url} at {cached}, or pass a file ({hint})"
+        f"{argument} needs weights that cannot be downloaded ({reason}): put {url} at {cached}, or pass a file "
+        f"({hint})"
     )
