@@ -10,13 +10,13 @@ from functools import partial
 from importlib import import_module
 
 from .. import __version__
+from ..utils.home import expand_home
 from .verbosity import quieten_libraries
 
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "train": "train a generator on a folder of images: one command, resumable",
     "generate": "generate images of classes or texts, in one labelled grid",
     "reconstruct": "show images next to their reconstructions by a tokenizer",
     "inspect": "list the parts, shapes and parameter counts of a model",
@@ -30,7 +30,7 @@ FORWARDING = {"evaluate"}
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command. Bad input exits with code 2 and one sentence on standard error, before anything is written."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [expand_home(str(argument)) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = _Parser(prog="hf-fae", description="Generate, reconstruct, inspect and evaluate with hf_fae models.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,14 +1,15 @@
 """Command lines as dataclasses, filled from a YAML file and from flags."""
 
-import os
 import sys
 from dataclasses import asdict
 
 import yaml
 from transformers import HfArgumentParser
 
+from .home import expand_home
 
-__all__ = ["expand_home", "parse_arguments"]
+
+__all__ = ["parse_arguments"]
 
 # Former names of arguments, which configs and command lines may still use.
 RENAMED = {"max_damaged_share": "max_corrupt_share"}
@@ -55,14 +56,6 @@ def parse_arguments(
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     return *parsed, {name: value for group in parsed for name, value in asdict(group).items()}
-
-
-def expand_home(argument: str) -> str:
-    """A flag or value whose path begins with "~/", which no shell has expanded: in YAML, or after "--name="."""
-    flag, equals, value = argument.partition("=")
-    if flag.startswith("--") and value.startswith("~/"):
-        return f"{flag}{equals}{os.path.expanduser(value)}"
-    return os.path.expanduser(argument) if argument.startswith("~/") else argument
 
 
 def _current_name(argument):
