@@ -10,6 +10,7 @@ from functools import partial
 from importlib import import_module
 
 from .. import __version__
+from ..utils import command_line
 from ..utils.home import expand_home
 from .verbosity import quieten_libraries
 
@@ -45,14 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             quieten_libraries()
     else:
         parser.parse_args(argv)  # prints the help, or the error, and exits
-    try:
-        run()
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
-    except (MemoryError, RuntimeError) as error:  # torch has an error of its own for each allocator
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        parser.error(f"not enough memory: {' '.join(str(error).split()) or 'the system has no more'}")
+    command_line.run(run, "hf-fae")
 
 
 class _Parser(argparse.ArgumentParser):

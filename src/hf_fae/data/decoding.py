@@ -89,7 +89,7 @@ def decode_image(value, min_side: int = 1):
     try:
         data = read_file(value) if value is not None and not isinstance(value, bytes) else value
     except FileNotFoundError as error:
-        raise CorruptRow(MISSING, str(error)) from error
+        raise CorruptRow(MISSING, f"No such file: {value}") from error
     if not data:
         raise CorruptRow(EMPTY, "there are no bytes of an image")
     try:
