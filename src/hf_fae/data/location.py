@@ -4,10 +4,10 @@ import glob
 import re
 from pathlib import Path
 
-from .splits import find_splits, image_places
+from .splits import find_splits
 
 
-__all__ = ["load_split", "split_names"]
+__all__ = ["Location"]
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -20,51 +20,60 @@ BUILDERS = {
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
-def load_split(dataset_name: str, config: str | None, split: str, streaming: bool, has_labels: bool):
-    """The rows of a split or slice, a `datasets.Dataset` or an `IterableDataset`.
+class Location:
+    """A place of images, looked at once: a large folder takes seconds.
 
     Args:
+        dataset_name, config: as in `DataArguments`.
         has_labels: a folder of images has a column "label", the names of the folders that hold them.
 
     Raises:
-        ValueError: a file of another kind, folders that name neither splits nor classes, or no such split.
+        ValueError: a file of another kind, or folders that name neither splits nor classes.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
-    if _is_saved(dataset_name):
-        return _load_saved(dataset_name, split, streaming)
-    try:
-        return load_dataset(**_location(dataset_name, config, has_labels), split=split, streaming=streaming)
-    except DatasetGenerationError as error:
-        raise ValueError(f"{dataset_name!r} cannot be read by datasets: {error.__cause__ or error}") from error
-    except ValueError as error:
-        found = re.search(r"(?:Unknown split|Bad split:?) .*?\[(.*)\]", str(error))
-        if found is None:
-            raise
-        names = found.group(1).replace("'", "")
-        raise ValueError(
-            f"{dataset_name!r} has no split {split!r}, only {names}: add it, or take it from another one, as with "
-            f"--train_split 'train[:90%]' --validation_split 'train[90%:]'"
-        ) from error
+    def __init__(self, dataset_name: str, config: str | None, has_labels: bool):
+        self.dataset_name, self.config = dataset_name, config
+        self._is_saved = any((Path(dataset_name) / name).is_file() for name in SAVED)
+        self._arguments = {} if self._is_saved else _find_arguments(dataset_name, config, has_labels)
 
+    def load(self, split: str, streaming: bool):
+        """The rows of a split or slice, a `datasets.Dataset` or an `IterableDataset`.
 
-def split_names(dataset_name: str, config: str | None) -> list[str]:
-    """The names of the splits that `load_split` knows."""
-    from datasets import get_dataset_split_names, load_from_disk
+        Raises:
+            ValueError: there is no such split, or `datasets` cannot read it.
+        """
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetGenerationError
 
-    if _is_saved(dataset_name):
-        saved = load_from_disk(dataset_name)
-        return list(saved) if isinstance(saved, dict) else ["train"]
-    location = _location(dataset_name, config, has_labels=False)
-    if "data_files" in location:
-        files = location["data_files"]
-        return list(files) if isinstance(files, dict) else ["train"]
-    return get_dataset_split_names(dataset_name, config)
+        if self._is_saved:
+            return _load_saved(self.dataset_name, split, streaming)
+        try:
+            return load_dataset(**self._arguments, split=split, streaming=streaming)
+        except DatasetGenerationError as error:
+            raise ValueError(
+                f"{self.dataset_name!r} cannot be read by datasets: {error.__cause__ or error}"
+            ) from error
+        except ValueError as error:
+            found = re.search(r"(?:Unknown split|Bad split:?) .*?\[(.*)\]", str(error))
+            if found is None:
+                raise
+            names = found.group(1).replace("'", "")
+            raise ValueError(
+                f"{self.dataset_name!r} has no split {split!r}, only {names}: add it, or take it from another one, as "
+                f"with --train_split 'train[:90%]' --validation_split 'train[90%:]'"
+            ) from error
 
+    def split_names(self) -> list[str]:
+        """The names of the splits that `load` knows."""
+        from datasets import get_dataset_split_names, load_from_disk
 
-def _is_saved(dataset_name):
-    return any((Path(dataset_name) / name).is_file() for name in SAVED)
+        if self._is_saved:
+            saved = load_from_disk(self.dataset_name)
+            return list(saved) if isinstance(saved, dict) else ["train"]
+        if "data_files" in self._arguments:
+            files = self._arguments["data_files"]
+            return list(files) if isinstance(files, dict) else ["train"]
+        return get_dataset_split_names(self.dataset_name, self.config)
 
 
 def _load_saved(dataset_name, split, streaming):
@@ -77,7 +86,7 @@ def _load_saved(dataset_name, split, streaming):
     return splits[split].to_iterable_dataset() if streaming else splits[split]
 
 
-def _location(dataset_name, config, has_labels):
+def _find_arguments(dataset_name, config, has_labels):
     """Arguments of `load_dataset`."""
     path = Path(dataset_name)
     if path.is_file():
@@ -87,22 +96,24 @@ def _location(dataset_name, config, has_labels):
                 f"got {dataset_name!r}"
             )
         return {"path": BUILDERS[path.suffix.lower()], "data_files": glob.escape(str(path.absolute()))}
-    splits = find_splits(dataset_name) if config is None else None
-    if splits is None:
+    folder = find_splits(dataset_name) if config is None else None
+    if folder is None:
         if path.is_dir() and glob.has_magic(str(path)):
             raise ValueError(
                 f"dataset_name must not have any of [ ] * ? in its path for data files, got {dataset_name!r}"
             )
         return {"path": dataset_name, "name": config}
-    location = {"path": "imagefolder", "data_dir": dataset_name, "data_files": splits}
+    location = {"path": "imagefolder", "data_dir": dataset_name, "data_files": folder.patterns}
     if glob.has_magic(dataset_name):  # `datasets` reads the path of the folder as a pattern, too
         root = glob.escape(str(path.absolute()))
         location = {
             "path": "imagefolder",
-            "data_files": {name: [f"{root}/{pattern}" for pattern in patterns] for name, patterns in splits.items()},
+            "data_files": {
+                name: [f"{root}/{pattern}" for pattern in patterns] for name, patterns in folder.patterns.items()
+            },
         }
-    if has_labels and not any(path.rglob("metadata.*")):
-        _check_class_folders(dataset_name, image_places(dataset_name, splits))
+    if has_labels and not folder.has_metadata:
+        _check_class_folders(dataset_name, folder.places)
         location["drop_labels"] = False
     return location
 

@@ -1,5 +1,6 @@
 """Which paths the rows of a data set may name: those of the data set itself."""
 
+import functools
 import os
 import re
 
@@ -37,18 +38,22 @@ def check_inside(path: str | None, dataset_name: str) -> None:
         is_inside &= re.match(rf"{HUB}{repository}[@/]", place) is not None and ".." not in place.split("/")
     else:
         place = os.path.abspath(place)
-        is_inside &= any(place == root or place.startswith(root.rstrip("/") + "/") for root in _roots(dataset_name))
+        is_inside &= any(
+            place == root or place.startswith(root.rstrip("/") + "/") for root in _roots(dataset_name, os.getcwd())
+        )
     if not is_inside:
         shown = path if inner else place
         raise CorruptRow(UNSAFE, f"{shorten(shown)} is outside of the data set {dataset_name!r}")
 
 
-def _roots(dataset_name):
+@functools.lru_cache(maxsize=32)  # every row asks
+def _roots(dataset_name, working_directory):
     """The local folders of a data set, as written and with links resolved: `datasets` resolves those of a folder."""
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    own = os.path.dirname(os.path.abspath(dataset_name)) if os.path.isfile(dataset_name) else dataset_name
+    own = os.path.join(working_directory, dataset_name)
+    own = os.path.dirname(own) if os.path.isfile(own) else own
     snapshots = os.path.join(HF_HUB_CACHE, f"datasets--{dataset_name.removeprefix(HUB).replace('/', '--')}")
     folders = (own, snapshots, config.EXTRACTED_DATASETS_PATH)
     return {resolve(folder) for folder in folders for resolve in (os.path.abspath, os.path.realpath)}

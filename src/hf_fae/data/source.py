@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .location import load_split, split_names
+from .location import Location
 from .reading import read_rows
 from .streaming import open_shard
 
@@ -85,6 +85,7 @@ class ImageSource:
 
     def __init__(self, args: DataArguments):
         self.args = args
+        self._location = Location(args.dataset_name, args.dataset_config, has_labels=args.label_column == "label")
         self.train = self.open(args.train_split)
         if args.max_train_samples is not None:
             count = args.max_train_samples
@@ -100,9 +101,7 @@ class ImageSource:
         from datasets import Image
 
         args = self.args
-        rows = load_split(
-            args.dataset_name, args.dataset_config, split, args.streaming, has_labels=args.label_column == "label"
-        )
+        rows = self._location.load(split, args.streaming)
         names = [args.image_column, args.label_column, args.caption_column, args.balance_column]
         columns = list(dict.fromkeys(self.find_column(rows, name) for name in names if name))
         self._check_images(rows)
@@ -111,7 +110,7 @@ class ImageSource:
 
     def has_split(self, name: str) -> bool:
         """Whether the data set has a split of this name, by the rule that `open` follows."""
-        return name in split_names(self.args.dataset_name, self.args.dataset_config)
+        return name in self._location.split_names()
 
     def _check_images(self, rows):
         """Refuse a column that holds anything but images or their paths."""

@@ -8,11 +8,12 @@ import glob
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from .image_files import FORMATS
 
 
-__all__ = ["find_splits", "image_places"]
+__all__ = ["ImageSplits", "find_splits"]
 
 SPLIT_FOLDERS = {
     "train": "train|training",
@@ -22,16 +23,30 @@ SPLIT_FOLDERS = {
 CONTAINERS = {".arrow", ".gz", ".parquet", ".tar", ".tgz", ".zip"}
 
 
-def find_splits(folder: str) -> dict[str, list[str]] | None:
-    """Glob patterns of the images of each split.
+class ImageSplits(NamedTuple):
+    """What one look at a folder of images finds.
+
+    Attributes:
+        patterns: split -> glob patterns of its images, relative to the folder.
+        places: the folders that hold these images, below those of their splits, as tuples of names.
+        has_metadata: there is a file `metadata.*`, of which `datasets` makes columns.
+    """
+
+    patterns: dict[str, list[str]]
+    places: set[tuple[str, ...]]
+    has_metadata: bool
+
+
+def find_splits(folder: str) -> ImageSplits | None:
+    """The images of each split.
 
     If all top-level folders are named like splits (`train/`, `val/`, `test_images/`), they are the splits; images next
     to them belong to none. A single folder around them does not count as a level. Otherwise every image is a training
     image, whatever its own name or that of its class.
 
     Returns:
-        Split -> patterns relative to `folder`. None where `datasets` decides: `folder` is no local folder, consists of
-        data files (parquet, tar, ...), or its README.md declares the splits.
+        None where `datasets` decides: `folder` is no local folder, consists of data files (parquet, tar, ...), or its
+        README.md declares the splits.
 
     Raises:
         ValueError: some folders are named like splits, including train, and others are not; or there are images that
@@ -40,7 +55,7 @@ def find_splits(folder: str) -> dict[str, list[str]] | None:
     root = Path(folder)
     if not root.is_dir() or _has_configs(root / "README.md"):
         return None
-    places, images, containers, left_out = _scan(root)
+    found, images, containers, left_out, has_metadata = _scan(root)
     if left_out:
         raise ValueError(
             f"dataset_name {folder!r} has {len(left_out)} images that would be left out, {', '.join(left_out[:3])}"
@@ -49,7 +64,7 @@ def find_splits(folder: str) -> dict[str, list[str]] | None:
         )
     if containers >= images:
         return None
-    above: tuple[str, ...] = ()
+    above, places = (), found
     while len({place[:1] for place in places}) == 1 and () not in places:
         name = next(iter(places))[0]
         if _split_of(name):
@@ -61,27 +76,14 @@ def find_splits(folder: str) -> dict[str, list[str]] | None:
         patterns: dict[str, list[str]] = {}
         for name, split in splits.items():
             patterns.setdefault(split, []).append("/".join([*map(glob.escape, (*above, name)), "**"]))
-        return patterns
+        return ImageSplits(patterns, {place[1:] for place in places if place}, has_metadata)
     if "train" in splits.values() and len(set(splits.values())) > 1:
         others = [name for name in names if name not in splits]
         raise ValueError(
             f"dataset_name {folder!r} has folders named like splits, {', '.join(splits)}, and others, "
             f"{', '.join(others[:5])}{', ...' * (len(others) > 5)}: remove the others, or put all into one train/"
         )
-    return {"train": ["**"]}
-
-
-def image_places(folder: str, splits: dict[str, list[str]]) -> set[tuple[str, ...]]:
-    """The folders that hold images, as tuples of names below those of the splits that `find_splits` found."""
-    roots = [tuple(pattern.split("/")[:-1]) for patterns in splits.values() for pattern in patterns]
-    roots = [tuple(_unescape(name) for name in root) for root in roots]
-    places = _scan(Path(folder))[0]
-    return {place[len(root) :] for root in roots for place in places if place[: len(root)] == root}
-
-
-def _unescape(name):
-    """The name that `glob.escape` made a pattern of."""
-    return re.sub(r"\[([*?[])\]", r"\1", name)
+    return ImageSplits({"train": ["**"]}, found, has_metadata)
 
 
 def _split_of(name):
@@ -96,15 +98,16 @@ def _has_configs(readme):
 
 
 def _scan(root):
-    """The folders that hold images, as tuples of names below `root`; the number of images and of containers; and what
-    `datasets` does not load: the endings of our formats that it does not know, and links to folders."""
+    """The folders that hold images, as tuples of names below `root`; the number of images and of containers; what
+    `datasets` does not load: the endings of our formats that it does not know, and links to folders; and whether there
+    are metadata."""
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
     from PIL import Image
 
     known = {ending.lower() for ending in ImageFolder.EXTENSIONS}
     extensions = {ending for ending, format in Image.registered_extensions().items() if format in FORMATS} | known
     extensions -= CONTAINERS
-    places, images, containers, left_out, linked = set(), 0, 0, [], set()
+    places, images, containers, left_out, linked, has_metadata = set(), 0, 0, [], set(), False
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith((".", "__"))]  # as `datasets` skips them
         endings = [os.path.splitext(name)[1].lower() for name in files if not name.startswith((".", "metadata."))]
@@ -113,6 +116,7 @@ def _scan(root):
             places.add(Path(folder).relative_to(root).parts)
         images += count
         containers += sum(ending in CONTAINERS for ending in endings)
+        has_metadata |= any(name.startswith("metadata.") for name in files)
         here = Path(folder)
         if here != root and (here.is_symlink() or here.parent in linked):
             linked.add(here)
@@ -121,4 +125,4 @@ def _scan(root):
             for name in files
             if (ending := os.path.splitext(name)[1].lower()) in extensions and (here in linked or ending not in known)
         ]
-    return places, images, containers, sorted(left_out)
+    return places, images, containers, sorted(left_out), has_metadata

@@ -34,12 +34,12 @@ __all__ = [
 
 def _with_progress(batches):
     """The batches, under a bar that counts their images and goes away at the end."""
-    total = sum(len(batch["row_ids"] if "row_ids" in batch else batch["pixel_values"]) for batch in batches)
+    counts = [len(batch["row_ids"] if "row_ids" in batch else batch["pixel_values"]) for batch in batches]
     hidden = not PartialState().is_main_process
-    with tqdm(total=total, desc="validation", unit="image", leave=False, disable=hidden) as bar:
-        for batch in batches:
+    with tqdm(total=sum(counts), desc="validation", unit="image", leave=False, disable=hidden) as bar:
+        for batch, count in zip(batches, counts, strict=True):
             yield batch
-            bar.update(len(batch["row_ids"] if "row_ids" in batch else batch["pixel_values"]))
+            bar.update(count)
 
 
 class BatchMeans:

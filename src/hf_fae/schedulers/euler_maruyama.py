@@ -128,7 +128,7 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         """The noisy sample x_t = (1 - t) x + t eps.
 
         Args:
-            sample, noise: x and eps (B, C, H, W); noise is drawn if None.
+            sample, noise: x and eps (B, C, H, W); noise is sampled if None.
             timestep: one of `timesteps`, or one per sample (B,).
 
         Raises:

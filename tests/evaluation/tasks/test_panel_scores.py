@@ -36,7 +36,7 @@ def test_ratios_of_the_parts_features(options, tmp_path):
     features = {
         name: Parts(tmp_path / "out" / "parts" / name, counts[name], 32).stack("effnet.features") for name in names
     }
-    assert len(features["held_out"]) == 69  # one of 70 is damaged
+    assert len(features["held_out"]) == 69  # one of 70 is corrupt
     samples, reference, real = (GaussianStatistics.of([values]) for values in features.values())
     ratio = frechet_distance(samples, reference) / frechet_distance(real, reference)
     mind = sliced_distance(features["samples"], features["held_out"])

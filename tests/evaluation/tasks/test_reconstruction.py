@@ -84,8 +84,8 @@ def test_ifid_is_that_of_images_halfway_between_latents(options, judge_folder, d
 
     from datasets import load_dataset
 
-    pictures = load_dataset(str(data_folder), split="train")["image"]
-    images = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2)
+    originals = load_dataset(str(data_folder), split="train")["image"]
+    images = torch.stack([torch.from_numpy(np.array(original)) for original in originals]).permute(0, 3, 1, 2)
     partners, vae = choose_partners(len(images), 0), tiny_fae()
     assert sorted(partners) == list(range(90)) and all(one != other for one, other in enumerate(partners))
     (extractor,) = load_extractors([str(judge_folder)])
