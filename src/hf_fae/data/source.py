@@ -42,7 +42,9 @@ class DataArguments:
     resolution: int = field(default=256, metadata={"help": "Side of the square training images, in pixels."})
     crop: Literal["center", "random", "lanczos", "pad"] = field(
         default="center",
-        metadata={"help": "Square of a training image: center, random (of varying size), U-ViT's center, or pad (white borders)."},
+        metadata={
+            "help": "Square of a training image: center, random (of varying size), U-ViT's center, or pad (white borders)."
+        },
     )
     random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
     min_image_side: int = field(default=16, metadata={"help": "Images with a shorter side count as corrupt rows."})
