@@ -96,7 +96,9 @@ def test_classes():
     assert torch.equal(condition({"class_labels": labels})["class_labels"], labels)
     assert condition({"class_labels": labels}, torch.tensor([True, False]))["class_labels"].tolist() == [9, 2]
     assert condition.prompts([], 2) == (["a", "b"], {"class_labels": ["a", "b"]})
-    assert condition.describe() == "new classes: c; 2 known ones"
+    assert condition.describe() == "new classes: c; 2 that the pipeline already has"
+    assert ClassCondition(2, ["a", "b"]).describe() == "2 classes"
+    assert ClassCondition(1, ["a"], ["a"]).describe() == "new classes: a"
 
 
 class Rows:

@@ -43,7 +43,7 @@ class DataArguments:
     crop: Literal["center", "random", "lanczos", "pad"] = field(
         default="center",
         metadata={
-            "help": "Square of a training image: center, random (of varying size), U-ViT's center, or pad (white borders)."
+            "help": "Square of a training image: center, random (of varying size), U-ViT's center, or pad (white)."
         },
     )
     random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})

@@ -31,8 +31,8 @@ class Estimate:
         total = _duration(sum(self.seconds.values()))
         return [
             *lines,
-            f"about {total} in all, from a measured training step; validations and decoding of images come on top, and "
-            "other programs on this machine slow it down",
+            f"about {total} in all, from a measured training step; validations and decoding of images come on "
+            "top, and other programs on this machine slow it down",
             f"about {self.memory / 2**30:.0f} GiB of memory",
         ]
 

@@ -25,7 +25,8 @@ class FolderImage:
     Attributes:
         path: absolute.
         label: the first sub-folder below the given one, "" for a file that is in none.
-        caption: from `metadata.jsonl` or `metadata.csv`, else the first line of the text file of the same name, else "".
+        caption: from `metadata.jsonl` or `metadata.csv`, else the first line of the text file of the same
+            name, else "".
         width, height: in pixels.
     """
 

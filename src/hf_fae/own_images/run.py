@@ -36,8 +36,8 @@ def train_folder(request: Request, output: Path, dry_run: bool = False) -> None:
     stages = make_stages(plan, output)
     print("\n".join(plan.notes))
     print(
-        f"recipe {plan.recipe}, {plan.resolution} px, crop {plan.crop}, condition: {plan.condition}, on {plan.device}, "
-        f"precision {'fp32' if plan.mixed_precision == 'no' else plan.mixed_precision}"
+        f"recipe {plan.recipe}, {plan.resolution} px, crop {plan.crop}, condition: {plan.condition}, "
+        f"on {plan.device}, precision {'fp32' if plan.mixed_precision == 'no' else plan.mixed_precision}"
     )
     print(f"tokenizer: {plan.tokenizer or 'a new one on ' + plan.image_encoder}")
     if folder is not None:
