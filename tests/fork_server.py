@@ -30,7 +30,14 @@ __all__ = ["PATIENCE", "ChildProcess", "ForkServer"]
 PATIENCE = 900
 
 # They bring torch, diffusers, transformers, accelerate, datasets, peft and all models along.
-PRELOADED = ("hf_fae.training.loop", "hf_fae.cli", "factories")
+PRELOADED = (
+    "hf_fae.training.loop",
+    "hf_fae.cli",
+    "hf_fae.loading",
+    "hf_fae.convert.published",
+    "hf_fae.inspection",
+    "factories",
+)
 
 TESTS = Path(__file__).parent
 
@@ -115,8 +122,8 @@ class ForkServer:
         """What `python WORDS` prints. Raises RuntimeError with its standard error if it fails."""
         return self.start(words, environment).check().stdout
 
-    def run_in_two_processes(self, words: list, environment: dict[str, str] | None = None) -> str:
-        """The same in two processes that know of each other, as by `accelerate launch` on two devices.
+    def start_two_processes(self, words: list, environment: dict[str, str] | None = None) -> list[ChildProcess]:
+        """Starts `python WORDS` in two processes that know of each other, as `accelerate launch` does on two devices.
 
         On a CPU alone `accelerate launch` starts one process, so this sets the variables that torchrun sets.
         """
@@ -125,7 +132,11 @@ class ForkServer:
             port = free.getsockname()[1]
         world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         world |= {"ACCELERATE_USE_CPU": "true", **(environment or {})}
-        processes = [self.start(words, {**world, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+        return [self.start(words, {**world, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+
+    def run_in_two_processes(self, words: list, environment: dict[str, str] | None = None) -> str:
+        """What they print. Raises RuntimeError with the standard error of one that fails."""
+        processes = self.start_two_processes(words, environment)
         try:
             return "".join(process.check().stdout for process in processes)
         finally:  # where one failed, the other would wait for it

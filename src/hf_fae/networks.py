@@ -85,8 +85,10 @@ def load_hub_weights(url: str, path: str | None, argument: str, hint: str) -> di
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except OSError as error:  # URLError is one
-        cached = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-        raise OSError(
-            f"{argument} needs weights that cannot be downloaded ({error}): put {url} at {cached}, or pass a file "
-            f"({hint})"
-        ) from error
+        reason = str(error)
+    # Outside of the handler: behind this error there is nothing that would say more about the Hub.
+    cached = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    raise OSError(
+        f"{argument} needs weights that cannot be downloaded ({reason}): put {url} at {cached}, or pass a file "
+        f"({hint})"
+    )

@@ -46,7 +46,7 @@ def test_reconstruct_with_a_given_encoder_is_the_same(saved, tmp_path):
     ("argv", "message"),
     [
         (["--model", "pipeline", "absent.png"], "'absent.png' cannot be read: No such file"),
-        (["--model", "pipeline", "no_picture.png"], "'no_picture.png' cannot be read: cannot identify"),
+        (["--model", "pipeline", "no_picture.png"], "'no_picture.png' cannot be read: these 5 bytes are no image"),
         (["--model", "tokenizer", "grey.png"], "comes without its frozen encoder and names none: pass --encoder"),
         (["--model", "tokenizer", "grey.png", "--encoder", "tokenizer"], "--encoder 'tokenizer' cannot be loaded"),
         (["--model", "pipeline/transformer", "grey.png"], "must be a tokenizer of hf_fae"),

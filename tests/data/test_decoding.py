@@ -45,6 +45,46 @@ class TestDecoding:
     def test_other_modes(self, mode, value, expected):
         assert to_rgb(Image.new(mode, (3, 2), value)).getpixel((1, 1)) == expected
 
+    @pytest.mark.parametrize(
+        "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+    )
+    def test_every_mode_keeps_white_and_black(self, mode):
+        """What Pillow converts to a mode and back is what it was."""
+        for colour in ("white", "black"):
+            image = Image.new("RGB", (2, 2), colour)
+            image = (
+                image.convert("RGBA").convert(mode)
+                if mode == "RGBa"
+                else image.convert("L" if mode == "La" else "RGB")
+            )
+            if mode == "La":
+                image = image.convert("LA").convert("La")
+            elif mode == "PA":
+                image = image.convert("P").convert("PA")
+            elif mode != "RGBa":
+                image = image.convert(mode)
+            assert image.mode == mode and to_rgb(image).getpixel((1, 1)) == (
+                (255,) * 3 if colour == "white" else (0,) * 3
+            )
+
+    @pytest.mark.parametrize(
+        ("mode", "value", "expected"), [("F", 0.5, 128), ("F", 1.0, 255), ("I", 65535, 255), ("I;16B", 257 * 7, 7)]
+    )
+    def test_numbers_of_a_documented_range_are_scaled(self, mode, value, expected):
+        values = np.full((2, 2), value, {"F": np.float32, "I": np.int32, "I;16B": ">u2"}[mode])
+        image = Image.fromarray(values) if mode != "I;16B" else Image.frombytes(mode, (2, 2), values.tobytes())
+        assert image.mode == mode and to_rgb(image).getpixel((1, 1)) == (expected,) * 3
+
+    @pytest.mark.parametrize(
+        ("mode", "value"), [("F", 300.0), ("F", float("nan")), ("F", -0.1), ("I", 65536), ("I", -1), ("LAB", None)]
+    )
+    def test_other_numbers_and_colour_spaces_are_corrupt(self, mode, value):
+        dtype = np.float32 if mode == "F" else np.int32
+        image = Image.new(mode, (2, 2)) if value is None else Image.fromarray(np.full((2, 2), value, dtype))
+        with pytest.raises(CorruptRow, match=f"mode {mode}") as raised:
+            to_rgb(image)
+        assert raised.value.kind == "undecodable"
+
     def test_exif_orientation_is_applied(self):
         image = Image.new("RGB", (4, 2), "white")
         image.putpixel((0, 0), (0, 0, 0))
@@ -146,8 +186,9 @@ class TestCorruption:
             decode_image(encode(noise(20, 15)))
 
     def test_no_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(CorruptRow, match="No such file") as raised:
             decode_image(str(tmp_path / "absent.png"))
+        assert raised.value.kind == "missing"
 
     def test_urls(self):
         import fsspec

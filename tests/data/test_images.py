@@ -10,7 +10,7 @@ import pytest
 import torch
 from damaged import NUM_ROWS, bomb, damaged_rows, encode, noise, odd_pictures
 
-from hf_fae.data.corrupt import BROKEN_SHARD, CORRUPTION_KINDS, CorruptionReport
+from hf_fae.data.corrupt import BROKEN_SHARD, CORRUPTION_KINDS, MISSING, UNSAFE, CorruptionReport
 from hf_fae.data.images import DataArguments, ImageData
 from hf_fae.data.splits import find_splits
 
@@ -228,7 +228,7 @@ class TestCorruptRows:
                 row = rows[row_id // 10**9 * 70 + row_id % 10**9]
                 assert (label, caption) == (row["label"], row["caption"])
         assert report.counts() == Counter(kinds.values())
-        assert {*report.counts(), BROKEN_SHARD} == set(CORRUPTION_KINDS)
+        assert {*report.counts(), BROKEN_SHARD, MISSING, UNSAFE} == set(CORRUPTION_KINDS)
         assert {row for ids in report.state().values() for row in ids} == set(kinds)
         assert not set(used) & set(kinds)
         good = {row // 70 * 10**9 + row % 70 if streaming else row for row in range(NUM_ROWS)} - set(kinds)
@@ -422,7 +422,7 @@ class TestFolders:
     def test_one_folder_or_none(self, tmp_path):
         assert len(make_data(self.write(tmp_path / "a", "cat/test.png", "cat/train.png"))) == 2
         assert len(make_data(self.write(tmp_path / "b", "train/1.png", "train/2.png"))) == 2
-        with pytest.raises(ValueError, match='Unknown split "train"'):
+        with pytest.raises(ValueError, match="no split 'train', only validation: add it"):
             make_data(self.write(tmp_path / "c", "1.png", "validation/2.png"))
 
     def test_unclear(self, tmp_path):
@@ -491,7 +491,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
-            ("crop", "corner", "crop must be 'center', 'random' or 'lanczos', got 'corner'"),
+            ("crop", "corner", "crop must be 'center', 'random', 'lanczos' or 'pad', got 'corner'"),
             ("min_image_side", 0, "min_image_side must be at least 1, got 0"),
             ("max_train_samples", 0, "max_train_samples must be at least 1, got 0"),
             ("num_classes", 5, "num_classes=5, but column 'label' has 4 classes"),

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -375,6 +376,23 @@ import cache_latents
 cache_latents.main(sys.argv[2:])
 """
 
+SIGNALLED = """
+import os, signal, sys
+from hf_fae.data.latent_shards import ShardWriter
+
+write = ShardWriter.write
+
+def signalled_write(self, *batch):
+    if self.path.name == "00001.parquet":
+        os.kill(os.getpid(), signal.SIGUSR1)
+    write(self, *batch)
+
+ShardWriter.write = signalled_write
+sys.path.insert(0, sys.argv[1])
+import cache_latents
+cache_latents.main(sys.argv[2:])
+"""
+
 
 class TestResuming:
     @pytest.fixture
@@ -407,6 +425,19 @@ class TestResuming:
         indices = [json.loads((path / "index.json").read_text()) for path in (folder, cache)]
         assert indices[0]["splits"] == indices[1]["splits"] and indices[0]["statistics"] == indices[1]["statistics"]
         assert not list(folder.rglob("*.part"))
+
+    def test_both_processes_stop_for_the_signal_of_one(self, tmp_path, cache, flags, processes):
+        """The second one gets it in its first shard, three times: the first finishes its own shard, too."""
+        folder = tmp_path / "latents"
+        words = [SCRIPTS, *flags, "--output_dir", folder]
+        for process in processes.start_two_processes(["-c", SIGNALLED, *words]):
+            assert process.wait() == 128 + signal.SIGUSR1, process.stderr[-3000:]
+            assert "Traceback" not in process.stderr
+        kept = shard_bytes(folder)
+        assert kept == {name: shard_bytes(cache)[name] for name in ("train/00000.parquet", "train/00001.parquet")}
+        assert not list(folder.rglob("*.part"))
+        processes.run_in_two_processes([SCRIPTS / "cache_latents.py", *words[1:]])
+        assert shard_bytes(folder) == shard_bytes(cache)
 
     def test_two_processes_write_the_same_files(self, tmp_path, cache, flags, processes):
         folder = tmp_path / "latents"

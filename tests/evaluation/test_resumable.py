@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 import torch
 
@@ -81,3 +84,40 @@ def test_a_kill_while_the_settings_are_written_is_no_hindrance(tmp_path):
     (tmp_path / "settings.part").write_text('{"se')
     check_settings(tmp_path, {"seed": 0})
     assert (tmp_path / "settings.json").is_file()
+
+
+SIGNALLED = """
+import os, signal, sys, torch
+from hf_fae.evaluation.resumable import Parts
+
+def make_part(numbers):
+    if numbers.start == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return {"square": torch.tensor([[number**2] for number in numbers])}
+
+Parts(sys.argv[1], 160, 1).compute(make_part, "squares")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_ends_it_after_the_part(tmp_path, number):
+    def make_part(numbers):
+        if numbers.start == 32:
+            os.kill(os.getpid(), number)
+        return squares(numbers)
+
+    with pytest.raises(SystemExit) as ended:
+        Parts(tmp_path, 100, 1).compute(make_part, "squares")
+    assert ended.value.code == 128 + number
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [f"{n:09d}.safetensors" for n in (0, 32)]
+
+
+@pytest.mark.parametrize(("signalled", "kept"), [(32, 2), (128, 5)], ids=["in the middle", "in the last round"])
+def test_all_processes_stop_for_the_signal_of_one(tmp_path, processes, signalled, kept):
+    """Five parts on two processes: the second one has none in the last round."""
+    for process in processes.start_two_processes(["-c", SIGNALLED, tmp_path, signalled]):
+        assert process.wait() == 128 + signal.SIGTERM, process.stderr[-3000:]
+        assert "Traceback" not in process.stderr
+    assert len(list(tmp_path.glob("*.safetensors"))) == kept
+    processes.run_in_two_processes(["-c", SIGNALLED, tmp_path, -1])
+    assert Parts(tmp_path, 160, 1).stack("square").flatten().tolist() == [number**2 for number in range(160)]

@@ -121,10 +121,13 @@ LATENTS = torch.zeros(1, 4, 4, 4)
 BAD = {
     "image alone": ({"image": random_image()}, "image must come with a mask_image"),
     "latents alone": ({"image_latents": LATENTS}, "image_latents must come with a mask_image"),
-    "mask alone": ({"mask_image": LOWER_HALF}, "mask_image must come with either image or image_latents, got neither"),
+    "mask alone": (
+        {"mask_image": LOWER_HALF},
+        "either image or image_latents must be given with mask_image or strength, got neither",
+    ),
     "both": (
         {"mask_image": LOWER_HALF, "image": random_image(), "image_latents": LATENTS},
-        "mask_image must come with either image or image_latents, got both",
+        "either image or image_latents must be given with mask_image or strength, got both",
     ),
     "image's size": (
         {"mask_image": LOWER_HALF, "image": random_image().resize((40, 32))},

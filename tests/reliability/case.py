@@ -1,6 +1,7 @@
 """A case of a kind, and what all kinds share."""
 
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -44,9 +45,10 @@ def fork(run: Callable[[], None], output: Path) -> int:
         return child
     code = 1
     try:
-        with open(output, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        file = open(output, "w", buffering=1)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file  # pytest has put files of its own in their places
         run()
         code = 0
     except SystemExit as error:

@@ -109,11 +109,42 @@ def test_bad_grids(arguments, message):
         FlowMatchEulerMaruyamaScheduler().set_timesteps(**arguments)
 
 
-def test_step_without_grid_or_past_its_end():
+def test_step_past_the_end_of_the_grid():
     scheduler, x = FlowMatchEulerMaruyamaScheduler(), torch.zeros(1, 1, 1, 1)
-    with pytest.raises(ValueError, match="after set_timesteps"):
-        scheduler.step(x, 1000.0, x)
     scheduler.set_timesteps(1)
     scheduler.step(x, 1000.0, x)
-    with pytest.raises(ValueError, match="once for each timestep"):
+    with pytest.raises(ValueError, match="step must be called 1 times at most, got timestep 1000.0"):
         scheduler.step(x, 1000.0, x)
+
+
+def test_step_begins_where_its_first_timestep_lies():
+    """`timesteps[k:]` is integrated with the sigmas of its own, as diffusers' image-to-image pipelines expect."""
+    scheduler, flow = FlowMatchEulerMaruyamaScheduler(), FlowMatchEulerDiscreteScheduler()
+    x, v = torch.randn(2, 3, 4, 4)[:, None], torch.randn(2, 1, 3, 4, 4)[:, 0, None]
+    for begin in (None, 6):
+        scheduler.set_timesteps(10)
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        assert scheduler.step_index is None and scheduler.begin_index == begin
+        generator = torch.Generator().manual_seed(1)
+        found = scheduler.step(v, scheduler.timesteps[6], x, generator=generator).prev_sample
+        t, t_next = scheduler.sigmas[6:8].tolist()
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        expected = x - (t - t_next) * (v + x + (1 - t) * v) + (2 * t * (t - t_next)) ** 0.5 * noise
+        torch.testing.assert_close(found, expected)
+        assert scheduler.step_index == 7
+    assert len(scheduler) == len(flow) == 1000
+
+
+def test_noise_of_a_timestep_equals_that_of_diffusers():
+    scheduler, flow = FlowMatchEulerMaruyamaScheduler(shift=2.5), FlowMatchEulerDiscreteScheduler(shift=2.5)
+    scheduler.set_timesteps(10)
+    flow.set_timesteps(sigmas=scheduler.sigmas[:-1].numpy() / (2.5 - 1.5 * scheduler.sigmas[:-1].numpy()))
+    x, noise = torch.randn(2, 2, 3, 4, 4)
+    for timesteps in (scheduler.timesteps[3:4], scheduler.timesteps[[2, 7]]):
+        found = scheduler.scale_noise(x, timesteps, noise)
+        indices = [3] if len(timesteps) == 1 else [2, 7]
+        torch.testing.assert_close(found, flow.scale_noise(x, flow.timesteps[indices], noise))
+        assert torch.equal(found, scheduler.add_noise(x, noise, timesteps))
+    with pytest.raises(ValueError, match="timestep must be one of scheduler.timesteps, got 123"):
+        scheduler.index_for_timestep(123)

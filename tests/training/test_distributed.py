@@ -172,6 +172,22 @@ def test_fsdp2_trains_as_one_process_and_its_checkpoints_are_ordinary_ones(tmp_p
 
 
 @pytest.mark.slow
+def test_muon_under_fsdp2(tmp_path, processes, image_folder):
+    """Muon orthogonalises in bfloat16, which magnifies the rounding of weak directions: steps agree to a half."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_flow(one, str(image_folder), 8, optimizer="muon")
+    call = f"train_flow({str(two)!r}, {str(image_folder)!r}, 4, optimizer='muon')"
+    run_in_two_processes(processes, call, fsdp=True)
+    before, left, right = (
+        load_file(folder / f"checkpoint-{step}" / "model.safetensors")
+        for folder, step in ((one, 3), (one, 6), (two, 6))
+    )
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        assert (value - right[key]).norm() <= 0.5 * (value - before[key]).norm(), key
+
+
+@pytest.mark.slow
 def test_fsdp2_goes_on_from_a_checkpoint_of_one_process(tmp_path, processes, image_folder):
     one, two = tmp_path / "one", tmp_path / "two"
     train_flow(one, str(image_folder), 8)

@@ -23,9 +23,10 @@ from hf_fae.objectives.fae import FeatureObjective
 
 class TestResume:
     # A kill in step 6 (after checkpoint 4) and, on the way again, in step 10 (after checkpoint 8).
-    @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-    def test_killed_twice_equals_never_killed_to_the_bit(self, tmp_path, mixed_precision):
+    @pytest.mark.parametrize(("mixed_precision", "optimizer"), [("no", "adamw"), ("bf16", "adamw"), ("no", "muon")])
+    def test_killed_twice_equals_never_killed_to_the_bit(self, tmp_path, mixed_precision, optimizer):
         kwargs = {
+            "optimizer": optimizer,
             "lr_scheduler": "cosine",
             "lr_warmup_steps": 2,
             "gradient_accumulation_steps": 2,

@@ -18,6 +18,9 @@ def failing(error):
             OSError("x is not a local folder.\nIf this is a private repository, log in."),
             "error: x is not a local folder.",
         ),
+        (ImportError("plots require matplotlib"), "error: plots require matplotlib"),
+        (MemoryError(), "error: not enough memory: MemoryError"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "error: not enough memory: CUDA out of memory."),
         (FileNotFoundError(2, "No such file or directory", "a.yaml"), "error: 'a.yaml': No such file or directory"),
     ],
 )
@@ -31,6 +34,8 @@ def test_user_errors_are_one_sentence(monkeypatch, capsys, error, sentence):
 def test_tracebacks_on_request_and_for_programming_errors(monkeypatch):
     with pytest.raises(TypeError):
         run(failing(TypeError("bug")))
+    with pytest.raises(RuntimeError):
+        run(failing(RuntimeError("shapes do not match")))
     monkeypatch.setenv("HF_FAE_TRACEBACK", "1")
     with pytest.raises(ValueError):
         run(failing(ValueError("x")))

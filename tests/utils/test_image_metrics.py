@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_fae.utils.image_metrics import feature_cosine, psnr, ssim, token_cosine
+from hf_fae.utils.image_metrics import border_gradients, feature_cosine, psnr, ssim, token_cosine
 
 
 def test_feature_cosine():
@@ -51,3 +51,29 @@ def test_token_cosine_is_of_each_token():
     features = torch.randn(2, 3, 8).bfloat16()
     scales = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1).bfloat16()
     torch.testing.assert_close(token_cosine(features * scales, features), torch.tensor([[1.0, -1.0, 1.0]] * 2))
+
+
+def seam_ratio(error, patch_size):
+    across, elsewhere = border_gradients(error, torch.zeros_like(error), patch_size).mean(0)
+    return (across / elsewhere).item()
+
+
+def test_white_noise_has_no_seams():
+    noise = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert seam_ratio(noise, 16) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("direction", [2, 3])
+def test_planted_seams(direction):
+    """A ramp of slope 1 with steps of 7 between patches of 8, along one direction; nothing changes along the other."""
+    line = torch.arange(32.0) + 6 * (torch.arange(32) // 8)
+    error = line.view(1, 1, -1, 1) if direction == 2 else line.view(1, 1, 1, -1)
+    error = error.expand(2, 3, 32, 32)
+    assert border_gradients(error, torch.zeros_like(error), 8).tolist() == [[3.5, 0.5]] * 2
+    assert seam_ratio(error, 8) == 7
+
+
+@pytest.mark.parametrize("patch_size", [1, 32])
+def test_borders_need_several_patches(patch_size):
+    with pytest.raises(ValueError, match=f"patch_size must be from 2 to below 32, got {patch_size}"):
+        border_gradients(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), patch_size)

@@ -1,7 +1,7 @@
 """`hf-fae COMMAND ...`: the command line. Each command is a module of this package, imported when it runs.
 
 A module has `run(args)` and `add_arguments(parser)`. One whose name is in `FORWARDING` parses its own command line,
-`--help` included: it has `run(argv)` alone.
+`--help` included: it has `run(argv)` alone. Libraries are imported in `run`, so that help and errors come at once.
 """
 
 import argparse
@@ -9,15 +9,20 @@ import sys
 from functools import partial
 from importlib import import_module
 
+from .. import __version__
+from ..utils import command_line
+from ..utils.home import expand_home
+from .verbosity import quieten_libraries
+
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "train": "train a generator on a folder of images: one command, resumable",
     "generate": "generate images of classes or texts, in one labelled grid",
     "reconstruct": "show images next to their reconstructions by a tokenizer",
     "inspect": "list the parts, shapes and parameter counts of a model",
     "demo": "serve pipelines in the browser: generate, reconstruct, compare patches",
+    "train": "train a generator on a folder of images in one command, resumable",
     "zoo": "list the published weights that load by name",
     "convert": "convert published weights to a folder of ours, or a saved model to its published layout",
     "evaluate": "measure a pipeline or a tokenizer, see docs/guides/evaluate.md",
@@ -27,8 +32,9 @@ FORWARDING = {"evaluate"}
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command. Bad input exits with code 2 and one sentence on standard error, before anything is written."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [expand_home(str(argument)) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = _Parser(prog="hf-fae", description="Generate, reconstruct, inspect and evaluate with hf_fae models.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=summary) for name, summary in COMMANDS.items()}
     if argv[:1] and argv[0] in COMMANDS:
@@ -38,17 +44,10 @@ def main(argv: list[str] | None = None) -> None:
         else:
             command.add_arguments(parsers[argv[0]])
             run = partial(command.run, parser.parse_args(argv))
+            quieten_libraries()
     else:
         parser.parse_args(argv)  # prints the help, or the error, and exits
-    _quieten_libraries()
-    try:
-        run()
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
-    except (MemoryError, RuntimeError) as error:  # torch has an error of its own for each allocator
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        parser.error(f"not enough memory: {' '.join(str(error).split()) or 'the system has no more'}")
+    command_line.run(run, "hf-fae")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,12 +55,3 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _quieten_libraries():
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()

@@ -3,10 +3,13 @@
 import argparse
 import os
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..evaluation.options import DTYPES
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 __all__ = ["TEXT_ENCODER_HELP", "add_model_arguments", "check_limits", "port", "positive", "seed"]
@@ -18,11 +21,10 @@ TEXT_ENCODER_HELP = "the text encoder, for pipelines that read text and were sav
 
 def add_model_arguments(parser: argparse.ArgumentParser, help: str) -> None:
     """`--model`, described by `help`, and where and in which precision it computes; `--output` for a PNG."""
-    default = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help=help)
     parser.add_argument("--output", required=True, type=png, metavar="PNG", help="where to write the image")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: float32)")
-    parser.add_argument("--device", type=device, default=default, help="where to compute (default here: %(default)s)")
+    parser.add_argument("--device", type=device, default="auto", help="where to compute (default: an accelerator)")
 
 
 def positive(text: str) -> int:
@@ -66,8 +68,12 @@ def check_limits(steps: int | None, images: int, no_limits: bool) -> None:
             raise ValueError(f"{flag} must be at most {limit} without --no-limits, got {number}")
 
 
-def device(text: str) -> torch.device:
-    """A device that torch can use on this machine."""
+def device(text: str) -> "torch.device":
+    """A device that torch can use on this machine; `auto` is the accelerator if there is one."""
+    import torch
+
+    if text == "auto":
+        text = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     try:
         if torch.device(text).type == "meta":
             raise RuntimeError("it holds no values")

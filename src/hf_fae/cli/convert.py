@@ -3,11 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..convert.export import export_model
-from ..convert.published import convert_published
 from ..evaluation.options import DTYPES
-from ..hub import push_folder
-from ..zoo import ZOO
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    dtype = args.dtype and DTYPES[args.dtype]
+    import torch
+
+    from ..convert.export import export_model
+    from ..convert.published import convert_published
+    from ..hub import push_folder
+    from ..zoo import ZOO
+
+    dtype = args.dtype and getattr(torch, args.dtype)
     if args.export is not None:
         for name in ("files", "push_to_hub"):
             if getattr(args, name) is not None:

@@ -4,10 +4,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from ..evaluation.inputs.numbered_images import ImageArguments
-from ..evaluation.reports.report import Evaluation
-from ..utils.parsing import parse_arguments
+from .verbosity import quieten_libraries
+
+
+if TYPE_CHECKING:
+    from ..evaluation.reports.report import Evaluation
 
 
 __all__ = ["TASKS", "evaluate", "run"]
@@ -37,12 +40,13 @@ def run(argv: list[str]) -> None:
         print("usage: hf-fae evaluate TASK --model PATH_OR_ID --output_dir FOLDER ... (TASK --help lists all flags)\n")
         print("\n".join(f"  {task:{width}}  {summary}" for task, (_, summary) in TASKS.items()))
         return
+    quieten_libraries()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"hf-fae: warning: {message}", file=sys.stderr)
         evaluate(task, arguments)
 
 
-def evaluate(task: str, argv: list[str]) -> Evaluation | None:
+def evaluate(task: str, argv: list[str]) -> "Evaluation | None":
     """Run a task with its command-line arguments and print its metrics as a table.
 
     Returns:
@@ -54,6 +58,9 @@ def evaluate(task: str, argv: list[str]) -> Evaluation | None:
     """
     if task not in TASKS:
         raise ValueError(f"TASK must be one of {', '.join(TASKS)}, got {task!r}")
+    from ..evaluation.inputs.numbered_images import ImageArguments
+    from ..utils.parsing import parse_arguments
+
     name, summary = TASKS[task]
     module = import_module(f"hf_fae.evaluation.tasks.{name}")
     evaluate_task: Callable = getattr(module, f"evaluate_{task}")

@@ -2,11 +2,6 @@
 
 import argparse
 
-import torch
-
-from ..evaluation.options import DTYPES
-from ..images import make_grid, save_png
-from ..loading import complete_text_encoder, open_pipeline
 from .argument_types import TEXT_ENCODER_HELP, add_model_arguments, check_limits, positive, seed
 
 
@@ -28,12 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..images import make_grid, save_png
+    from ..loading import complete_text_encoder, open_pipeline
+
     count = args.num_images_per_prompt
     num_images = count * len(args.class_labels or args.prompt)
     check_limits(args.num_inference_steps, num_images, args.no_limits)
     if args.seed + num_images > 2**63:
         raise ValueError(f"--seed must leave room for {num_images} seeds below 2^63, got {args.seed}")
-    pipe = open_pipeline("--model", args.model, DTYPES[args.dtype]).to(args.device)
+    pipe = open_pipeline("--model", args.model, getattr(torch, args.dtype)).to(args.device)
     if (args.prompt is not None) != pipe.reads_text:
         conditions = "texts: use --prompt" if pipe.reads_text else "classes: use --class"
         raise ValueError(f"--model {args.model!r} is a {type(pipe).__name__} that generates from {conditions}")

@@ -3,8 +3,6 @@
 import argparse
 import json
 
-from ..inspection import inspect
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="PRESET|PATH", help="name of a preset, or a folder with a model or pipeline")
@@ -12,6 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..inspection import inspect
+
     report = inspect(args.model)
     if args.json:
         print(json.dumps(report, indent=2))

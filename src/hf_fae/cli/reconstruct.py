@@ -3,17 +3,6 @@
 import argparse
 from pathlib import Path
 
-import torch
-from diffusers.image_processor import VaeImageProcessor
-from tqdm import tqdm
-
-from ..data.decoding import center_crop, decode_image
-from ..evaluation.options import DTYPES
-from ..images import make_grid, save_png, to_pil
-from ..latents import LatentAutoencoderMixin, check_finite
-from ..layers.positions import grid_size
-from ..loading import open_tokenizer
-from ..utils.image_metrics import feature_cosine, psnr
 from .argument_types import add_model_arguments
 
 
@@ -26,8 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    import torch
+    from diffusers.image_processor import VaeImageProcessor
+    from tqdm import tqdm
+
+    from ..data.decoding import center_crop
+    from ..images import make_grid, save_png, to_pil
+    from ..latents import LatentAutoencoderMixin, check_finite
+    from ..layers.positions import grid_size
+    from ..loading import open_tokenizer
+    from ..utils.image_metrics import psnr
+
     images = [_read_image(path) for path in args.images]
-    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).to(args.device)
+    vae = open_tokenizer(args.model, args.encoder, getattr(torch, args.dtype)).to(args.device)
     if not isinstance(vae, LatentAutoencoderMixin):
         raise ValueError(f"--model {args.model!r} must be a tokenizer of hf_fae, got a {type(vae).__name__}")
     size = min(grid_size(vae.config.sample_size))
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
     sheet, captions, scores = [], [], []
     for path, image in zip(tqdm(args.images, unit="image"), images, strict=True):
         pixel_values = processor.preprocess(center_crop(image, size)).to(args.device, vae.dtype)
-        sample, cosines = _reconstruct(vae, pixel_values)
+        with torch.no_grad():
+            sample, cosines = _reconstruct(vae, pixel_values)
         check_finite(f"reconstruction of {str(path)!r}", sample)
         scores.append((psnr(sample, pixel_values), *cosines))
         sheet += to_pil(pixel_values) + to_pil(sample)
@@ -51,9 +52,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote {args.output}")
 
 
-@torch.no_grad()
 def _reconstruct(vae, pixel_values):
     """The reconstruction, and the feature cosine where the tokenizer decodes features: a list of one, else empty."""
+    from ..utils.image_metrics import feature_cosine
+
     if not hasattr(vae, "decode_features"):
         return vae.decode(vae.encode(pixel_values).latent_dist.mode()).sample, []
     features, grid = vae.extract_features(pixel_values)
@@ -63,6 +65,8 @@ def _reconstruct(vae, pixel_values):
 
 
 def _read_image(path):
+    from ..data.decoding import decode_image
+
     try:
         return decode_image(path)
     except (OSError, SyntaxError, ValueError) as error:

@@ -4,14 +4,14 @@ import argparse
 import json
 from dataclasses import asdict
 
-from ..zoo import ZOO
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, with files and settings")
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..zoo import ZOO
+
     if args.json:
         print(json.dumps({name: {**asdict(entry), "address": entry.address} for name, entry in ZOO.items()}, indent=2))
         return

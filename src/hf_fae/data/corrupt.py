@@ -9,14 +9,27 @@ import numpy as np
 __all__ = ["CORRUPTION_KINDS", "MAX_ATTEMPTS", "CorruptRow", "CorruptionReport", "first_good"]
 
 EMPTY = "empty"  # no image, or zero bytes
-UNDECODABLE = "undecodable"  # bytes that are no image
+MISSING = "missing"  # no file of that path
+UNSAFE = "unsafe"  # a path or URL outside of the data set
+UNDECODABLE = "undecodable"  # no image of a supported format, or values without a documented range
 TRUNCATED = "truncated"  # they start like an image, but not all of its pixels can be read
 TOO_SMALL = "too_small"  # the shorter side is below `min_image_side`
 TOO_LARGE = "too_large"  # a decompression bomb
 NO_CAPTION = "no_caption"  # missing or blank
 BAD_LABEL = "bad_label"  # missing, or none of the classes
 BROKEN_SHARD = "broken_shard"  # a streamed file ends early at this row: the rest of it is skipped
-CORRUPTION_KINDS = (EMPTY, UNDECODABLE, TRUNCATED, TOO_SMALL, TOO_LARGE, NO_CAPTION, BAD_LABEL, BROKEN_SHARD)
+CORRUPTION_KINDS = (
+    EMPTY,
+    MISSING,
+    UNSAFE,
+    UNDECODABLE,
+    TRUNCATED,
+    TOO_SMALL,
+    TOO_LARGE,
+    NO_CAPTION,
+    BAD_LABEL,
+    BROKEN_SHARD,
+)
 
 MAX_ATTEMPTS = 100  # rows tried for one position
 MIN_ROWS = 100  # the share is not checked before so many rows, or all that there are, have been read

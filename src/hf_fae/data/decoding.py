@@ -2,13 +2,12 @@
 
 import contextlib
 import io
-import itertools
 import math
 
 import numpy as np
 
-from .corrupt import EMPTY, TOO_LARGE, TOO_SMALL, TRUNCATED, UNDECODABLE, CorruptRow
-from .reading import wait_before_retry
+from .corrupt import EMPTY, MISSING, TOO_LARGE, TOO_SMALL, TRUNCATED, UNDECODABLE, CorruptRow
+from .image_files import read_file, supported_formats, without_metadata
 
 
 __all__ = ["center_crop", "decode_image", "lanczos_crop", "pad_to_square", "random_crop", "to_rgb"]
@@ -17,21 +16,62 @@ MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 2
 MAX_ASPECT = 8  # the ends of longer images are cut off before anything is enlarged
 
 
-def to_rgb(image):
-    """A PIL image of any mode as RGB: upright by its EXIF tag, transparency on white, 16-bit grey scaled to 8."""
-    from PIL import Image, ImageOps
+ORIENTATION = 0x0112  # of EXIF
 
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # PIL's own conversion clips 16-bit values at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+
+def to_rgb(image):
+    """A PIL image of any mode as 8-bit RGB: upright by its EXIF tag, transparency on white.
+
+    16-bit grey is scaled to 8 bits, also where Pillow reads it as 32-bit integers; floats are scaled from [0, 1].
+
+    Raises:
+        CorruptRow: numbers of an undocumented range (32-bit integers above 65535, floats outside [0, 1]), or a colour
+            space without a conversion (LAB).
+    """
+    from PIL import Image
+
+    image = _upright(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_scale_grey(np.asarray(image), image.mode)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode == "LAB":  # Pillow would copy the channels
+        raise CorruptRow(UNDECODABLE, "images of mode LAB are not supported")
     return image.convert("RGB")
 
 
+def _upright(image):
+    """The image turned by its EXIF tag, where that can be read: pixels decide, not broken metadata."""
+    from PIL import Image
+
+    try:
+        orientation = int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # metadata can be broken in any way
+        return image
+    turns = Image.Transpose
+    by_tag = (turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.FLIP_TOP_BOTTOM, turns.TRANSPOSE)
+    by_tag += (turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90)
+    return image.transpose(by_tag[orientation - 2]) if 2 <= orientation <= 8 else image
+
+
+def _scale_grey(values, mode):
+    """Grey values of documented range as 8-bit ones."""
+    highest = 1 if mode == "F" else 65535
+    if not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= highest):
+        raise CorruptRow(
+            UNDECODABLE,
+            f"values of mode {mode} must be within [0, {highest}], got [{values.min():g}, {values.max():g}]",
+        )
+    return (values * 255).round().astype(np.uint8) if mode == "F" else (values // 257).astype(np.uint8)
+
+
 def decode_image(value, min_side: int = 1):
-    """The RGB image in a cell of a data set; the first frame of an animation.
+    """The RGB image in a cell of a data set, or in a file; the first frame of an animation.
+
+    Metadata that cannot be read are ignored. Only `image_files.FORMATS` are decoded.
 
     Args:
         value: `{"bytes", "path"}`, bytes, a local path or a URL that fsspec supports, or a PIL image.
@@ -39,20 +79,34 @@ def decode_image(value, min_side: int = 1):
 
     Raises:
         CorruptRow: there is no image, only part of one, or one that is too small or too large.
-        FileNotFoundError: there is no file of that path.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if isinstance(value, Image.Image):
         return to_rgb(value)
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value["path"]
-    data = _read(value) if value is not None and not isinstance(value, bytes) else value
+    try:
+        data = read_file(value) if value is not None and not isinstance(value, bytes) else value
+    except FileNotFoundError as error:
+        raise CorruptRow(MISSING, f"No such file: {value}") from error
     if not data:
         raise CorruptRow(EMPTY, "there are no bytes of an image")
     try:
+        return _decode(data, min_side)
+    except CorruptRow as error:
+        bare = without_metadata(data)
+        if error.kind not in (UNDECODABLE, TRUNCATED) or bare == data:
+            raise
+        return _decode(bare, min_side)
+
+
+def _decode(data, min_side):
+    from PIL import Image, UnidentifiedImageError
+
+    try:
         with _strict_decoding():
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=supported_formats())
             _check_size(image.width, image.height, min_side)
             return to_rgb(image)
     except CorruptRow:
@@ -60,7 +114,7 @@ def decode_image(value, min_side: int = 1):
     except Image.DecompressionBombError as error:
         raise CorruptRow(TOO_LARGE, str(error)) from error
     except UnidentifiedImageError as error:
-        raise CorruptRow(UNDECODABLE, f"cannot identify an image in these {len(data)} bytes") from error
+        raise CorruptRow(UNDECODABLE, f"these {len(data)} bytes are no image of a supported format") from error
     except Exception as error:  # each of PIL's decoders fails in its own way
         raise CorruptRow(TRUNCATED, f"the image is truncated: {error}") from error
 
@@ -113,23 +167,6 @@ def _crop(image, size, shorter_side, offset):
 def _window(image, width, height, offset):
     left, top = offset(image.width - width), offset(image.height - height)
     return image.crop((left, top, left + width, top + height))
-
-
-def _read(path):
-    for failures in itertools.count():
-        try:
-            with _open(path) as file:
-                return file.read()
-        except Exception as error:  # each file system fails in its own way
-            wait_before_retry(error, failures)
-
-
-def _open(path):
-    if "://" not in str(path):
-        return open(path, "rb")
-    import fsspec  # a streamed folder of images holds their URLs
-
-    return fsspec.open(path, "rb")
 
 
 def _check_size(width, height, min_side):

@@ -69,7 +69,7 @@ def encode_dataset(
         The content of `index.json`.
 
     Raises:
-        SystemExit: a signal was received; the current shard has been finished.
+        SystemExit: a process received a signal; each has finished its current shard.
         ValueError: a size is not positive, `folder` is in use or holds latents of another tokenizer or of other data,
             the data are streamed, randomly cropped or lack captions to embed, too many rows are corrupt, or moments or
             embeddings exceed float16.
@@ -110,8 +110,7 @@ def encode_dataset(
     encoder = _Encoder(vae, accelerator, features, captions)
     with _locked(folder, index, accelerator):
         missing = on_main_process(accelerator.is_main_process, partial(_list_missing, folder, shards))
-        mine = missing[accelerator.process_index :: accelerator.num_processes]
-        _write_shards(mine, rows, encoder, batch_size, num_workers=num_workers, max_corrupt_share=max_corrupt_share)
+        _write_shards(missing, rows, encoder, batch_size, num_workers=num_workers, max_corrupt_share=max_corrupt_share)
         accelerator.wait_for_everyone()
         facts = {"resolution": data.args.resolution, "max_corrupt_share": max_corrupt_share}
         return _finish(folder, index, shards, vae, accelerator, **facts)
@@ -276,9 +275,11 @@ class _Encoder:
         return pack_embeds(embeds)
 
 
-def _write_shards(shards, rows, encoder, batch_size, *, num_workers, max_corrupt_share):
-    """Encode and write this process's shards."""
-    count, is_main = sum(len(shard.indices) for shard in shards), encoder.accelerator.is_main_process
+def _write_shards(missing, rows, encoder, batch_size, *, num_workers, max_corrupt_share):
+    """Encode and write this process's shards; a signal ends all processes after their current one."""
+    accelerator = encoder.accelerator
+    shards = missing[accelerator.process_index :: accelerator.num_processes]
+    count, is_main = sum(len(shard.indices) for shard in shards), accelerator.is_main_process
     progress = tqdm(total=count, disable=not is_main, desc="encoding", unit="row")
     with StopSignals("the current shard", announce=is_main) as signals:
         for split in SPLITS:
@@ -304,4 +305,6 @@ def _write_shards(shards, rows, encoder, batch_size, *, num_workers, max_corrupt
                         report.check(rows_read, max_corrupt_share, len(rows[split]))
                         progress.update(len(indices))
                 signals.check()
+        if len(shards) < len(missing[:: accelerator.num_processes]):  # the others have one more
+            signals.check()
     progress.close()

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from ..images import from_uint8
-from .corrupt import BAD_LABEL, EMPTY, NO_CAPTION, CorruptRow
+from .corrupt import BAD_LABEL, NO_CAPTION, CorruptRow
 from .decoding import center_crop, decode_image, lanczos_crop, pad_to_square, random_crop
+from .image_files import check_inside
 from .order import is_mirrored
 from .source import DataArguments
 
@@ -37,10 +38,7 @@ class ExampleReader:
             example["class_labels"] = self.class_label(row)
         if args.caption_column:
             example["captions"] = self.caption(row)
-        try:
-            image = decode_image(row[args.image_column], args.min_image_side)
-        except FileNotFoundError as error:
-            raise CorruptRow(EMPTY, str(error)) from error
+        image = decode_image(self._cell(row[args.image_column]), args.min_image_side)
         if random is not None and args.crop == "random":
             image = random_crop(image, args.resolution, random)
         else:
@@ -51,6 +49,12 @@ class ExampleReader:
             example["mirrored"] = args.random_flip and is_mirrored(random)
             pixels = pixels.flip(-1) if example["mirrored"] else pixels
         return {"pixel_values": pixels.contiguous(), **example}
+
+    def _cell(self, cell):
+        """A cell with an image, whose path, if it has no bytes, belongs to the data set."""
+        if isinstance(cell, dict) and cell.get("bytes") is None:
+            check_inside(cell.get("path"), self.args.dataset_name)
+        return cell
 
     def class_label(self, row: dict) -> int:
         """The class id of a row.

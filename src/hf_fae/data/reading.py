@@ -1,6 +1,7 @@
 """Reading from an unreliable network or disk: transient errors are retried, broken files are skipped."""
 
 import asyncio
+import errno
 import itertools
 import logging
 import lzma
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 WAITS = (1, 5, 25)  # seconds before the second, third and fourth attempt
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+FINAL_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # no path, and never will be one
 # `datasets` raises the last two on JSON of another form than that of the first rows.
 BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, AttributeError, TypeError)
 NETWORK_LIBRARIES = ("aiohttp", "botocore", "httpx", "requests")  # not all of their errors are OSErrors
@@ -29,7 +31,8 @@ def wait_before_retry(error: Exception, failures: int) -> None:
     """
     library = type(error).__module__.split(".")[0]
     transient = isinstance(error, (OSError, asyncio.TimeoutError)) or library in NETWORK_LIBRARIES
-    if not transient or isinstance(error, FINAL) or failures >= len(WAITS):
+    is_final = isinstance(error, OSError) and error.errno in FINAL_ERRNOS
+    if not transient or isinstance(error, FINAL) or is_final or failures >= len(WAITS):
         raise error
     logger.warning("retrying in %d s: %s: %s", WAITS[failures], type(error).__name__, error)
     time.sleep(WAITS[failures])

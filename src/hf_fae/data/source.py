@@ -1,15 +1,18 @@
 """Which images to train on: the arguments, and the data set that they name, with its columns and classes."""
 
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .location import load_split, split_names
 from .reading import read_rows
-from .splits import find_splits
 from .streaming import open_shard
 
 
 __all__ = ["DataArguments", "ImageSource"]
+
+LISTS = ("List", "LargeList", "Sequence")  # features of `datasets`, by version
 
 
 @dataclass
@@ -43,7 +46,7 @@ class DataArguments:
     crop: Literal["center", "random", "lanczos", "pad"] = field(
         default="center",
         metadata={
-            "help": "Square of a training image: center, random (of varying size), U-ViT's center, or pad (white)."
+            "help": "Square of a training image: center, random (of varying size), lanczos (U-ViT's), or pad (white)."
         },
     )
     random_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
@@ -80,7 +83,6 @@ class ImageSource:
 
     def __init__(self, args: DataArguments):
         self.args = args
-        self._splits = find_splits(args.dataset_name) if args.dataset_config is None else None
         self.train = self.open(args.train_split)
         if args.max_train_samples is not None:
             count = args.max_train_samples
@@ -93,26 +95,37 @@ class ImageSource:
 
     def open(self, split: str):
         """The rows of a split or slice, with the columns that the arguments name, images undecoded."""
-        from datasets import Image, load_dataset
+        from datasets import Image
 
         args = self.args
-        if self._splits is None:
-            location = {"path": args.dataset_name, "name": args.dataset_config}
-        else:
-            location = {"path": "imagefolder", "data_dir": args.dataset_name, "data_files": self._splits}
-        rows = load_dataset(**location, split=split, streaming=args.streaming)
+        rows = load_split(
+            args.dataset_name, args.dataset_config, split, args.streaming, has_labels=args.label_column == "label"
+        )
         names = [args.image_column, args.label_column, args.caption_column, args.balance_column]
         columns = list(dict.fromkeys(self.find_column(rows, name) for name in names if name))
+        self._check_images(rows)
         # We decode ourselves: modes, transparency and orientation are handled in one place, and only for rows in use.
         return rows.select_columns(columns).cast_column(args.image_column, Image(decode=False))
 
     def has_split(self, name: str) -> bool:
         """Whether the data set has a split of this name, by the rule that `open` follows."""
-        if self._splits is not None:
-            return name in self._splits
-        from datasets import get_dataset_split_names
+        return name in split_names(self.args.dataset_name, self.args.dataset_config)
 
-        return name in get_dataset_split_names(self.args.dataset_name, self.args.dataset_config)
+    def _check_images(self, rows):
+        """Refuse a column that holds anything but images or their paths."""
+        from datasets import Value
+
+        column = self.args.image_column
+        feature = (rows.features or {}).get(column)
+        if isinstance(feature, (list, dict)) and set(feature) != {"bytes", "path"} or type(feature).__name__ in LISTS:
+            raise ValueError(f"image_column must hold one image per row, but {column!r} holds {feature}")
+        if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+            value = next(iter(rows.take(1)), {}).get(column) or ""
+            if len(value) > 255 and re.fullmatch(r"(data:image/[a-z]+;base64,)?[A-Za-z0-9+/\s]+=*", value):
+                raise ValueError(
+                    f"image_column must hold images or their paths, but {column!r} holds base64 text: store the bytes "
+                    "that base64.b64decode returns"
+                )
 
     def find_column(self, rows, name: str) -> str:
         """The column that holds `name`: that column itself or, for "json.caption", the column "json" with this field.

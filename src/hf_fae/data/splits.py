@@ -9,8 +9,10 @@ import os
 import re
 from pathlib import Path
 
+from .image_files import FORMATS
 
-__all__ = ["find_splits"]
+
+__all__ = ["find_splits", "image_places"]
 
 SPLIT_FOLDERS = {
     "train": "train|training",
@@ -32,12 +34,19 @@ def find_splits(folder: str) -> dict[str, list[str]] | None:
         data files (parquet, tar, ...), or its README.md declares the splits.
 
     Raises:
-        ValueError: some folders are named like splits, including train, and others are not.
+        ValueError: some folders are named like splits, including train, and others are not; or there are images that
+            `datasets` would leave out, behind symbolic links or with an ending that it does not know.
     """
     root = Path(folder)
     if not root.is_dir() or _has_configs(root / "README.md"):
         return None
-    places, images, containers = _scan(root)
+    places, images, containers, left_out = _scan(root)
+    if left_out:
+        raise ValueError(
+            f"dataset_name {folder!r} has {len(left_out)} images that would be left out, {', '.join(left_out[:3])}"
+            f"{', ...' * (len(left_out) > 3)}: put real folders in the place of links, and convert images to PNG, "
+            "JPEG or WebP"
+        )
     if containers >= images:
         return None
     above: tuple[str, ...] = ()
@@ -62,6 +71,19 @@ def find_splits(folder: str) -> dict[str, list[str]] | None:
     return {"train": ["**"]}
 
 
+def image_places(folder: str, splits: dict[str, list[str]]) -> set[tuple[str, ...]]:
+    """The folders that hold images, as tuples of names below those of the splits that `find_splits` found."""
+    roots = [tuple(pattern.split("/")[:-1]) for patterns in splits.values() for pattern in patterns]
+    roots = [tuple(_unescape(name) for name in root) for root in roots]
+    places = _scan(Path(folder))[0]
+    return {place[len(root) :] for root in roots for place in places if place[: len(root)] == root}
+
+
+def _unescape(name):
+    """The name that `glob.escape` made a pattern of."""
+    return re.sub(r"\[([*?[])\]", r"\1", name)
+
+
 def _split_of(name):
     for split, words in SPLIT_FOLDERS.items():
         if re.match(rf"({words})(?![a-z])", name, re.IGNORECASE):
@@ -74,17 +96,29 @@ def _has_configs(readme):
 
 
 def _scan(root):
-    """The folders that hold images, as tuples of names below `root`; the number of images and of containers."""
+    """The folders that hold images, as tuples of names below `root`; the number of images and of containers; and what
+    `datasets` does not load: the endings of our formats that it does not know, and links to folders."""
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
     from PIL import Image
 
-    extensions = Image.registered_extensions().keys() - CONTAINERS
-    places, images, containers = set(), 0, 0
+    known = {ending.lower() for ending in ImageFolder.EXTENSIONS}
+    extensions = {ending for ending, format in Image.registered_extensions().items() if format in FORMATS} | known
+    extensions -= CONTAINERS
+    places, images, containers, left_out, linked = set(), 0, 0, [], set()
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith((".", "__"))]  # as `datasets` skips them
         endings = [os.path.splitext(name)[1].lower() for name in files if not name.startswith((".", "metadata."))]
-        here = sum(ending in extensions for ending in endings)
-        if here:
+        count = sum(ending in extensions for ending in endings)
+        if count:
             places.add(Path(folder).relative_to(root).parts)
-        images += here
+        images += count
         containers += sum(ending in CONTAINERS for ending in endings)
-    return places, images, containers
+        here = Path(folder)
+        if here != root and (here.is_symlink() or here.parent in linked):
+            linked.add(here)
+        left_out += [
+            str((here / name).relative_to(root))
+            for name in files
+            if (ending := os.path.splitext(name)[1].lower()) in extensions and (here in linked or ending not in known)
+        ]
+    return places, images, containers, sorted(left_out)

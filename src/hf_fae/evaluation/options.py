@@ -3,13 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 
 __all__ = ["CHUNK", "DTYPES", "EvaluationArguments", "TokenizerArguments", "check_positive"]
 
 CHUNK = 32  # images that a network sees at a time, whatever the batch size: features do not depend on it
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")  # names in torch
 
 
 @dataclass

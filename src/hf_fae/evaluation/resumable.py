@@ -59,23 +59,25 @@ class Parts:
             description: of the progress bar.
 
         Raises:
-            SystemExit: a signal was received; the current part has been finished.
+            SystemExit: a process received a signal; each has finished its current part.
             ValueError: another run computes the parts of this folder, or it cannot be written.
         """
         state, self._lock = process_state(), None
-        mine = on_main_process(state.is_main_process, self._lock_and_list)[state.process_index :: state.num_processes]
+        missing = on_main_process(state.is_main_process, self._lock_and_list)
         try:
-            self._compute(mine, make_part, description)
+            self._compute(missing, make_part, description)
             state.wait_for_everyone()
         finally:
             if self._lock is not None:
                 self._lock.release()
 
-    def _compute(self, mine, make_part, description):
-        """Write the parts of this process; a signal ends it after one of them."""
+    def _compute(self, missing, make_part, description):
+        """Write the parts of this process; a signal ends all processes after their current one."""
         from tqdm import tqdm
 
-        is_main, done = process_state().is_main_process, self.count - sum(len(self._images(start)) for start in mine)
+        state = process_state()
+        mine = missing[state.process_index :: state.num_processes]
+        is_main, done = state.is_main_process, self.count - sum(len(self._images(start)) for start in mine)
         bar = tqdm(total=self.count, initial=done, desc=description, unit="image", disable=not is_main)
         with bar as progress, StopSignals("the current part", announce=is_main) as signals:
             for start in mine:
@@ -84,6 +86,8 @@ class Parts:
                 save_file(tensors, path.with_suffix(".part"))
                 commit_with_digest(path.with_suffix(".part"), path)
                 progress.update(len(self._images(start)))
+                signals.check()
+            if len(mine) < len(missing[:: state.num_processes]):  # the others have one more
                 signals.check()
 
     def _lock_and_list(self):

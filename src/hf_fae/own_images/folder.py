@@ -23,14 +23,14 @@ class FolderImage:
     """An image that can be used.
 
     Attributes:
-        path: absolute.
+        name: path below the folder.
         label: the first sub-folder below the given one, "" for a file that is in none.
         caption: from `metadata.jsonl` or `metadata.csv`, else the first line of the text file of the same
             name, else "".
         width, height: in pixels.
     """
 
-    path: str
+    name: str
     label: str
     caption: str
     width: int
@@ -101,7 +101,7 @@ def read_folder(path: str, min_side: int = 16) -> ImageFolder:
             continue
         label = relative.parts[0] if len(relative.parts) > 1 else ""
         caption = captions.get(file) or _read_caption(file.with_suffix(".txt"))
-        found.images.append(FolderImage(str(file), label, caption, width, height))
+        found.images.append(FolderImage(relative.as_posix(), label, caption, width, height))
     if not found.images:
         raise ValueError(
             f"folder {path!r} has no image that can be used: {len(found.corrupt)} of its files are corrupt"

@@ -11,6 +11,7 @@ from .folder import ImageFolder
 __all__ = ["ONE_CLASS", "VALIDATION_SHARE", "split", "write_rows"]
 
 VALIDATION_SHARE = 0.1
+LINK = ".images"
 ONE_CLASS = "image"  # of a folder without classes: training without a condition is training on a single class
 
 
@@ -35,7 +36,10 @@ def split(folder: ImageFolder, condition: str) -> dict[str, list]:
 
 
 def write_rows(folder: ImageFolder, condition: str, path: Path) -> None:
-    """Write `path/train.parquet` and `path/validation.parquet`; `path` exists only when both are complete."""
+    """Write `path/train.parquet` and `path/validation.parquet`; `path` exists only when both are complete.
+
+    The rows name images through the link `path/.images`: a data set reads no files outside of its own folder.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -44,8 +48,10 @@ def write_rows(folder: ImageFolder, condition: str, path: Path) -> None:
     part = path.with_name(f".{path.name}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
+    (part / LINK).symlink_to(folder.path, target_is_directory=True)
+    images_at = path.absolute() / LINK
     for name, images in split(folder, condition).items():
-        columns = {"image": [{"bytes": None, "path": image.path} for image in images]}
+        columns = {"image": [{"bytes": None, "path": str(images_at / image.name)} for image in images]}
         if condition == "captions":
             columns["caption"] = [image.caption for image in images]
         else:

@@ -12,13 +12,26 @@ from ..guidance import Guidance
 from ..schedulers.euler_maruyama import check_sigmas
 from ..schedulers.learned_variance import check_scheduler as check_learned_variance
 from ..schedulers.path_check import check_path, check_shift, set_flow_timesteps
+from .image_inputs import ImageInput, ImageInputMixin
 from .latent_pipeline import LatentPipeline
 
 
-__all__ = ["DenoisingPipeline"]
+__all__ = ["DenoisingPipeline", "KnownLatents"]
 
 
-class DenoisingPipeline(LatentPipeline):
+@dataclasses.dataclass
+class KnownLatents:
+    """What inpainting keeps: latents of an image, the noise that they are diffused with, and where to generate anew.
+
+    All are (B, C, H, W); `is_unknown` is bool and has one channel.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    is_unknown: torch.Tensor
+
+
+class DenoisingPipeline(ImageInputMixin, LatentPipeline):
     """Base of pipelines whose `transformer` denoises under a `scheduler`, optionally with a `guidance_transformer`."""
 
     def init_denoising(
@@ -111,6 +124,49 @@ class DenoisingPipeline(LatentPipeline):
             self.scheduler.set_timesteps(sigmas=grid, device=device)
         return self.scheduler.timesteps[: len(self.scheduler.timesteps) - skipped]
 
+    def prepare_start(
+        self,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        image_latents: torch.Tensor | None = None,
+        strength: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, KnownLatents | None]:
+        """Where denoising starts: from noise, or with an image (or its latents) from a noisy version of it.
+
+        Args:
+            noise: (B, C, H, W).
+            timesteps: from `prepare_timesteps`.
+            image, mask_image, image_latents, strength: as in `__call__`.
+
+        Returns:
+            Latents (B, C, H, W), the timesteps from there on, and with a mask what is to be kept.
+
+        Raises:
+            ValueError: arguments that do not fit each other; the message names one and its value.
+        """
+        if image is None and image_latents is None and mask_image is None and strength is None:
+            return noise, timesteps, None
+        strength = (0.8 if mask_image is None else 1.0) if strength is None else strength
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+        size = tuple(side * self.vae_scale_factor for side in noise.shape[2:])
+        known = self.prepare_image_latents(tuple(noise.shape), size, image, image_latents)
+        timesteps = timesteps[len(timesteps) - max(1, round(len(timesteps) * strength)) :]
+        start = self._diffuse(known, noise, timesteps[0])
+        if mask_image is None:
+            return start, timesteps, None
+        grid = tuple(noise.shape[2:])
+        is_unknown = self.prepare_mask(len(noise), mask_image, grid, size).view(-1, 1, *grid)
+        return start, timesteps, KnownLatents(known, noise, is_unknown)
+
+    def _diffuse(self, latents, noise, timestep):
+        """Latents at the noise level of a timestep, on the path that the scheduler samples."""
+        if isinstance(self.scheduler, DDPMScheduler):
+            return self.scheduler.add_noise(latents, noise, timestep.reshape(1))
+        return torch.lerp(latents, noise, timestep.float() / self.scheduler.config.num_train_timesteps)
+
     def set_guidance(
         self,
         guidance_scale: float | list | dict | Guidance | None,
@@ -156,6 +212,7 @@ class DenoisingPipeline(LatentPipeline):
         condition: dict[str, torch.Tensor],
         negative_condition: dict[str, torch.Tensor] | None,
         timesteps: torch.Tensor,
+        known: KnownLatents | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         attention_kwargs: dict | None = None,
         callback: Callable | None = None,
@@ -169,7 +226,8 @@ class DenoisingPipeline(LatentPipeline):
                 image.
             negative_condition: the same for what to guide away from; unused without guidance and with a
                 `guidance_transformer`.
-            timesteps: from `prepare_timesteps`.
+            timesteps: from `prepare_timesteps`, or those that are left of them.
+            known: what to keep, from `prepare_start`.
 
         The others are those of `__call__`.
         """
@@ -186,6 +244,10 @@ class DenoisingPipeline(LatentPipeline):
                     continue
                 output = self._predict(latents, timestep, noise_times[step], conditions, attention_kwargs)
                 latents = self.scheduler.step(output, timestep, latents, **step_kwargs)[0]
+                if known is not None:
+                    is_last = step + 1 == len(timesteps)
+                    kept = known.latents if is_last else self._diffuse(known.latents, known.noise, timesteps[step + 1])
+                    latents = torch.where(known.is_unknown, latents, kept)
                 latents = self.call_back(callback, step, timestep, latents, callback_tensor_inputs)
                 progress_bar.update()
         return latents

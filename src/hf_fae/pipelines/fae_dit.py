@@ -14,6 +14,7 @@ from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
 from .calls import separate_call
 from .class_labels import ClassLabelsMixin
 from .denoising import DenoisingPipeline
+from .image_inputs import ImageInput
 from .latent_pipeline import Tokenizer
 
 
@@ -88,6 +89,10 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         sigmas: list[float] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        image_latents: torch.Tensor | None = None,
+        strength: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         attention_kwargs: dict | None = None,
@@ -109,7 +114,15 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
             num_images_per_prompt: images per label; those of a label are consecutive.
             sigmas: own noise levels, falling within (0, 1], before the scheduler's shift.
             generator: of all random numbers; with a list, one per image, an image is the same in any batch.
-            latents: start from these instead of noise (images, C, H, W).
+            latents: the noise (images, C, H, W), instead of a random one.
+            image: image to image: start from a noisy version of these images, one or one for each output, of the size
+                of the outputs. Requires the tokenizer's frozen encoder, if it has one.
+            mask_image: inpainting: what of `image` to generate anew, white in images and 1 in tensors (images or 1,
+                height, width): every latent with such a pixel. Of the size of the images or of the grid of latents;
+                for 1-D tokenizers (MAETok), of the grid of latents alone.
+            image_latents: latents instead of `image` (images or 1, C, H, W), as the tokenizer's `encode` returns them.
+            strength: how much of the image to change, in (0, 1]: the share of the steps that is run, from that noise
+                level on. By default 0.8, with a mask 1.
             output_type: `"pil"`, `"np"` (B, H, W, 3) in [0, 1], `"pt"` (B, 3, H, W) in [0, 1], or `"latent"`.
             return_dict: return an `ImagePipelineOutput` instead of a tuple.
             attention_kwargs: passed to the transformer; `{"scale": s}` scales LoRA layers.
@@ -146,11 +159,15 @@ class FAEDiTPipeline(DenoisingPipeline, ClassLabelsMixin):
         labels, negative_labels = self.prepare_labels(class_labels, negative_class_labels, num_images_per_prompt)
         generator = self.prepare_generator(len(labels), generator)
         latents = self.prepare_latents(len(labels), height, width, generator, latents)
+        latents, timesteps, known = self.prepare_start(
+            latents, timesteps, image=image, mask_image=mask_image, image_latents=image_latents, strength=strength
+        )
         latents = self.denoise(
             latents,
             {"class_labels": labels},
             {"class_labels": negative_labels},
             timesteps,
+            known=known,
             generator=generator,
             attention_kwargs=attention_kwargs,
             callback=callback_on_step_end,

@@ -4,29 +4,26 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
-from torch.nn import functional as F
 
 from ..generators.autoregressive import AutoregressiveTransformer2DModel
 from ..generators.mar import MARTransformer2DModel
 from ..guidance import TokenGuidance
-from ..latents import check_finite, encode_images, latent_size
 from ..layers.positions import grid_size
 from ..schedulers.learned_variance import check_num_steps, check_scheduler
 from .calls import separate_call
 from .class_labels import ClassLabelsMixin
+from .image_inputs import ImageInput, ImageInputMixin
 from .latent_pipeline import LatentPipeline, Tokenizer
 
 
 __all__ = ["FAEMARPipeline"]
 
 
-class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
+class FAEMARPipeline(ImageInputMixin, LatentPipeline, ClassLabelsMixin):
     """Images of a class: `transformer` generates the tokens of latents in steps -> `vae` -> images.
 
     Inpainting keeps the tokens of an image outside of a mask: of any mask for MAR and RandomAR, of the last rows for
@@ -95,8 +92,8 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
         class_labels: int | str | list[int | str],
         height: int | None = None,
         width: int | None = None,
-        image: Image.Image | np.ndarray | torch.Tensor | list | None = None,
-        mask_image: Image.Image | np.ndarray | torch.Tensor | list | None = None,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
         image_latents: torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         num_diffusion_steps: int | None = None,
@@ -230,8 +227,8 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
     def prepare_known(
         self,
         batch_size: int,
-        image: Image.Image | np.ndarray | torch.Tensor | list | None,
-        mask_image: Image.Image | np.ndarray | torch.Tensor | list | None,
+        image: ImageInput | None,
+        mask_image: ImageInput | None,
         image_latents: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (batch_size, C, H, W) in fp32, and which of their tokens to generate, (batch_size, N) bool.
@@ -240,68 +237,27 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
             ValueError: an image without a mask or a mask without an image, both image and latents, or another shape.
         """
         config = self.transformer.config
-        shape = (config.in_channels, *grid_size(config.sample_size))
+        shape = (batch_size, config.in_channels, *grid_size(config.sample_size))
         if mask_image is None:
             for name, value in (("image", image), ("image_latents", image_latents)):
                 if value is not None:
                     raise ValueError(f"{name} must come with a mask_image, which marks what to generate, got none")
-            empty = torch.zeros(batch_size, *shape, device=self._execution_device)
+            empty = torch.zeros(shape, device=self._execution_device)
             return empty, empty.new_ones(batch_size, self.transformer.num_tokens, dtype=torch.bool)
-        if (image is None) == (image_latents is None):
-            both = "neither" if image is None else "both"
-            raise ValueError(f"mask_image must come with either image or image_latents, got {both}")
-        name = "image_latents"
-        if image is not None:
-            name, image_latents = "latents of image", self.encode_image(image)
-        if image_latents.shape[1:] != shape or len(image_latents) not in (1, batch_size):
-            raise ValueError(
-                f"{name} must have shape (1 or {batch_size}, {', '.join(map(str, shape))}), "
-                f"got {tuple(image_latents.shape)}"
-            )
-        check_finite(name, image_latents)
-        image_latents = image_latents.to(self._execution_device, torch.float32).expand(batch_size, -1, -1, -1)
-        return image_latents, self.prepare_mask(batch_size, mask_image)
+        latents = self.prepare_image_latents(shape, self.image_size, image, image_latents)
+        return latents, self.prepare_mask(batch_size, mask_image)
 
-    def encode_image(self, image: Image.Image | np.ndarray | torch.Tensor | list) -> torch.Tensor:
-        """Latents of images, the means of their posteriors.
+    def prepare_mask(self, batch_size, mask_image):
+        """As in the base, (batch_size, N) of the transformer's tokens.
 
         Raises:
-            ValueError: no tokenizer, or images of another size than the outputs.
+            ValueError: also for unequal numbers of tokens to generate, or none.
         """
-        if self.vae is None:
-            raise ValueError("image must be None for a pipeline without vae, which accepts image_latents, got images")
-        pixel_values = self.image_processor.preprocess(image)
-        if tuple(pixel_values.shape[2:]) != self.image_size:
-            sides = " x ".join(map(str, self.image_size))
-            got = " x ".join(map(str, pixel_values.shape[2:]))
-            raise ValueError(f"image must be {sides} (height x width) as the output, got {got}")
-        return encode_images(self.vae, pixel_values.to(self._execution_device, self.vae.dtype)).mean
-
-    def prepare_mask(
-        self, batch_size: int, mask_image: Image.Image | np.ndarray | torch.Tensor | list
-    ) -> torch.Tensor:
-        """Which tokens to generate, (batch_size, N) bool: those with a pixel of at least 1/2.
-
-        Raises:
-            ValueError: another type, size or number of masks, or masks with unequal numbers of tokens.
-        """
-        grid, masks = self.transformer.grid, _to_planes(mask_image)
-        sizes = [grid]
-        if self.vae is not None:
-            size = self.image_size
-            if latent_size(self.vae, *size) == tuple(side // self.vae_scale_factor for side in size):
-                sizes.append(size)
-        if tuple(masks.shape[1:]) not in sizes or len(masks) not in (1, batch_size):
-            allowed = " or ".join(str(size) for size in sizes)
-            raise ValueError(
-                f"mask_image must be 1 or {batch_size} of (height, width) {allowed}, got {tuple(masks.shape)}"
-            )
-        check_finite("mask_image", masks)
-        is_unknown = F.adaptive_max_pool2d(masks[:, None], grid).flatten(1) >= 0.5
+        is_unknown = super().prepare_mask(batch_size, mask_image)
         counts = is_unknown.sum(1).tolist()
         if len(set(counts)) > 1 or counts[0] == 0:
             raise ValueError(f"mask_image must mark equally many tokens in all images, at least one, got {counts}")
-        return is_unknown.to(self._execution_device).expand(batch_size, -1)
+        return is_unknown
 
     def prepare_order(
         self, is_unknown: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
@@ -320,18 +276,3 @@ class FAEMARPipeline(LatentPipeline, ClassLabelsMixin):
                 f"got other ones among {is_unknown.shape[1]}"
             )
         return known_first, is_unknown.shape[1] - int(is_unknown[0].sum())
-
-
-def _to_planes(masks):
-    """Masks (n, height, width) in fp32 from an image, an array or a tensor, or from a list of these."""
-    planes = []
-    for mask in masks if isinstance(masks, (list, tuple)) else [masks]:
-        if isinstance(mask, Image.Image):
-            mask = np.array(mask.convert("L"), dtype=np.float32) / 255
-        if not isinstance(mask, (np.ndarray, torch.Tensor)):
-            raise ValueError(f"mask_image must be images, arrays or tensors, got a {type(mask).__name__}")
-        planes.append(torch.atleast_2d(torch.as_tensor(mask)).float()[None].flatten(0, -3))
-    sizes = sorted({tuple(plane.shape[1:]) for plane in planes})
-    if len(sizes) != 1:
-        raise ValueError(f"mask_image must have masks of one (height, width), got {sizes}")
-    return torch.cat(planes)

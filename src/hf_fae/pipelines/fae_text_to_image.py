@@ -14,6 +14,7 @@ from ..guidance import Guidance
 from ..schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler
 from .calls import separate_call
 from .denoising import DenoisingPipeline
+from .image_inputs import ImageInput
 from .latent_pipeline import Tokenizer
 from .prompts import PromptMixin
 
@@ -87,6 +88,10 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         sigmas: list[float] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        image: ImageInput | None = None,
+        mask_image: ImageInput | None = None,
+        image_latents: torch.Tensor | None = None,
+        strength: float | None = None,
         prompt_embeds: torch.Tensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
@@ -111,7 +116,15 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
             num_images_per_prompt: images per prompt; those of a prompt are consecutive.
             sigmas: own noise levels, falling within (0, 1], before the scheduler's shift.
             generator: of all random numbers; with a list, one per image, an image is the same in any batch.
-            latents: start from these instead of noise (images, C, H, W).
+            latents: the noise (images, C, H, W), instead of a random one.
+            image: image to image: start from a noisy version of these images, one or one for each output, of the size
+                of the outputs. Requires the tokenizer's frozen encoder, if it has one.
+            mask_image: inpainting: what of `image` to generate anew, white in images and 1 in tensors (images or 1,
+                height, width): every latent with such a pixel. Of the size of the images or of the grid of latents;
+                for 1-D tokenizers (MAETok), of the grid of latents alone.
+            image_latents: latents instead of `image` (images or 1, C, H, W), as the tokenizer's `encode` returns them.
+            strength: how much of the image to change, in (0, 1]: the share of the steps that is run, from that noise
+                level on. By default 0.8, with a mask 1.
             prompt_embeds, negative_prompt_embeds: instead of texts (prompts, length, caption_channels), of any length.
             prompt_attention_mask, negative_prompt_attention_mask: where they are text, (prompts, length); by default
                 where they are not zero.
@@ -162,11 +175,15 @@ class FAETextToImagePipeline(DenoisingPipeline, PromptMixin):
         )
         generator = self.prepare_generator(len(condition[0]), generator)
         latents = self.prepare_latents(len(condition[0]), height, width, generator, latents)
+        latents, timesteps, known = self.prepare_start(
+            latents, timesteps, image=image, mask_image=mask_image, image_latents=image_latents, strength=strength
+        )
         latents = self.denoise(
             latents,
             _arguments(condition),
             negative_condition and _arguments(negative_condition),
             timesteps,
+            known=known,
             generator=generator,
             attention_kwargs=attention_kwargs,
             callback=callback_on_step_end,

@@ -48,10 +48,39 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, last_sigma: float = 0.04):
-        self.sigmas = None
-        self.timesteps = None
         self.init_noise_sigma = 1.0
-        self._step_index = None
+        self._begin_index = None
+        self.num_inference_steps = None
+        grid = torch.linspace(1.0, 1 / num_train_timesteps, num_train_timesteps, dtype=torch.float64)
+        self._set_grid(grid, device=None)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    @property
+    def step_index(self) -> int | None:
+        """Number of steps taken; None before the first one."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index of the first step, if it was set."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at a later step of the grid, as image-to-image does. By default the first timestep decides."""
+        self._begin_index = begin_index
+
+    def index_for_timestep(self, timestep: torch.Tensor | float) -> int:
+        """Index of a timestep of the grid.
+
+        Raises:
+            ValueError: it is not on the grid.
+        """
+        indices = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
+        if len(indices) == 0:
+            raise ValueError(f"timestep must be one of scheduler.timesteps, got {float(timestep):g}")
+        return indices[0].item()
 
     def set_timesteps(
         self,
@@ -79,15 +108,41 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
             grid = torch.linspace(1.0, last, num_inference_steps, dtype=torch.float64)
         else:
             raise ValueError(f"num_inference_steps must be positive, got {num_inference_steps}")
-        grid = shift * grid / (1 + (shift - 1) * grid)
         self.num_inference_steps = len(grid)
+        self._begin_index = None
+        self._set_grid(grid, device)
+
+    def _set_grid(self, grid, device):
+        grid = self.config.shift * grid / (1 + (self.config.shift - 1) * grid)
         self.timesteps = (grid * self.config.num_train_timesteps).to(device=device, dtype=torch.float32)
-        self.sigmas = [*grid.tolist(), 0.0]
-        self._step_index = 0
+        self.sigmas = torch.cat([grid, grid.new_zeros(1)])
+        self._step_index = None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
         """The model input is the sample itself."""
         return sample
+
+    def scale_noise(
+        self, sample: torch.Tensor, timestep: torch.Tensor | float, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The noisy sample x_t = (1 - t) x + t eps.
+
+        Args:
+            sample, noise: x and eps (B, C, H, W); noise is drawn if None.
+            timestep: one of `timesteps`, or one per sample (B,).
+
+        Raises:
+            ValueError: a timestep that is not on the grid.
+        """
+        timesteps = torch.as_tensor(timestep).reshape(-1)
+        sigmas = self.sigmas[[self.index_for_timestep(each) for each in timesteps]].to(sample)
+        sigmas = sigmas.view(-1, *[1] * (sample.ndim - 1))
+        noise = torch.randn_like(sample) if noise is None else noise
+        return (1 - sigmas) * sample + sigmas * noise
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """`scale_noise`, in the order of arguments of diffusers' schedulers for noise prediction."""
+        return self.scale_noise(original_samples, timesteps, noise)
 
     def step(
         self,
@@ -101,18 +156,19 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: velocity eps - x (B, C, H, W).
-            timestep: the current entry of `timesteps`; steps follow their order.
+            timestep: the current entry of `timesteps`. The first one decides where on the grid the steps begin.
             sample: x_t (B, C, H, W).
             generator: of the noise; a list has one per sample.
 
         Raises:
-            ValueError: `set_timesteps` was not called, or no steps are left.
+            ValueError: a timestep that is not on the grid, or no steps are left.
         """
-        if self._step_index is None or self._step_index >= len(self.timesteps):
-            raise ValueError(
-                f"step must be called once for each timestep after set_timesteps, got timestep {timestep}"
-            )
-        t, t_next = self.sigmas[self._step_index : self._step_index + 2]
+        if self._step_index is None:
+            begin = self._begin_index
+            self._step_index = self.index_for_timestep(timestep) if begin is None else begin
+        if self._step_index >= len(self.timesteps):
+            raise ValueError(f"step must be called {len(self.timesteps)} times at most, got timestep {timestep}")
+        t, t_next = self.sigmas[self._step_index : self._step_index + 2].tolist()
         self._step_index += 1
         velocity, x = model_output.float(), sample.float()
         drift = velocity + (x + (1 - t) * velocity)

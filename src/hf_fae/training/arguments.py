@@ -15,7 +15,11 @@ class LoopArguments:
     max_train_steps: int = field(default=100_000, metadata={"help": "Number of optimiser steps."})
     train_batch_size: int = field(default=32, metadata={"help": "Images per process and forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimiser step."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    optimizer: Literal["adamw", "muon"] = field(
+        default="adamw",
+        metadata={"help": "muon: Muon for matrices, AdamW for the rest, at one learning rate (RAEv2)."},
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the first moment."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's decay of the second moment."})
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})

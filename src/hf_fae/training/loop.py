@@ -33,7 +33,7 @@ from .flops import FlopShare
 from .log import RunLog
 from .meter import Meter, peak_memory
 from .optimization import Optimization
-from .processes import PREPARATION, StopVote, make_accelerator, naming_hangs, set_patience
+from .processes import PREPARATION, make_accelerator, naming_hangs, set_patience
 from .publish import check_hub, publish, training_run
 from .state import remove_sharding
 
@@ -160,12 +160,12 @@ class TrainingLoop:
         progress = tqdm(initial=self.step, total=max_steps, disable=not self.is_main, desc="training", unit="step")
         meter.start(self.images_seen, self._interval_so_far)
         set_patience(patience)
-        with StopSignals("the training step", announce=self.is_main) as signals, naming_hangs(patience):
-            vote = StopVote(patience)
+        stop_signals = StopSignals("the training step", self.is_main, patience)
+        with stop_signals as signals, naming_hangs(patience):
             while self.step < max_steps:
                 self._train_step(batches)
                 progress.update()
-                is_last, received = self.step == max_steps, vote(signals.received)
+                is_last, received = self.step == max_steps, signals.vote()
                 validates = validate is not None and (self.step % args.validation_steps == 0 or is_last)
                 is_checkpoint = self.step % args.checkpointing_steps == 0 or is_last
                 if self.step % args.logging_steps == 0 or is_checkpoint:  # no interval extends over a checkpoint

@@ -1,4 +1,4 @@
-"""The optimisation of a run: AdamW with its schedule, clipping, a guard against non-finite gradients, and EMA."""
+"""The optimisation of a run: AdamW or Muon, its schedule, clipping, a guard against non-finite gradients, and EMA."""
 
 import contextlib
 import math
@@ -11,6 +11,7 @@ from transformers import get_scheduler
 
 from ..objectives.base import Objective
 from .arguments import LoopArguments
+from .muon import MuonWithAdamW
 from .state import load_tensors, save_tensors
 
 
@@ -36,7 +37,8 @@ class Optimization:
         self.num_parameters = sum(p.numel() for group in groups for p in group["params"])
         betas = (args.adam_beta1, args.adam_beta2)
         # The fused AdamW reads `found_inf` on the device: a step is skipped without synchronising with the device.
-        optimizer = torch.optim.AdamW(groups, args.learning_rate, betas, weight_decay=args.weight_decay, fused=True)
+        kind = MuonWithAdamW if args.optimizer == "muon" else torch.optim.AdamW
+        optimizer = kind(groups, args.learning_rate, betas, weight_decay=args.weight_decay, fused=True)
         self._learning_rate_at = _make_schedule(args, optimizer)
         if args.compile:
             objective.compile()

@@ -1,17 +1,16 @@
-"""The processes of a run: Accelerate as the arguments say, how long one waits for another, when all of them stop."""
+"""The processes of a run: Accelerate as the arguments say, how long one waits for another."""
 
 import contextlib
 import os
 import re
 from datetime import timedelta
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DynamoBackend, InitProcessGroupKwargs
 from torch import distributed
 
 
-__all__ = ["PREPARATION", "StopVote", "make_accelerator", "naming_hangs", "set_patience"]
+__all__ = ["PREPARATION", "make_accelerator", "naming_hangs", "set_patience"]
 
 # Other processes wait while one prepares a large data set, measures statistics or saves the result.
 PREPARATION = timedelta(hours=6)
@@ -86,23 +85,3 @@ def naming_hangs(patience: timedelta):
                 "one, which hangs or has ended: see its output, or raise process_timeout if its steps take so long"
             ) from error
         raise
-
-
-class StopVote:
-    """The processes agree in which step to stop: on the CPU, so that the host does not wait for the device.
-
-    Args:
-        patience: how long one process waits for the others.
-    """
-
-    def __init__(self, patience: timedelta):
-        several = distributed.is_initialized() and distributed.get_world_size() > 1
-        self.group = distributed.new_group(backend="gloo", timeout=patience) if several else None
-
-    def __call__(self, received: int) -> int:
-        """The largest of the signals that the processes have received; 0 if none has."""
-        if self.group is None:
-            return received
-        vote = torch.tensor(received)
-        distributed.all_reduce(vote, distributed.ReduceOp.MAX, group=self.group)
-        return int(vote)

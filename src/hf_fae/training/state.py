@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .muon import moments_of
+
 
 __all__ = ["load_tensors", "remove_sharding", "save_tensors"]
-
-
-ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -80,9 +79,11 @@ def load_tensors(directory: Path, module: nn.Module, optimizer: torch.optim.Opti
         optimizer.state[parameter][kind] = _like(parameter, value) if value.ndim else value.to(parameter.device)
         kinds.setdefault(name, set()).add(kind)
     for name, found in kinds.items():
-        if found != ADAMW_STATE:
+        wanted = moments_of(optimizer, trained[name])
+        if found != wanted:
             raise ValueError(
-                f"checkpoint {str(directory)!r} is broken: it has the moments {sorted(found)} of {name!r}"
+                f"checkpoint {str(directory)!r} is broken, or of another optimizer: it has the moments "
+                f"{sorted(found)} of {name!r} instead of {sorted(wanted)}"
             )
 
 

@@ -6,6 +6,8 @@ from dataclasses import asdict
 import yaml
 from transformers import HfArgumentParser
 
+from .home import expand_home
+
 
 __all__ = ["parse_arguments"]
 
@@ -49,7 +51,7 @@ def parse_arguments(
             if value is not None and value != []:
                 typed += [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
         argv = typed + argv
-    argv = [_current_name(argument) for argument in argv]
+    argv = [expand_home(_current_name(argument)) for argument in argv]
     *parsed, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")

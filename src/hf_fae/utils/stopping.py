@@ -7,27 +7,44 @@ SIGINT. The exit code is 128 plus the signal's number, as shells and schedulers 
 import os
 import signal
 import threading
+import time
+from datetime import timedelta
+
+import torch
+from torch import distributed
 
 
 __all__ = ["StopSignals", "ignore_signals"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
+# `torchrun` passes on to its processes what a scheduler or a terminal has already sent to all of them.
+ECHO_SECONDS = 3.0
+
+# How long one process waits for the others to finish their unit of work.
+PATIENCE = timedelta(hours=6)
+
 
 class StopSignals:
     """Within this context the first of `SIGNALS` is noted, and a second one ends the process at once.
 
+    The processes of a run agree: all of them stop when one has received a signal. They vote on the CPU, so that the
+    host does not wait for the device.
+
     Args:
         unit: what is still finished, for the notice on standard error.
         announce: whether this process writes that notice.
+        patience: how long this process waits for the vote of the others.
 
     Attributes:
-        received: number of the signal; 0 if there was none.
+        received: number of the signal that this process has received; 0 if there was none.
     """
 
-    def __init__(self, unit: str, announce: bool = True):
+    def __init__(self, unit: str, announce: bool = True, patience: timedelta = PATIENCE):
         self.unit, self.announce, self.received = unit, announce, 0
-        self._previous = {}
+        self._previous, self._when = {}, 0.0
+        several = distributed.is_initialized() and distributed.get_world_size() > 1
+        self._group = distributed.new_group(backend="gloo", timeout=patience) if several else None
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
@@ -38,23 +55,35 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def vote(self) -> int:
+        """The largest of the signals that the processes have received, 0 if none has; every process must call it."""
+        if self._group is None:
+            return self.received
+        vote = torch.tensor(self.received)
+        distributed.all_reduce(vote, distributed.ReduceOp.MAX, group=self._group)
+        return int(vote)
+
     def check(self) -> None:
-        """Exit if a signal was received; to be called where everything is saved.
+        """Exit if a process has received a signal: to be called by every process, where everything is saved.
 
         Raises:
             SystemExit: with the code 128 plus the signal's number.
         """
-        if self.received:
-            raise SystemExit(128 + self.received)
+        if received := self.vote():
+            raise SystemExit(128 + received)
 
     def _note(self, number, frame):
-        if self.received:
+        now = time.monotonic()
+        if self.received and (number != self.received or now > self._when + ECHO_SECONDS):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received = number
+        if self.received:
+            return
+        self.received, self._when = number, now
         if self.announce:  # `print` is not safe in a signal handler
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: {self.unit} is finished and saved; a second signal ends at once\n".encode())
+            notice = f"{name}: {self.unit} is finished and saved; one more after {ECHO_SECONDS:.0f} s ends at once"
+            os.write(2, f"\n{notice}\n".encode())
 
 
 def ignore_signals(worker: int | None = None) -> None:

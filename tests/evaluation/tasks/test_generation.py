@@ -149,6 +149,13 @@ def test_seeds_and_settings_reach_the_pictures(options, tmp_path):
     assert len({score(**change) for change in changes}) == len(changes)
     assert score(guidance_scale="[[0, 1, 3.0]]") == score(guidance_scale="3")
     assert read_report(tmp_path / "guidance_scale=3")["settings"]["guidance_scale"]["intervals"] == [[0.0, 1.0, 3.0]]
+    # Without a base head 1 is the only scale: the pipeline's own, and part of the protocol.
+    assert score(internal_guidance_scale="1.0") == score(seed=0)
+    settings = read_report(tmp_path / "internal_guidance_scale=1.0")["settings"]
+    assert (
+        settings["internal_guidance_scale"]["intervals"]
+        == read_report(tmp_path / "seed=0")["settings"]["internal_guidance_scale"]["intervals"]
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

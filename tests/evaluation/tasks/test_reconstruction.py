@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from hf_fae.evaluation.inputs.extractors import load_extractors
 from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_distance
 from hf_fae.images import to_uint8
-from hf_fae.utils.image_metrics import feature_cosine, psnr, ssim
+from hf_fae.utils.image_metrics import border_gradients, feature_cosine, psnr, ssim
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def vgg16_file(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore")  # so few samples
 def test_the_numbers_are_those_of_the_pictures(options, judge_folder, data_folder, vgg16_file, tmp_path):
-    metrics = [*options["metrics"], "lpips"]
+    metrics = [*options["metrics"], "lpips", "seam_ratio"]
     changes = {"metrics": metrics, "vgg16": vgg16_file, "split": "validation[30:50]"}
     result = run("reconstruction", **options | changes)
 
@@ -61,6 +61,9 @@ def test_the_numbers_are_those_of_the_pictures(options, judge_folder, data_folde
             "rfid_effnet": frechet_distance(*statistics),
             "psnr": psnr(sample, pixel_values).item(),
             "ssim": ssim(sample, pixel_values).item(),
+            "seam_ratio": (lambda means: means[0] / means[1])(
+                border_gradients(sample, pixel_values, 8).mean(0)
+            ).item(),
             "lpips": LPIPS.from_pretrained(str(vgg16_file))(sample, pixel_values).item(),
             "feature_cosine": feature_cosine(
                 vae.decode_features(latents), vae.extract_features(pixel_values)[0]
@@ -106,6 +109,7 @@ def test_larger_pictures(options, tmp_path):
     [
         ({"metrics": ["fid"]}, "metrics must be among rfid, .*, got 'fid'"),
         ({"resolution": 30}, "resolution must be a positive multiple of 8, got 30"),
+        ({"resolution": 8, "metrics": ["seam_ratio"]}, "resolution must be above 8 for seam_ratio, .* got 8"),
         ({"dataset_name": "VIRTUAL.npz"}, "an npz is a reference for generated images"),
         ({"split": "validation[:1]"}, "must have at least 2 images, got 1"),
         ({"metrics": ["lpips"], "vgg16": "nowhere.pth"}, "vgg16='nowhere.pth' must be a file of weights"),

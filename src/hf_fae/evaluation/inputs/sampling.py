@@ -16,7 +16,7 @@ from ...images import to_uint8
 from ...latents import check_finite, decode_latents
 from ...loading import complete_text_encoder, open_pipeline
 from ...utils.randomness import mix_seed
-from ..options import DTYPES, EvaluationArguments, check_positive
+from ..options import EvaluationArguments, check_positive
 from ..provenance import describe_run
 from .numbered_images import ImageArguments, NumberedImages
 from .references import ReferenceBatch
@@ -42,12 +42,18 @@ class SamplingArguments(EvaluationArguments):
     guidance_scale: str | None = field(
         default=None, metadata={"help": "A number, or JSON that the pipeline accepts (default: the pipeline's own)."}
     )
+    internal_guidance_scale: str | None = field(
+        default=None, metadata={"help": "The same for guidance by the base head (default: the pipeline's own)."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(num_inference_steps=self.num_inference_steps)
         if self.num_samples < 10:
             raise ValueError(f"num_samples must be at least 10, got {self.num_samples}")
+
+
+GUIDANCE = ("guidance_scale", "internal_guidance_scale")
 
 
 class Sampler:
@@ -94,7 +100,7 @@ class Sampler:
             "text_encoder": args.text_encoder,
             "scheduler": scheduler and {"class": type(scheduler).__name__, **_plain(scheduler.config)},
             **self.call,
-            "guidance_scale": dataclasses.asdict(self.call["guidance_scale"]),
+            **{name: dataclasses.asdict(self.call[name]) for name in GUIDANCE if name in self.call},
         }
 
     def sample_images(self, numbers: range) -> torch.Tensor:
@@ -128,13 +134,19 @@ class Sampler:
 
     def _call_arguments(self):
         args, accepted = self.args, inspect.signature(self.pipe.__call__).parameters
-        scale = self.pipe.config.guidance_scale if args.guidance_scale is None else _parse(args.guidance_scale)
-        try:
-            call = {"guidance_scale": type(self.pipe.guidance).of(scale)}
-        except (TypeError, AttributeError) as error:
-            raise ValueError(
-                f"guidance_scale must be what a {type(self.pipe).__name__} accepts, got {scale!r}"
-            ) from error
+        call = {}
+        for name in GUIDANCE:
+            given = getattr(args, name)
+            if name in accepted:
+                scale = self.pipe.config[name] if given is None else _parse(name, given)
+                try:
+                    call[name] = type(self.pipe.guidance).of(scale)
+                except (TypeError, AttributeError) as error:
+                    raise ValueError(
+                        f"{name} must be what a {type(self.pipe).__name__} accepts, got {scale!r}"
+                    ) from error
+            elif given is not None:
+                raise ValueError(f"{name} has no meaning for a {type(self.pipe).__name__}, got {given}")
         if "num_inference_steps" in accepted:
             call["num_inference_steps"] = args.num_inference_steps or self.pipe.config.num_inference_steps
         elif args.num_inference_steps is not None:
@@ -150,7 +162,7 @@ class SavedSamples:
     """Samples from an npz, with the interface of `Sampler`."""
 
     def __init__(self, args: SamplingArguments, image_args: ImageArguments, device: torch.device):
-        for name in ("guidance_scale", "num_inference_steps"):
+        for name in (*GUIDANCE, "num_inference_steps"):
             if getattr(args, name) is not None:
                 raise ValueError(f"{name} has no meaning for saved samples, got {getattr(args, name)!r}")
         self.batch, self.data, self.corrupt = ReferenceBatch(args.model, "model"), None, 0
@@ -169,16 +181,16 @@ class SavedSamples:
 
 
 def _open_pipeline(args):
-    pipe = open_pipeline("model", args.model, DTYPES[args.dtype])
+    pipe = open_pipeline("model", args.model, getattr(torch, args.dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _parse(text):
+def _parse(name, text):
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"guidance_scale must be a number or JSON, got {text!r}") from error
+        raise ValueError(f"{name} must be a number or JSON, got {text!r}") from error
 
 
 def _plain(config):

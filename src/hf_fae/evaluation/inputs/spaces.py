@@ -7,7 +7,7 @@ from ...autoencoders.frozen_encoder import FrozenEncoderMixin
 from ...images import from_uint8
 from ...latents import LatentAutoencoderMixin, encode_images
 from ...loading import open_tokenizer
-from ..options import DTYPES, TokenizerArguments
+from ..options import TokenizerArguments
 
 
 __all__ = ["SPACES", "decodes_features", "open_any_tokenizer", "open_feature_tokenizer", "token_spaces"]
@@ -26,7 +26,7 @@ def open_any_tokenizer(args: TokenizerArguments, device: torch.device) -> Latent
     Raises:
         ValueError: it cannot be loaded.
     """
-    return open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(device)
+    return open_tokenizer(args.model, args.encoder, getattr(torch, args.dtype)).eval().to(device)
 
 
 def open_feature_tokenizer(args: TokenizerArguments, device: torch.device) -> FrozenEncoderMixin:

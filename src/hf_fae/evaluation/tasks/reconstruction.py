@@ -1,4 +1,4 @@
-"""Reconstruction quality of a tokenizer: rFID, PSNR, SSIM, LPIPS, and feature cosine."""
+"""Reconstruction quality of a tokenizer: rFID, PSNR, SSIM, LPIPS, feature cosine, and seams between patches."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +9,11 @@ from ...images import from_uint8, to_uint8
 from ...latents import check_finite, compression_ratio, decode_latents, encode_images
 from ...loading import loading, open_tokenizer
 from ...utils.digests import hash_file
-from ...utils.image_metrics import psnr, ssim, token_cosine
+from ...utils.image_metrics import border_gradients, psnr, ssim, token_cosine
 from ..inputs.extractors import INCEPTION, extract_features, load_extractors, metric_name
 from ..inputs.numbered_images import ImageArguments, NumberedImages
 from ..metrics.distances import GaussianStatistics, frechet_distance
-from ..options import DTYPES, TokenizerArguments
+from ..options import TokenizerArguments
 from ..provenance import describe_run
 from ..reports.report import Evaluation
 from ..resumable import Parts, check_settings, process_state
@@ -21,7 +21,7 @@ from ..resumable import Parts, check_settings, process_state
 
 __all__ = ["ReconstructionArguments", "evaluate_reconstruction"]
 
-METRICS = ("rfid", "psnr", "ssim", "lpips", "feature_cosine")
+METRICS = ("rfid", "psnr", "ssim", "lpips", "feature_cosine", "seam_ratio")
 MAX_PSNR = 100.0  # of an identical image
 
 
@@ -56,8 +56,9 @@ def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArgu
     """Compare the images of a data set, cropped as in ADM, with their reconstructions by a tokenizer.
 
     All metrics are of 8-bit images, decoded from the mode of their latents; PSNR (at most 100 dB), SSIM and LPIPS are
-    means over the images. The reference of rFID is the same images, never ADM's reference batch (which would turn an
-    rFID of 0.57 into 1.9).
+    means over the images. `seam_ratio` is the gradient of the error across the borders of patches over that elsewhere,
+    1 without seams; patches have the tokenizer's compression ratio as their side. The reference of rFID is the same
+    images, never ADM's reference batch (which would turn an rFID of 0.57 into 1.9).
 
     Returns:
         The result on the main process, whose report is written to `output_dir`; None on the others.
@@ -66,10 +67,12 @@ def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArgu
         ValueError: an invalid argument, before anything is written.
     """
     state = process_state()
-    vae = open_tokenizer(args.model, args.encoder, DTYPES[args.dtype]).eval().to(state.device)
+    vae = open_tokenizer(args.model, args.encoder, getattr(torch, args.dtype)).eval().to(state.device)
     resolution, unit = args.resolution or vae.config.sample_size, compression_ratio(vae)
     if resolution < unit or resolution % unit:
         raise ValueError(f"resolution must be a positive multiple of {unit}, got {resolution}")
+    if "seam_ratio" in args.metrics and resolution == unit:
+        raise ValueError(f"resolution must be above {unit} for seam_ratio, as there is one patch, got {resolution}")
     extractors = load_extractors(args.extractors, state.device) if "rfid" in args.metrics else []
     data = NumberedImages(image_args.open(resolution, args.seed))
     if len(data) < 2:
@@ -94,6 +97,9 @@ def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArgu
         return None
     good = parts.stack("is_good")
     metrics = {name: parts.stack(name)[good].double().mean().item() for name in parts.names() if name in METRICS}
+    if "seam_ratio" in args.metrics:
+        across, elsewhere = parts.stack("border_gradients")[good].double().mean(0).tolist()
+        metrics["seam_ratio"] = across / elsewhere if elsewhere else 1.0
     for extractor in extractors:
         both = (f"{kind}.{extractor.name}.features" for kind in ("reconstruction", "original"))
         statistics = [GaussianStatistics.of(parts.iterate(name), "images") for name in both]
@@ -142,6 +148,9 @@ class _Comparison:
         check_finite(f"images that {self.args.model!r} reconstructs", sample)
         found["reconstruction"] = to_uint8(sample).cpu()
         reconstruction = from_uint8(found["reconstruction"].to(self.vae.device))
+        if "seam_ratio" in self.args.metrics:
+            patch_size = compression_ratio(self.vae)
+            found["border_gradients"] = border_gradients(reconstruction, original, patch_size).cpu()
         for name, metric in self.pairwise.items():
             pairs = zip(reconstruction.split(1), original.split(1), strict=True)
             values = torch.stack([metric(*pair).squeeze() for pair in pairs]).cpu()
