@@ -19,17 +19,19 @@ class TimmNetwork(nn.Module):
     Args:
         path: Hub id or local folder.
         features_only: return the feature maps of the model's stages instead of logits.
+        image_size: side of the input, where it is not the model's own.
     """
 
-    def __init__(self, path: str, features_only: bool = False):
+    def __init__(self, path: str, features_only: bool = False, image_size: int | None = None):
         super().__init__()
         import timm
 
         location = f"local-dir:{path}" if os.path.isdir(path) else f"hf-hub:{path}"
-        self.model = timm.create_model(location, pretrained=True, features_only=features_only)
+        options = {} if image_size is None else {"img_size": image_size}
+        self.model = timm.create_model(location, pretrained=True, features_only=features_only, **options)
         config = self.model.pretrained_cfg
         resized = config.get("fixed_input_size") or not features_only
-        self.size = tuple(config["input_size"][1:]) if resized else None
+        self.size = 2 * (image_size,) if image_size else tuple(config["input_size"][1:]) if resized else None
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
 

@@ -24,7 +24,8 @@ def test_every_task_has_a_module_and_help(capsys, task):
         main(["evaluate", task, "--help"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
-    assert f"usage: hf-fae evaluate {task}" in text and "--dataset_name" in text and "--output_dir" in text
+    assert f"usage: hf-fae evaluate {task}" in text and "--output_dir" in text
+    assert ("--dataset_name" in text) == (task != "convergence")
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
@@ -43,6 +44,8 @@ def test_a_table_is_printed_and_a_report_written(capsys, tmp_path, tokenizer_fol
     main(["evaluate", "reconstruction", *arguments(config=config, output_dir=tmp_path / "out", max_samples=10)])
     lines = capsys.readouterr().out.splitlines()
     metrics = read_report(tmp_path / "out")["metrics"]
+    protocol, *lines = lines
+    assert protocol == f"protocol: {data_folder} validation; pictures 10 images"
     assert lines == [f"{name}  {metrics[name]:.6g}" for name in ("psnr", "ssim")] + [
         f"wrote {tmp_path}/out/report.json"
     ]
@@ -50,7 +53,7 @@ def test_a_table_is_printed_and_a_report_written(capsys, tmp_path, tokenizer_fol
 
 
 def test_errors_are_one_line(capsys, tmp_path, tokenizer_folder):
-    tasks = "generation, reconstruction, probe, retrieval, matching, latents"
+    tasks = "generation, reconstruction, probe, retrieval, matching, convergence, latents"
     assert fail(capsys, "images") == f"hf-fae: error: TASK must be one of {tasks}, got 'images'"
     options = arguments(model=tokenizer_folder, output_dir=tmp_path / "out", metrics="psnr")
     assert fail(capsys, "reconstruction", *options).startswith("hf-fae: error: dataset_name must name the images")

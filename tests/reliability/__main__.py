@@ -2,11 +2,16 @@
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
 import tempfile
 from pathlib import Path
 
+
+# As tests/conftest.py, before torch is imported: equal to the bit, wherever tensors lie in memory.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 HERE = Path(__file__).parent
 KINDS = sorted({module.name for module in pkgutil.iter_modules([str(HERE)])} - {"__main__", "case"})

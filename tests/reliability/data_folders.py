@@ -97,6 +97,18 @@ def linked_file(folder):
     return folder / "photos"
 
 
+def linked_root(folder):
+    write(folder / "real", *TWO)
+    (folder / "photos").symlink_to(folder / "real")
+    return folder / "photos"
+
+
+def csv_of_paths(folder):
+    write(folder, "0.png")
+    (folder / "train.csv").write_text(f"image\n{folder}/0.png\n")
+    return folder / "train.csv"
+
+
 def brackets(folder):
     write(folder / "photos [x]", *TWO)
     return folder / "photos [x]"
@@ -143,6 +155,11 @@ def lists(folder):
 
 def base64_text(folder):
     text = base64.b64encode(encoded()).decode()
+    Dataset.from_dict({"image": [text] * 3}).to_parquet(folder / "train.parquet")
+
+
+def url_safe_base64(folder):
+    text = base64.urlsafe_b64encode(encoded("JPEG")).decode()
     Dataset.from_dict({"image": [text] * 3}).to_parquet(folder / "train.parquet")
 
 
@@ -204,6 +221,8 @@ FOLDERS = {
     "no class folders": Folder(images("0.png"), LABELS, sentence=("label", "without class folders")),
     "uneven depth": Folder(images("cat/0.png", "dog/big/1.png"), LABELS, sentence=("depth", "dog/big")),
     "linked class folder": Folder(linked, LABELS, sentence=("left out", "dog/0.png", "links")),
+    "the folder itself is a link": Folder(linked_root, LABELS, 4, ("cat", "dog")),
+    "csv of paths": Folder(csv_of_paths, rows=1),
     "linked file": Folder(linked_file, rows=2),
     "unknown ending": Folder(images("cat/0.png", "dog/0.qoi"), LABELS, sentence=("left out", "dog/0.qoi", "PNG")),
     "split folders and others": Folder(
@@ -231,9 +250,25 @@ FOLDERS = {
     "saved to disk, a slice": Folder(saved(["train"]), {"train_split": "train[:2]"}, sentence=("train[:2]", "whole")),
     "lists of images": Folder(lists, sentence=("one image per row", "'image'")),
     "base64 text": Folder(base64_text, sentence=("base64", "'image'")),
+    "URL-safe base64 text": Folder(url_safe_base64, sentence=("base64", "'image'")),
     "another user's file": Folder(secret, rows=4, corrupt={"unsafe": 2}),
     "a URL": Folder(
         parquet_of([cell(path="http://127.0.0.1:9/0.png"), cell(encoded())]), rows=2, corrupt={"unsafe": 1}
+    ),
+    "a chain of URLs": Folder(
+        parquet_of(lambda f: [cell(path=f"file:///etc/hostname::{f}/a.zip"), cell(encoded())]),
+        rows=2,
+        corrupt={"unsafe": 1},
+    ),
+    "a name that no file can have": Folder(
+        parquet_of(lambda f: [cell(path=f"{f}/{'x' * 999}"), cell(path=f"{f}/\0.png"), cell(encoded())]),
+        rows=3,
+        corrupt={"missing": 2},
+    ),
+    "a pipe by name": Folder(
+        parquet_of(lambda f: os.mkfifo(f / "p.png") or [cell(path=str(f / "p.png")), cell(encoded())]),
+        rows=2,
+        corrupt={"undecodable": 1},
     ),
     "a device": Folder(parquet_of([cell(path="/dev/zero"), cell(encoded())]), rows=2, corrupt={"unsafe": 1}),
     "a pipe": Folder(fifo, rows=1),
@@ -271,6 +306,7 @@ def check(name: str, folder: Path) -> None:
             kind = error.kind
             found[kind] = found.get(kind, 0) + 1
     assert found == case.corrupt, f"corrupt rows are {found}"
+    assert len(data.fingerprint("train")) == 32
 
 
 CASES = [Case(name, lambda folder, name=name: check(name, folder)) for name in FOLDERS]

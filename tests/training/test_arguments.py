@@ -135,7 +135,7 @@ def script_arguments(config):
         return [import_module("train_autoregressive").AutoregressiveArguments, LoopArguments]
     if "pixel_decoder" in config:
         return [import_module("train_pixel_decoder").PixelDecoderArguments, ReconstructionArguments, LoopArguments]
-    if "drorae" in config or config.startswith("raev2_dinov3"):
+    if "drorae" in config or "raev2_dinov3" in config or "raev2_decoder" in config:
         return [import_module("train_drorae").DRoRAEArguments, ReconstructionArguments, LoopArguments]
     for name in ("DeTok", "MAETok"):
         if name.lower() in config:

@@ -6,23 +6,23 @@ import math
 
 import numpy as np
 
-from .corrupt import EMPTY, MISSING, TOO_LARGE, TOO_SMALL, TRUNCATED, UNDECODABLE, CorruptRow
-from .image_files import read_file, supported_formats, without_metadata
+from .corrupt import EMPTY, TOO_LARGE, TOO_SMALL, TRUNCATED, UNDECODABLE, CorruptRow
+from .image_files import read_file, supported_formats
+from .image_metadata import read_orientation, without_metadata
 
 
 __all__ = ["center_crop", "decode_image", "lanczos_crop", "pad_to_square", "random_crop", "to_rgb"]
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: 256 MiB as RGB
 MAX_ASPECT = 8  # the ends of longer images are cut off before anything is enlarged
-
-
-ORIENTATION = 0x0112  # of EXIF
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 def to_rgb(image):
     """A PIL image of any mode as 8-bit RGB: upright by its EXIF tag, transparency on white.
 
-    16-bit grey is scaled to 8 bits, also where Pillow reads it as 32-bit integers; floats are scaled from [0, 1].
+    12-bit and 16-bit grey is scaled to 8 bits, also where Pillow reads it as 32-bit integers; floats are scaled from
+    [0, 1].
 
     Raises:
         CorruptRow: numbers of an undocumented range (32-bit integers above 65535, floats outside [0, 1]), or a colour
@@ -30,9 +30,10 @@ def to_rgb(image):
     """
     from PIL import Image
 
-    image = _upright(image)
+    image.load()  # turns a TIFF, and removes its tag
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_scale_grey(np.asarray(image), image.mode)).convert("RGB")
+        return _upright(Image.fromarray(_scale_grey(image)), image).convert("RGB")
+    image = _upright(image, image)
     if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -43,29 +44,31 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def _upright(image):
-    """The image turned by its EXIF tag, where that can be read: pixels decide, not broken metadata."""
+def _upright(image, source):
+    """The image turned by the EXIF tag of its source, where that can be read."""
     from PIL import Image
 
-    try:
-        orientation = int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # metadata can be broken in any way
-        return image
     turns = Image.Transpose
-    by_tag = (turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.FLIP_TOP_BOTTOM, turns.TRANSPOSE)
+    by_tag = (None, turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.FLIP_TOP_BOTTOM, turns.TRANSPOSE)
     by_tag += (turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90)
-    return image.transpose(by_tag[orientation - 2]) if 2 <= orientation <= 8 else image
+    turn = by_tag[read_orientation(source) - 1]
+    return image if turn is None else image.transpose(turn)
 
 
-def _scale_grey(values, mode):
-    """Grey values of documented range as 8-bit ones."""
-    highest = 1 if mode == "F" else 65535
+def _scale_grey(image):
+    """Grey values of documented range as 8-bit ones; those of a transparent colour become white."""
+    values, mode = np.asarray(image), image.mode
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # Pillow does not scale 12 bits to 16
+    highest = 1 if mode == "F" else 2 ** min(bits, 16) - 1
     if not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= highest):
         raise CorruptRow(
             UNDECODABLE,
             f"values of mode {mode} must be within [0, {highest}], got [{values.min():g}, {values.max():g}]",
         )
-    return (values * 255).round().astype(np.uint8) if mode == "F" else (values // 257).astype(np.uint8)
+    grey = (values * 255).round() if mode == "F" else values.astype(np.uint32) * 255 // highest
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return grey.astype(np.uint8)
 
 
 def decode_image(value, min_side: int = 1):
@@ -86,10 +89,7 @@ def decode_image(value, min_side: int = 1):
         return to_rgb(value)
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value["path"]
-    try:
-        data = read_file(value) if value is not None and not isinstance(value, bytes) else value
-    except FileNotFoundError as error:
-        raise CorruptRow(MISSING, f"No such file: {value}") from error
+    data = read_file(value) if value is not None and not isinstance(value, bytes) else value
     if not data:
         raise CorruptRow(EMPTY, "there are no bytes of an image")
     try:

@@ -8,8 +8,8 @@ import torch
 from ..images import from_uint8
 from .corrupt import BAD_LABEL, NO_CAPTION, CorruptRow
 from .decoding import center_crop, decode_image, lanczos_crop, pad_to_square, random_crop
-from .image_files import check_inside
 from .order import is_mirrored
+from .own_paths import check_inside
 from .source import DataArguments
 
 

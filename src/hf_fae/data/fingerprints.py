@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
+from .corrupt import CorruptRow
+from .image_files import open_regular
+from .own_paths import check_inside
 from .source import ImageSource
 
 
@@ -27,7 +30,8 @@ def fingerprint_parameters(parameters: Iterable[torch.Tensor], settings=None) ->
 def fingerprint_rows(data: ImageSource, rows) -> str:
     """Hash of the rows in their order: length and last 4 KiB of every image, labels, captions and groups.
 
-    Paths are ignored. Images behind URLs count by their URL: they are not fetched.
+    Paths are ignored. Images behind URLs count by their URL: they are not fetched. Paths outside of the data
+    set are not read.
 
     Args:
         data: says which columns these are.
@@ -38,13 +42,13 @@ def fingerprint_rows(data: ImageSource, rows) -> str:
     columns = [data.find_column(rows, name) for name in names]
     for table in rows.with_format("arrow").iter(batch_size=1000):
         for cell in table[args.image_column]:
-            digest.update(_end(cell) if cell.is_valid else b"none")
+            digest.update(_end(cell, args.dataset_name) if cell.is_valid else b"none")
         values = [table[name].to_pylist() for name in columns]
         digest.update(json.dumps(values, default=str).encode())
     return digest.hexdigest()[:32]
 
 
-def _end(cell):
+def _end(cell, dataset_name):
     if cell["bytes"].is_valid:
         data = cell["bytes"].as_buffer()
         size, end = data.size, data.slice(max(0, data.size - TAIL)).to_pybytes()
@@ -55,9 +59,10 @@ def _end(cell):
     if "://" in path:
         return path.encode()
     try:
-        with open(path, "rb") as file:
+        check_inside(path, dataset_name)
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL))
             return b"%d:%b" % (size, file.read())
-    except FileNotFoundError:  # a corrupt row
+    except CorruptRow:
         return b"none"

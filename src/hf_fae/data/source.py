@@ -12,6 +12,8 @@ from .streaming import open_shard
 
 __all__ = ["DataArguments", "ImageSource"]
 
+# How base64 text of PNG, JPEG, GIF and WebP files begins, one of which looks like a path.
+BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 LISTS = ("List", "LargeList", "Sequence")  # features of `datasets`, by version
 
 
@@ -121,7 +123,9 @@ class ImageSource:
             raise ValueError(f"image_column must hold one image per row, but {column!r} holds {feature}")
         if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
             value = next(iter(rows.take(1)), {}).get(column) or ""
-            if len(value) > 255 and re.fullmatch(r"(data:image/[a-z]+;base64,)?[A-Za-z0-9+/\s]+=*", value):
+            text = re.sub(r"^data:image/[a-z+.-]+;base64,", "", value)
+            is_encoded = len(text) > 255 or text != value or text.startswith(BASE64_STARTS)
+            if is_encoded and re.fullmatch(r"[A-Za-z0-9+/_\s-]+=*", text):
                 raise ValueError(
                     f"image_column must hold images or their paths, but {column!r} holds base64 text: store the bytes "
                     "that base64.b64decode returns"

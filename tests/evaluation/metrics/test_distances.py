@@ -13,6 +13,7 @@ from hf_fae.evaluation.metrics.distances import (
     inception_score,
     kernel_distance,
     precision_recall,
+    sliced_distance,
 )
 
 
@@ -214,6 +215,28 @@ def test_kernel_distance_agrees_with_piq():
     found, _ = kernel_distance(samples, reference, subset_size=200, subsets=1)
     other = piq.KID(average=False)(samples, reference)
     assert found == pytest.approx(other.item(), rel=1e-6)
+
+
+def test_sliced_distance_in_one_dimension():
+    """Every direction is +-1: 3 times the mean squared difference of the sorted numbers."""
+    features = normal(200, 1)
+    assert sliced_distance(features + 0.5, features) == pytest.approx(3 * 0.25)
+    assert sliced_distance(2 * features, features) == pytest.approx(3 * features.square().mean().item())
+
+
+def test_sliced_distance_of_the_same_set_in_any_order():
+    features = normal(200, 16)
+    assert sliced_distance(features.flip(0), features) == pytest.approx(0, abs=1e-20)
+
+
+def test_sliced_distance_of_a_shift():
+    """3 D E (direction . shift)^2 = 3 |shift|^2, up to the choice of directions."""
+    features, shift = normal(300, 8), torch.linspace(0, 1, 8, dtype=torch.float64)
+    expected = 3 * shift.square().sum().item()
+    found = sliced_distance(features + shift, features)
+    assert found == pytest.approx(expected, rel=0.15) and found == sliced_distance(features + shift, features)
+    # As many of the larger set, chosen at random; few of the smaller set are further away, as they are noise.
+    assert sliced_distance((features + shift)[:100], features) == pytest.approx(expected, rel=0.5)
 
 
 def test_inception_score():

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 
 from hf_fae.evaluation.inputs.extractors import load_extractors
 from hf_fae.evaluation.metrics.distances import GaussianStatistics, frechet_distance
+from hf_fae.evaluation.resumable import Parts
+from hf_fae.evaluation.tasks.reconstruction import choose_partners
 from hf_fae.images import to_uint8
 from hf_fae.utils.image_metrics import border_gradients, feature_cosine, psnr, ssim
 
@@ -72,6 +74,40 @@ def test_the_numbers_are_those_of_the_pictures(options, judge_folder, data_folde
     assert result.metrics == pytest.approx(expected, rel=1e-4)
     report = read_report(tmp_path / "out")
     assert report["details"] == {"damaged": 1} and report["settings"]["pictures"]["count"] == 20
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ifid_is_that_of_images_halfway_between_latents(options, judge_folder, data_folder, tmp_path):
+    """Partners lie in other parts, and in other batches."""
+    changes = {"metrics": ["ifid"], "split": "train"}
+    result = run("reconstruction", **options | changes)
+
+    from datasets import load_dataset
+
+    pictures = load_dataset(str(data_folder), split="train")["image"]
+    images = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2)
+    partners, vae = choose_partners(len(images), 0), tiny_fae()
+    assert sorted(partners) == list(range(90)) and all(one != other for one, other in enumerate(partners))
+    (extractor,) = load_extractors([str(judge_folder)])
+    with torch.no_grad():
+        latents = vae.encode(images / 127.5 - 1).latent_dist.mode()
+        halfway = to_uint8(vae.decode((latents + latents[partners]) / 2).sample)
+        statistics = [GaussianStatistics.of([extractor(batch)["features"]]) for batch in (halfway, images)]
+    assert result.metrics == pytest.approx({"ifid_effnet": frechet_distance(*statistics)}, rel=1e-3)
+
+    run("reconstruction", **options | changes | {"output_dir": tmp_path / "cut"})
+    (tmp_path / "cut" / "report.json").unlink()
+    next((tmp_path / "cut" / "parts").rglob("*.safetensors")).unlink()
+    again = run("reconstruction", **options | changes | {"output_dir": tmp_path / "cut"})
+    assert again.metrics == result.metrics
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ifid_leaves_out_images_with_a_corrupt_partner(options, tmp_path):
+    run("reconstruction", **options | {"metrics": ["rfid", "ifid"]})
+    parts = Parts(tmp_path / "out" / "parts" / "images", 70, 16)
+    counts = [len(parts.stack(f"{kind}.effnet.features")) for kind in ("original", "reconstruction", "interpolation")]
+    assert counts == [69, 69, 68]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ...networks import TimmNetwork, load_hub_weights, read_config
 from ...utils.digests import hash_file
 from ..options import CHUNK
 from ..provenance import identify_model
+from .panel import PANEL
 
 
 __all__ = [
@@ -91,25 +92,35 @@ class InceptionExtractor(nn.Module):
 
 
 class TimmExtractor(nn.Module):
-    """Pooled features and logits of a timm classifier, at its own input size.
+    """Pooled features and logits of a timm classifier, at its own input size, or as in a space of `PANEL`.
 
     Args:
         path: Hub id or local folder.
-        name: by default the architecture.
+        name: by default the architecture; a name of `PANEL` for a folder with its weights.
+
+    Raises:
+        ValueError: another network under a name of `PANEL`.
     """
 
     def __init__(self, path: str, name: str | None = None):
         super().__init__()
-        self.network = TimmNetwork(path).requires_grad_(False).eval()
+        self.space = PANEL.get(name)
+        size = self.space and self.space.size
+        self.network = TimmNetwork(path, image_size=size).requires_grad_(False).eval()
         architecture = self.network.model.pretrained_cfg["architecture"]
+        if self.space and architecture != _architecture(self.space):
+            raise ValueError(f"{name} must be a {_architecture(self.space)}, got a {architecture}")
         self.name = name or _identifier(architecture)
         resize = f"bicubic with antialias, to {self.network.size[0]}"
         self.settings = {"architecture": architecture, "resize": resize, **identify_model(path)}
-        self.outputs = ("features", "logits") if self.network.model.num_classes else ("features",)
+        has_logits = self.network.model.num_classes and not self.space
+        self.outputs = ("features", "logits") if has_logits else ("features",)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         model = self.network.model
         maps = model.forward_features(self.network.preprocess(from_uint8(images.to(self.network.mean.device))))
+        if self.space and self.space.reads_maps:
+            return {"features": maps.mean((2, 3))}
         outputs = {"features": model.forward_head(maps, pre_logits=True)}
         if "logits" in self.outputs:
             outputs["logits"] = model.forward_head(maps)
@@ -146,8 +157,8 @@ def load_extractors(sources: list[str], device: torch.device | str = "cpu") -> l
     """Extractors by name or path.
 
     Args:
-        sources: each "inception", "inception=FILE" with its weights, or "[NAME=]PATH" of a timm or transformers model,
-            a Hub id or a folder.
+        sources: each "inception", "inception=FILE" with its weights, "[NAME=]PATH" of a timm or transformers model,
+            a Hub id or a folder, or a name of `PANEL`, for which "NAME=PATH" gives its weights.
 
     Raises:
         ValueError: no or malformed sources, a model of neither library, duplicate names, or a failure to load.
@@ -162,6 +173,8 @@ def load_extractors(sources: list[str], device: torch.device | str = "cpu") -> l
 
 
 def _load(source):
+    if source in PANEL and source != INCEPTION:
+        source = f"{source}={PANEL[source].path}"
     name, separator, path = source.rpartition("=")
     if source == INCEPTION or name == INCEPTION:
         with loading("extractors", source):
@@ -174,6 +187,8 @@ def _load(source):
         config = read_config(path)
         if "architecture" in config:
             return TimmExtractor(path, name or None)
+        if name in PANEL:
+            raise ValueError(f"{name} must be timm's {_architecture(PANEL[name])}")
         if "model_type" in config:
             return VisionExtractor(path, name or None)
         raise ValueError("its config.json names neither a timm nor a transformers model")
@@ -217,6 +232,10 @@ def extract_features(
             found[f"{extractor.name}.{name}"] = values = torch.cat([part[name] for part in parts])
             check_finite(f"{name} of {extractor.name}", values)
     return found if is_good is None else {name: values[is_good] for name, values in found.items()}
+
+
+def _architecture(space):
+    return space.path.removeprefix("timm/").partition(".")[0]
 
 
 def _identifier(name: str) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "precision_recall",
+    "sliced_distance",
 ]
 
 # Rows per summation: rounding is reproducible only if it does not depend on how features are batched.
@@ -175,6 +176,33 @@ def kernel_distance(
         verbose=False,
     )
     return result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]
+
+
+def sliced_distance(samples: torch.Tensor, reference: torch.Tensor, directions: int = 1000, seed: int = 2020) -> float:
+    """3 D times the squared 2-Wasserstein distance of projections, the mean over random unit directions.
+
+    The MIND of arXiv 2605.06797 where features (N, D) are Inception's. Of the larger set a fixed random choice of as
+    many features as the smaller one has is compared.
+
+    Raises:
+        ValueError: no samples, features of different widths, NaN or infinite values.
+    """
+    _check("samples", samples)
+    _check("reference", reference, samples.shape[1])
+    count, width = min(len(samples), len(reference)), samples.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    both = [
+        features if len(features) == count else features[torch.randperm(len(features), generator=generator)[:count]]
+        for features in (samples, reference)
+    ]
+    one, other = (features.detach().cpu().double() for features in both)
+    generator.manual_seed(seed)  # the directions do not depend on the sizes
+    slices = F.normalize(torch.randn(directions, width, generator=generator, dtype=torch.float64), dim=1)
+    total = 0.0
+    for part in slices.split(64):  # all projections of 50,000 features would take 800 MB
+        gaps = (one @ part.T).sort(0).values - (other @ part.T).sort(0).values
+        total += gaps.square().mean(0).sum().item()
+    return 3 * width * total / directions
 
 
 def inception_score(logits: torch.Tensor, splits: int = 10) -> tuple[float, float]:

@@ -12,6 +12,9 @@ from ...utils.atomic import atomic_write
 
 __all__ = ["Evaluation"]
 
+# Settings that change a metric's meaning, in the order in which they are printed; `report.json` has all.
+PROTOCOL = ("labels", "num_samples", "num_inference_steps", "guidance_scale", "internal_guidance_scale")
+PROTOCOL += ("reference", "held_out", "pictures", "extractors", "epochs")
 LIBRARIES = ["hf_fae", "torch", "diffusers", "transformers", "torchmetrics"]
 
 
@@ -33,6 +36,20 @@ class Evaluation:
     dataset: str
     split: str | None = None
     details: dict | None = None
+
+    @property
+    def protocol(self) -> str:
+        """What one needs to know to compare the metrics with others, in one line."""
+        parts = [f"{self.dataset} {self.split}" if self.split else str(self.dataset)]
+        for name in PROTOCOL:
+            value = self.settings.get(name)
+            if name == "extractors":
+                value = ", ".join(value or ()) or None
+            elif isinstance(value, dict):
+                value = f"{value['count']} images" if "count" in value else json.dumps(value)
+            if value is not None:
+                parts.append(f"{name} {value}")
+        return "; ".join(parts)
 
     def save(self, folder: str | Path) -> None:
         """Write `report.json` and, if the data set is on the Hub, `.eval_results/hf_fae.yaml`.

@@ -21,7 +21,8 @@ from ..resumable import Parts, check_settings, process_state
 
 __all__ = ["ReconstructionArguments", "evaluate_reconstruction"]
 
-METRICS = ("rfid", "psnr", "ssim", "lpips", "feature_cosine", "seam_ratio")
+DEFAULT_METRICS = ("rfid", "psnr", "ssim", "lpips", "feature_cosine", "seam_ratio")
+METRICS = (*DEFAULT_METRICS, "ifid")
 MAX_PSNR = 100.0  # of an identical image
 
 
@@ -32,12 +33,12 @@ class ReconstructionArguments(TokenizerArguments):
     extractors: list[str] = field(
         default_factory=lambda: [INCEPTION],
         metadata={
-            "help": "Feature extractors of rFID: inception, inception=FILE, or [NAME=]PATH of a timm or transformers "
-            "model."
+            "help": "Feature extractors of rFID and iFID: inception, inception=FILE, or [NAME=]PATH of a timm or "
+            "transformers model."
         },
     )
     metrics: list[str] = field(
-        default_factory=lambda: list(METRICS), metadata={"help": f"What to measure: {', '.join(METRICS)}."}
+        default_factory=lambda: list(DEFAULT_METRICS), metadata={"help": f"What to measure: {', '.join(METRICS)}."}
     )
     vgg16: str | None = field(
         default=None, metadata={"help": "File of VGG16 for LPIPS (default: torchvision's, downloaded)."}
@@ -60,6 +61,10 @@ def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArgu
     1 without seams; patches have the tokenizer's compression ratio as their side. The reference of rFID is the same
     images, never ADM's reference batch (which would turn an rFID of 0.57 into 1.9).
 
+    `ifid` is the Fréchet distance of the same images to those that are decoded halfway between the latents of an image
+    and of another one, at random. A tokenizer whose space has gaps between images, which a generator cannot avoid,
+    shows it here without a generator; rFID does not.
+
     Returns:
         The result on the main process, whose report is written to `output_dir`; None on the others.
 
@@ -73,7 +78,8 @@ def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArgu
         raise ValueError(f"resolution must be a positive multiple of {unit}, got {resolution}")
     if "seam_ratio" in args.metrics and resolution == unit:
         raise ValueError(f"resolution must be above {unit} for seam_ratio, as there is one patch, got {resolution}")
-    extractors = load_extractors(args.extractors, state.device) if "rfid" in args.metrics else []
+    uses_extractors = {"rfid", "ifid"} & set(args.metrics)
+    extractors = load_extractors(args.extractors, state.device) if uses_extractors else []
     data = NumberedImages(image_args.open(resolution, args.seed))
     if len(data) < 2:
         raise ValueError(f"dataset_name {image_args.dataset_name!r} must have at least 2 images, got {len(data)}")
@@ -92,7 +98,16 @@ def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArgu
     check_settings(args.output_dir, {"task": "reconstruction", **settings})
 
     parts = Parts(Path(args.output_dir) / "parts" / "images", len(data), args.batch_size)
-    parts.compute(lambda numbers: compare(**data.read(numbers)), "reconstructing")
+    partners = choose_partners(len(data), args.seed)
+
+    def make_part(numbers):
+        batch = data.read(numbers)
+        if "ifid" in args.metrics:
+            others = data.read([partners[number] for number in numbers])
+            batch |= {"others": others["images"], "both_good": batch["is_good"] & others["is_good"]}
+        return compare(**batch)
+
+    parts.compute(make_part, "reconstructing")
     if not state.is_main_process:
         return None
     good = parts.stack("is_good")
@@ -101,9 +116,12 @@ def evaluate_reconstruction(args: ReconstructionArguments, image_args: ImageArgu
         across, elsewhere = parts.stack("border_gradients")[good].double().mean(0).tolist()
         metrics["seam_ratio"] = across / elsewhere if elsewhere else 1.0
     for extractor in extractors:
-        both = (f"{kind}.{extractor.name}.features" for kind in ("reconstruction", "original"))
-        statistics = [GaussianStatistics.of(parts.iterate(name), "images") for name in both]
-        metrics[metric_name("rfid", extractor)] = frechet_distance(*statistics)
+        kinds = {"rfid": "reconstruction", "ifid": "interpolation"}
+        original = GaussianStatistics.of(parts.iterate(f"original.{extractor.name}.features"), "images")
+        for metric in (name for name in kinds if name in args.metrics):
+            decoded = parts.iterate(f"{kinds[metric]}.{extractor.name}.features")
+            distance = frechet_distance(GaussianStatistics.of(decoded, "images"), original)
+            metrics[metric_name(metric, extractor)] = distance
     details = {"damaged": int((~good).sum())}
     result = Evaluation(
         "reconstruction", metrics, settings, dataset=image_args.dataset_name, split=image_args.split, details=details
@@ -125,15 +143,22 @@ class _Comparison:
                 self.pairwise["lpips"] = LPIPS.from_pretrained(args.vgg16).to(vae.device).distances
 
     @torch.no_grad()
-    def __call__(self, images, is_good, **_):
-        batches = [self._compare(batch) for batch in images.split(self.args.batch_size)]
+    def __call__(self, images, is_good, others=None, both_good=None, **_):
+        if others is None:
+            others = images
+        batches = [
+            self._compare(*pair) for pair in zip(*(part.split(self.args.batch_size) for part in (images, others)))
+        ]
         part = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-        for kind, shown in (("reconstruction", part.pop("reconstruction")), ("original", images)):
-            judged = extract_features(self.extractors, shown, is_good)
+        shown = {"reconstruction": (part.pop("reconstruction"), is_good), "original": (images, is_good)}
+        if "ifid" in self.args.metrics:
+            shown["interpolation"] = part.pop("interpolation"), both_good
+        for kind, (decoded, kept) in shown.items():
+            judged = extract_features(self.extractors, decoded, kept)
             part |= {f"{kind}.{name}": values for name, values in judged.items()}
         return {**part, "is_good": is_good}
 
-    def _compare(self, images):
+    def _compare(self, images, others):
         original = from_uint8(images.to(self.vae.device))
         pixel_values = original.to(self.vae.dtype)
         found = {}
@@ -144,9 +169,10 @@ class _Comparison:
             found["feature_cosine"] = token_cosine(decoded, self.vae.last_features(features)).mean(1).cpu()
         else:
             latents = encode_images(self.vae, pixel_values).mode()
-        sample = decode_latents(self.vae, latents)
-        check_finite(f"images that {self.args.model!r} reconstructs", sample)
-        found["reconstruction"] = to_uint8(sample).cpu()
+        found["reconstruction"] = self._decode(latents)
+        if "ifid" in self.args.metrics:
+            ends = encode_images(self.vae, from_uint8(others.to(self.vae.device)).to(self.vae.dtype)).mode()
+            found["interpolation"] = self._decode(torch.lerp(latents, ends, 0.5))
         reconstruction = from_uint8(found["reconstruction"].to(self.vae.device))
         if "seam_ratio" in self.args.metrics:
             patch_size = compression_ratio(self.vae)
@@ -156,3 +182,16 @@ class _Comparison:
             values = torch.stack([metric(*pair).squeeze() for pair in pairs]).cpu()
             found[name] = values.clamp_max(MAX_PSNR) if name == "psnr" else values
         return found
+
+    def _decode(self, latents):
+        sample = decode_latents(self.vae, latents)
+        check_finite(f"images that {self.args.model!r} reconstructs", sample)
+        return to_uint8(sample).cpu()
+
+
+def choose_partners(count: int, seed: int) -> list[int]:
+    """Another image for each of `count` images: the next one in a random circle, so that each is chosen once."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(-1)
+    return partners.tolist()

@@ -38,8 +38,12 @@ def check_metrics(metrics: list[str], extractors: list[FeatureExtractor], refere
         ValueError: no extractor has the outputs that a metric needs, or the reference has too few images.
     """
     outputs = {name for extractor in extractors for name in extractor.outputs}
-    possible = {name for name in metrics if METRICS[name][0] in outputs and (reference_count or not METRICS[name][1])}
-    if not possible:
+    possible = {
+        name
+        for name in set(metrics) & set(METRICS)
+        if METRICS[name][0] in outputs and (reference_count or not METRICS[name][1])
+    }
+    if not possible and set(metrics) <= set(METRICS):
         names = ", ".join(extractor.name for extractor in extractors)
         raise ValueError(
             f"metrics must have one that {names} can measure with this reference, got {', '.join(metrics)}"
