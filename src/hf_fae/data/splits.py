@@ -12,7 +12,7 @@ from pathlib import Path
 from .image_files import FORMATS
 
 
-__all__ = ["find_splits", "image_places"]
+__all__ = ["find_splits", "image_places", "split_of"]
 
 SPLIT_FOLDERS = {
     "train": "train|training",
@@ -52,11 +52,11 @@ def find_splits(folder: str) -> dict[str, list[str]] | None:
     above: tuple[str, ...] = ()
     while len({place[:1] for place in places}) == 1 and () not in places:
         name = next(iter(places))[0]
-        if _split_of(name):
+        if split_of(name):
             break
         above, places = (*above, name), {place[1:] for place in places}
     names = sorted({place[0] for place in places if place})
-    splits = {name: _split_of(name) for name in names if _split_of(name)}
+    splits = {name: split_of(name) for name in names if split_of(name)}
     if splits and len(splits) == len(names):
         patterns: dict[str, list[str]] = {}
         for name, split in splits.items():
@@ -84,7 +84,7 @@ def _unescape(name):
     return re.sub(r"\[([*?[])\]", r"\1", name)
 
 
-def _split_of(name):
+def split_of(name):
     for split, words in SPLIT_FOLDERS.items():
         if re.match(rf"({words})(?![a-z])", name, re.IGNORECASE):
             return split

@@ -79,9 +79,11 @@ def _pixel_decoder(plan, recipe):
 def _step(plan, generator, side):
     """Seconds of one training step of the generator, the better of two after a warm-up.
 
-    On a CPU that is the time that it computes, divided by the threads: other programs shall not count.
+    On a CPU it is the computing time of one thread, divided by the threads of a training: other programs shall not
+    count, and where they use the same cores threads that wait for each other take ten times longer.
     """
-    clock, share = (time.process_time, torch.get_num_threads()) if plan.device == "cpu" else (time.perf_counter, 1)
+    threads = torch.get_num_threads()
+    clock = time.process_time if plan.device == "cpu" else time.perf_counter
     shape = ("patch_size", "num_layers", "num_attention_heads", "attention_head_dim")
     with torch.random.fork_rng([]):
         model = LightningDiTTransformer2DModel(
@@ -92,16 +94,20 @@ def _step(plan, generator, side):
     timestep = torch.full((len(latents),), 500.0, device=plan.device)
     labels = torch.zeros(len(latents), dtype=torch.long, device=plan.device)
     seconds = []
-    for _ in range(3):
-        start = clock()
-        with torch.autocast(plan.device, torch.bfloat16, enabled=plan.mixed_precision == "bf16"):
-            loss = model(latents, timestep, class_labels=labels).sample.square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()  # waits for the device
-        seconds.append((clock() - start) / share)
-    return min(seconds[1:])
+    torch.set_num_threads(1)
+    try:
+        for _ in range(3):
+            start = clock()
+            with torch.autocast(plan.device, torch.bfloat16, enabled=plan.mixed_precision == "bf16"):
+                loss = model(latents, timestep, class_labels=labels).sample.square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()  # waits for the device
+            seconds.append(clock() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return min(seconds[1:]) / (threads if plan.device == "cpu" else 1)
 
 
 def _duration(seconds):

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..data.corrupt import CorruptRow
 from ..data.decoding import decode_image
+from ..data.splits import split_of
 
 
 __all__ = ["FolderImage", "ImageFolder", "read_folder"]
@@ -24,7 +25,8 @@ class FolderImage:
 
     Attributes:
         name: path below the folder.
-        label: the first sub-folder below the given one, "" for a file that is in none.
+        label: the first sub-folder below the given one, or below its split where all of those are named like splits
+            (`train/`, `validation/`), "" for a file that is in none.
         caption: from `metadata.jsonl` or `metadata.csv`, else the first line of the text file of the same
             name, else "".
         width, height: in pixels.
@@ -92,6 +94,8 @@ def read_folder(path: str, min_side: int = 16) -> ImageFolder:
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
+    tops = {file.relative_to(root).parts[0] if file.parent != root else "" for file in paths}
+    above = 1 if tops and all(split_of(top) for top in tops) else 0  # folders that are splits, which are no classes
     for file in tqdm(paths, desc="reading images", unit="image", leave=False):
         relative = file.relative_to(root)
         try:
@@ -99,7 +103,7 @@ def read_folder(path: str, min_side: int = 16) -> ImageFolder:
         except (CorruptRow, OSError) as error:
             found.corrupt[relative.as_posix()] = str(error)
             continue
-        label = relative.parts[0] if len(relative.parts) > 1 else ""
+        label = relative.parts[above] if len(relative.parts) > above + 1 else ""
         caption = captions.get(file) or _read_caption(file.with_suffix(".txt"))
         found.images.append(FolderImage(relative.as_posix(), label, caption, width, height))
     if not found.images:

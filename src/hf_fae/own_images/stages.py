@@ -15,6 +15,7 @@ __all__ = ["Stage", "is_finished", "make_stages", "run_stage"]
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "training_scripts"
 MARK = "finished.json"
+CAPTION_LENGTH = 32  # tokens: a sentence; attention to long padding would cost more than the image
 SCRIPT_OF = {
     "features": "train_fae",
     "pixels-ib": "train_pixel_decoder",
@@ -84,7 +85,8 @@ def _make_stage(name, settings, plan, output):
     elif name == "pixels":
         inputs = {"fae": plan.tokenizer, **images, **encoder, **loop}
     elif name == "latents":
-        reading = {"text_encoder": plan.text_encoder} if plan.text_encoder else {}
+        text = {"text_encoder": plan.text_encoder, "max_caption_length": CAPTION_LENGTH}
+        reading = text if plan.text_encoder else {}
         inputs = {"vae": output / "pixels", **images, **column, **reading}
     else:
         inputs = {"dataset_name": output / "latents", **loop}
