@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     for number in range(12):
         path = root / ("red" if number % 2 else "blue") / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
-        numbered_image(number).save(path)
+        numbered_image(number).resize((32, 24 if number % 3 else 32)).save(path)
     (root / "red" / "bad.png").write_text("no image")
     return root
 
@@ -49,7 +49,7 @@ def test_a_dry_run_writes_nothing(folder, tokenizer, tmp_path, capsys):
     main(["train", str(folder), "--output", str(output), "--tokenizer", str(tokenizer), "--dry-run"])
     text = capsys.readouterr().out
     assert "12 images in" in text and "1 files left out" in text and "recipe folder_small, 32 px" in text
-    assert "crop center, condition: classes" in text and "GiB of memory" in text
+    assert "crop pad, condition: classes" in text and "GiB of memory" in text
     assert not output.exists()
 
 

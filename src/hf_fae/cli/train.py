@@ -17,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--condition", choices=("classes", "captions", "none"), help="default: what all images of the folder have"
     )
-    parser.add_argument(
-        "--crop", choices=("center", "random", "lanczos", "pad"), help="default: pad, or center for squares"
-    )
+    parser.add_argument("--crop", choices=("center", "lanczos", "pad"), help="default: pad, or center for squares")
     parser.add_argument("--image-encoder", "--image_encoder", help="frozen encoder of the tokenizer: Hub id or folder")
     parser.add_argument("--text-encoder", "--text_encoder", help="what embeds captions: Hub id or folder")
     parser.add_argument("--duration", type=float, default=1.0, help="factor of the recipe's steps (default: 1)")

@@ -85,6 +85,7 @@ def _unescape(name):
 
 
 def split_of(name):
+    """The split that a folder of this name is; None for any other folder."""
     for split, words in SPLIT_FOLDERS.items():
         if re.match(rf"({words})(?![a-z])", name, re.IGNORECASE):
             return split
