@@ -122,6 +122,8 @@ def check_hf_fae(words: list[str]) -> None:
         if "--denoising_steps" not in given:
             tiny = {name: value for name, value in tiny.items() if name != "denoising_steps"}
         words = [*words, *to_flags({"batch_size": 32, **tiny})]
+    if words[0] == "train":
+        words = [*words, *to_flags({"tokenizer": "checkpoints/fae-emoji-256", "duration": 1e-5})]
     cli.main(words)
     for flag, value in zip(words, words[1:]):
         if flag in ("--output", "--output_dir"):

@@ -18,7 +18,7 @@ PAGES = "\n".join(page.read_text() for page in sorted(DOCS.glob("api/*.md")))
 MODULES = re.findall(r"^\.\. automodule:: (\S+)", PAGES, flags=re.MULTILINE)
 NAMES = re.findall(r"^\.\. (?:autoclass|autofunction|py:data):: (\S+)", PAGES, flags=re.MULTILINE)
 # Modules whose public names are for the rest of the package, or for the command line, only.
-INTERNAL = re.compile(r"hf_fae\.(layers\.\w+|(app|cli)(\.\w+)?|modeling|networks|registration)")
+INTERNAL = re.compile(r"hf_fae\.(layers\.\w+|(app|cli|own_images)(\.\w+)?|modeling|networks|registration)")
 
 
 @pytest.fixture(scope="module")

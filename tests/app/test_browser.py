@@ -186,7 +186,7 @@ def test_generate(page):
 def test_reconstruct(page, saved):
     page.open_tab("Reconstruct")
     page.upload(saved / "no_picture.png")
-    page.until_says("cannot identify an image in these 5 bytes")
+    page.until_says("these 5 bytes are no image of a supported format")
     page.find("button[aria-label='Clear']")[0].click()
     page.upload(saved / "picture.png")
     page.until_says("feature cosine")

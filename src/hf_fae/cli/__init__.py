@@ -22,6 +22,7 @@ COMMANDS = {
     "reconstruct": "show images next to their reconstructions by a tokenizer",
     "inspect": "list the parts, shapes and parameter counts of a model",
     "demo": "serve pipelines in the browser: generate, reconstruct, compare patches",
+    "train": "train a generator on a folder of images in one command, resumable",
     "zoo": "list the published weights that load by name",
     "convert": "convert published weights to a folder of ours, or a saved model to its published layout",
     "evaluate": "measure a pipeline or a tokenizer, see docs/guides/evaluate.md",

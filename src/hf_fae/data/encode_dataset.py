@@ -76,8 +76,8 @@ def encode_dataset(
     """
     if data.args.streaming:
         raise ValueError("streaming must be False, as a shard is a range of row numbers, got True")
-    if data.args.crop != "center":
-        raise ValueError(f"crop must be 'center', as an image is encoded once, got {data.args.crop!r}")
+    if data.args.crop == "random":
+        raise ValueError("crop must be fixed, as an image is encoded once, got 'random'")
     if captions is not None and data.args.caption_column is None:
         raise ValueError("caption_column must name the captions for text_encoder, got None")
     for name, value in (("batch_size", batch_size), ("rows_per_shard", rows_per_shard)):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .image_files import FORMATS
 
 
-__all__ = ["ImageSplits", "find_splits"]
+__all__ = ["ImageSplits", "find_splits", "split_of"]
 
 SPLIT_FOLDERS = {
     "train": "train|training",
@@ -67,11 +67,11 @@ def find_splits(folder: str) -> ImageSplits | None:
     above, places = (), found
     while len({place[:1] for place in places}) == 1 and () not in places:
         name = next(iter(places))[0]
-        if _split_of(name):
+        if split_of(name):
             break
         above, places = (*above, name), {place[1:] for place in places}
     names = sorted({place[0] for place in places if place})
-    splits = {name: _split_of(name) for name in names if _split_of(name)}
+    splits = {name: split_of(name) for name in names if split_of(name)}
     if splits and len(splits) == len(names):
         patterns: dict[str, list[str]] = {}
         for name, split in splits.items():
@@ -86,7 +86,8 @@ def find_splits(folder: str) -> ImageSplits | None:
     return ImageSplits({"train": ["**"]}, found, has_metadata)
 
 
-def _split_of(name):
+def split_of(name):
+    """The split that a folder of this name is; None for any other folder."""
     for split, words in SPLIT_FOLDERS.items():
         if re.match(rf"({words})(?![a-z])", name, re.IGNORECASE):
             return split
