@@ -1,5 +1,6 @@
 """The experiments on emoji: what they run, what they measure, what they say."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -112,6 +113,27 @@ def test_tables(script):
     assert "| MAR | 1.5000 ± 0.7071 | 1.5000 ± 0.7071 | 3.0000 ± 0.0000 | 1 of 2 |" in text
 
 
+def test_table_of_raev2(script, tmp_path, capsys):
+    """Numbers of two finished seeds; `table` prints them while a third one runs."""
+    emoji = script("raev2")
+    metrics = dict.fromkeys(emoji.TOKENIZERS, emoji.TOKENIZER_METRICS) | dict.fromkeys(
+        emoji.GENERATORS, emoji.GUIDANCE
+    )
+    for seed in (0, 1):
+        results = {name: dict.fromkeys(of_run, place + seed) for place, (name, of_run) in enumerate(metrics.items())}
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "results.json").write_text(json.dumps(results))
+    flags = ["--encoder", str(tmp_path), "--data", str(tmp_path)]  # not read
+    emoji.main(["table", *flags, "--output", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "| last layer | 0.5000 ± 0.7071 | 0.5000 ± 0.7071 |" in text
+    title = "fid_effnet, w = 1"
+    assert f"| 3 layers, clean latents: {title} | 3 layers, velocity: {title} | 2 of 2 |" in text
+    assert f"| 3 layers, clean latents: {title} | last layer, clean latents: {title} | 0 of 2 |" in text
+    emoji.main(["table", *flags, "--output", str(tmp_path / "seed-0")])
+    assert capsys.readouterr().out == "no seed has finished\n"
+
+
 PLACES = [[("fae", 2), ("detok", 1), ("maetok", 3)], [("fae", 1), ("detok", 2), ("maetok", 3)]]
 
 
@@ -130,6 +152,26 @@ def test_experiment(script, tmp_path, pictures, monkeypatch, kind):
         monkeypatch.setattr(emoji, "PROBE", {"steps": 2, "batch_size": 16})
     run(emoji, tmp_path, pictures)
     assert (tmp_path / "out" / "results.md").read_text() == f"{sorted(emoji.METRICS)}\n"
+
+
+@pytest.mark.slow
+def test_raev2(script, tmp_path, pictures, monkeypatch):
+    """On an encoder of 2 layers; finished seeds are not run again."""
+    emoji = script("raev2")
+    monkeypatch.setattr(emoji, "TOKENIZERS", {"last": ("last", [1]), "three": ("two", [0, 1])})
+    generators = {name: emoji.GENERATORS[name] for name in ("last-sample", "three-sample", "three-velocity")}
+    monkeypatch.setattr(emoji, "GENERATORS", generators)
+    monkeypatch.setattr(emoji, "SAMPLES", 10)
+    run(emoji, tmp_path, pictures)
+    results = json.loads((tmp_path / "out" / "seed-0" / "results.json").read_text())
+    assert [set(results[name]) for name in generators] == 3 * [set(emoji.GUIDANCE)]
+    assert {*results["last"]} == {*emoji.TOKENIZER_METRICS}
+    settings = json.loads((tmp_path / "out/seed-0/last-sample-guided_fid_effnet/report.json").read_text())["settings"]
+    assert settings["internal_guidance_scale"]["intervals"] == [[0.1, 1.0, 1.78]]
+    del results["three"]
+    (tmp_path / "out" / "seed-0" / "results.json").write_text(json.dumps(results))
+    with pytest.raises(KeyError, match="three"):  # finished seeds are read
+        run(emoji, tmp_path, pictures)
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def pushed(hub):
 from huggingface_hub import create_repo, upload_folder
 from factories import tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_kl, tiny_starflow
 from factories import tiny_fae_mar_pipeline, tiny_fae_starflow_pipeline, tiny_fae_text_to_image_pipeline
-from factories import tiny_text_starflow_pipeline
+from factories import tiny_raev2, tiny_raev2_dit, tiny_text_starflow_pipeline
 
 encoder = tiny_encoder()
 create_repo("tester/encoder")
@@ -240,6 +240,11 @@ text = tiny_text_starflow_pipeline(guidance_scale=3.0)
 mmdit = tiny_fae_text_to_image_pipeline(guidance_scale=[(0.0, 0.9, 1.5)])
 mar = tiny_fae_mar_pipeline(vae=tiny_kl(), guidance_scale=3.0)
 seen |= {"flow": drawn(flow, "class 3"), "text": drawn(text), "mar": drawn(mar, "class 3"), "mmdit": drawn(mmdit)}
+raev2 = tiny_fae_dit_pipeline(
+    vae=tiny_raev2(), transformer=tiny_raev2_dit(in_channels=32), internal_guidance_scale=[(0.1, 1.0, 1.78)]
+)
+seen["raev2"] = drawn(raev2, "class 3")
+raev2.push_to_hub("tester/raev2")
 mmdit.push_to_hub("tester/mmdit")
 mar.push_to_hub("tester/mar")
 flow.push_to_hub("tester/flow")
@@ -301,6 +306,7 @@ keep("fp16-encoder", lambda pipe: reconstruction(pipe.vae), DiffusionPipeline, "
 keep("flow", lambda pipe: drawn(pipe, "class 3"), DiffusionPipeline, "tester/flow")
 keep("mar", lambda pipe: drawn(pipe, "class 3"), DiffusionPipeline, "tester/mar")
 keep("text", drawn, DiffusionPipeline, "tester/text-flow")
+keep("raev2", lambda pipe: drawn(pipe, "class 3"), DiffusionPipeline, "tester/raev2")
 keep("mmdit", drawn, DiffusionPipeline, "tester/mmdit")
 keep("mmdit-class", drawn, hf_fae.FAETextToImagePipeline, "tester/mmdit")
 keep("mmdit-snippet", lambda pipe: pipe("a teddy bear").images[0].size, DiffusionPipeline, "tester/mmdit")
@@ -324,7 +330,7 @@ def test_pipeline_draws_what_the_pusher_drew(pushed, loaded, step):
     assert loaded[step] == pushed["picture"]
 
 
-@pytest.mark.parametrize("step", ["flow", "text", "mar", "mmdit"])
+@pytest.mark.parametrize("step", ["flow", "text", "mar", "mmdit", "raev2"])
 def test_generator_draws_what_the_pusher_drew(pushed, loaded, step):
     """Of classes on diffusers' own autoencoder, and of texts; with the guidance of the checkpoint."""
     assert loaded[step] == pushed[step]

@@ -48,12 +48,15 @@ class TextToImageArguments(CaptionArguments):
     """The tokenizer, the text encoder, the denoiser, its loss, and the defaults of the pipeline."""
 
     denoiser: Literal["mmdit", "raev2"] = field(
-        default="mmdit", metadata={"help": "MMDiT, or RAEv2's with its head of 2 layers of 2048."}
+        default="mmdit", metadata={"help": "MMDiT, or RAEv2's, which has a wide head."}
     )
     patch_size: int = field(default=1, metadata={"help": "Latents per token, along each axis."})
     num_layers: int = field(default=16, metadata={"help": "Layers of the denoiser."})
     num_attention_heads: int = field(default=16, metadata={"help": "Heads of the denoiser."})
     attention_head_dim: int = field(default=64, metadata={"help": "Width of a head."})
+    head_num_layers: int = field(default=2, metadata={"help": "RAEv2: layers of the head."})
+    head_num_attention_heads: int = field(default=16, metadata={"help": "RAEv2: heads of the head."})
+    head_attention_head_dim: int = field(default=128, metadata={"help": "RAEv2: width of such a head."})
     qk_norm: bool = field(default=False, metadata={"help": "RMSNorm on queries and keys; RAEv2 has it."})
     prediction_type: Literal["velocity", "sample"] = field(
         default="velocity", metadata={"help": "sample: the clean latents (RAEv2)."}
@@ -89,7 +92,13 @@ def new_pipeline(args: TextToImageArguments, data: GeneratorData) -> FAETextToIm
         "base_head_layer": args.base_head_layer,
     }
     if args.denoiser == "raev2":
-        transformer = RAEv2Transformer2DModel(num_classes=None, **common)
+        transformer = RAEv2Transformer2DModel(
+            num_classes=None,
+            head_num_layers=args.head_num_layers,
+            head_num_attention_heads=args.head_num_attention_heads,
+            head_attention_head_dim=args.head_attention_head_dim,
+            **common,
+        )
     else:
         transformer = MMDiTTransformer2DModel(qk_norm=args.qk_norm, **common)
     samplers = {"ode": FlowMatchEulerDiscreteScheduler, "sde": FlowMatchEulerMaruyamaScheduler}

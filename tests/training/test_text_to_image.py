@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_runs import assert_equal_checkpoints, last
 
-from hf_fae import FAEStarFlowPipeline, FAETextToImagePipeline
+from hf_fae import FAEStarFlowPipeline, FAETextToImagePipeline, RAEv2Transformer2DModel
 
 
 SCRIPT = ("train_text_to_image", "smoke_text_to_image.yaml")
@@ -62,6 +62,24 @@ def test_cached_latents_and_captions_train_as_the_images_do(tmp_path, pictures, 
     assert one.keys() == other.keys() and not any("caption" in name for name in one if "projection" not in name)
     pipes = [FAETextToImagePipeline.from_pretrained(run) for run in (cached, direct)]
     assert (generate(pipes[0], "ring") - generate(pipes[1], "ring")).abs().mean() < 0.02
+
+
+def test_train_raev2s_denoiser(tmp_path, latents, train_here):
+    """Clean latents of captions, with a base head that guides; a resumed run is the whole one."""
+    flags = ["--dataset_name", str(latents), "--denoiser", "raev2", "--prediction_type", "sample"]
+    flags += ["--head_num_layers", "1", "--head_num_attention_heads", "2", "--head_attention_head_dim", "20"]
+    flags += ["--base_head_layer", "1", "--mixed_precision", "no", "--checkpointing_steps", "2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_here(*SCRIPT, whole, *flags)
+    train_here(*SCRIPT, parts, *flags, "--max_train_steps", "2")
+    train_here(*SCRIPT, parts, *flags, "--resume_from_checkpoint", "latest")
+    assert_equal_checkpoints(*(run / "checkpoint-4" for run in (whole, parts)))
+    pipe = FAETextToImagePipeline.from_pretrained(parts)
+    assert type(pipe.transformer) is RAEv2Transformer2DModel and last(parts, "base_loss") > 0
+    config = pipe.transformer.config
+    assert (config.caption_channels, config.head_num_layers, config.head_attention_head_dim) == (24, 1, 20)
+    plain, guided = (generate(pipe, "ring", internal_guidance_scale=scale) for scale in (1.0, 2.0))
+    assert plain.shape == (1, 3, 32, 32) and not torch.equal(plain, guided)
 
 
 def test_pipeline_of_a_run(tmp_path, latents, train_here, parquet_folder, fae):
