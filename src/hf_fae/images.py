@@ -32,7 +32,13 @@ def to_pil(images: torch.Tensor) -> list:
     return [Image.fromarray(image) for image in pixels.numpy()]
 
 
-def make_grid(images: list, columns: int | None = None, labels: list[str] | None = None, padding: int = 2):
+def make_grid(
+    images: list,
+    columns: int | None = None,
+    labels: list[str] | None = None,
+    notes: list[str] | None = None,
+    padding: int = 2,
+):
     """A grid of images as one PIL image, row by row on white.
 
     Args:
@@ -40,17 +46,19 @@ def make_grid(images: list, columns: int | None = None, labels: list[str] | None
         columns: images per row; by default the grid is about square. Rows of n originals and their n
             reconstructions are `make_grid(originals + reconstructions, columns=n)`.
         labels: a caption above each image, shortened to its width.
+        notes: with labels, a short text right of each, which is never shortened.
         padding: pixels around each image.
 
     Raises:
-        ValueError: no images, or another number of labels.
+        ValueError: no images, or another number of labels or notes.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     if not images:
         raise ValueError("images must hold at least one image, got none")
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f"labels must be as many as the {len(images)} images, got {len(labels)}")
+    for name, texts in (("labels", labels), ("notes", notes)):
+        if texts is not None and len(texts) != len(images):
+            raise ValueError(f"{name} must be as many as the {len(images)} images, got {len(texts)}")
     columns = columns or math.ceil(len(images) ** 0.5)
     width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
     font = ImageFont.load_default(size=max(9, width // 11))
@@ -64,7 +72,10 @@ def make_grid(images: list, columns: int | None = None, labels: list[str] | None
         left, top = column * cell_width + padding, row * cell_height + padding
         grid.paste(image, (left, top + header))
         if labels is not None:
-            canvas.text((left, top), _shorten(labels[index], font, width), fill="black", font=font)
+            note = "" if notes is None else notes[index]
+            room = width - math.ceil(font.getlength(f" {note} ")) if note else width
+            canvas.text((left, top), _shorten(labels[index], font, room), fill="black", font=font)
+            canvas.text((left + width, top), f"{note} ", fill="gray", font=font, anchor="ra")
     return grid
 
 

@@ -18,6 +18,7 @@ from .utils.hub_errors import explain_hub_error
 
 __all__ = [
     "complete_text_encoder",
+    "hub_commit",
     "load_tokenizer",
     "load_trained_pipeline",
     "loading",
@@ -43,27 +44,39 @@ def loading(argument: str, value: str):
         raise ValueError(f"{argument} {value!r}{absent} cannot be loaded: {cause}") from error
 
 
-def open_pipeline(argument: str, path: str, dtype: torch.dtype = torch.float32) -> LatentPipeline:
+def open_pipeline(
+    argument: str, path: str, dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> LatentPipeline:
     """A pipeline of ours, of which nothing is built before the numbers in all its configs are known to be in bounds.
 
     Args:
         argument: whose value `path` is, for messages.
         path: Hub id or folder.
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
-        ValueError: it cannot be loaded, or is none of hf_fae.
+        ValueError: it cannot be loaded, or is none of hf_fae; a revision of a folder.
     """
+    if revision is not None and os.path.isdir(path):
+        raise ValueError(f"revision must be None for the folder {path!r}, got {revision!r}")
     with loading(argument, path):
-        folder = Path(path if os.path.isdir(path) else DiffusionPipeline.download(path))
+        folder = Path(path if os.path.isdir(path) else DiffusionPipeline.download(path, revision=revision))
         for file in sorted([*folder.rglob("config.json"), *folder.rglob("scheduler_config.json")]):
             config = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(config, dict):
                 raise ValueError(f"{str(file)!r} must hold a JSON object, got a {type(config).__name__}")
             check_numbers(config, repr(str(file)))
-        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype)
+        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, revision=revision)
     if not isinstance(pipe, LatentPipeline):
         raise ValueError(f"{argument} {path!r} must be a pipeline of hf_fae, got a {type(pipe).__name__}")
     return pipe
+
+
+def hub_commit(path: str, revision: str | None = None) -> str | None:
+    """The commit of a pipeline of the Hub that has been loaded; None for a folder."""
+    if os.path.isdir(path):
+        return None
+    return Path(DiffusionPipeline.download(path, revision=revision, local_files_only=True)).name
 
 
 def load_tokenizer(path: str, **kwargs) -> LatentAutoencoderMixin | AutoencoderKL:

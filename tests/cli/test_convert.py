@@ -69,7 +69,7 @@ def test_bad_input(tmp_path, capsys):
         (["mar-b", "--output", output, "--files", tmp_path / "no"], "files must be a folder, got"),
         (["mar-b", "--output", output, "--files", tmp_path], "files must be a folder with 'mar/mar_base/checkpoint-"),
         (["mar-b", "--output", tmp_path], "output must be a folder that is new or empty, got"),
-        (["maetok-b-256", "--output", output, "--push_to_hub", "a/b"], "whose weights have no stated licence"),
+        (["maetok-b-256", "--output", output, "--push-to-hub", "a/b"], "whose weights have no stated licence"),
         ([tmp_path / "mar", "--export", tmp_path / "w.bin"], "path must end in .pt, .pth or .safetensors, got"),
         ([tmp_path / "mar", "--export", tmp_path / "w.pt"], "source must be a model of Auto"),
         ([tmp_path / "no", "--export", tmp_path / "w.pt"], "source '"),

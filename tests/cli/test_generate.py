@@ -56,7 +56,7 @@ def test_generate_texts(saved, tmp_path, capsys, make):
         capsys, *classes, "--prompt", "a cat"
     )
     assert "one of the arguments --class --prompt is required" in fail(capsys, *classes)
-    own = fail(capsys, *argv, "--prompt", "a dog", "--text_encoder", "x")
+    own = fail(capsys, *argv, "--prompt", "a dog", "--text-encoder", "x")
     assert "text_encoder must be None with this pipeline, which has its own, got 'x'" in own
 
     pipe = make(guidance_scale=2.0)
@@ -64,8 +64,8 @@ def test_generate_texts(saved, tmp_path, capsys, make):
         part.save_pretrained(tmp_path / "text")
     make(guidance_scale=2.0, text_encoder=None, tokenizer=None).save_pretrained(tmp_path / "texts")
     assert "text_encoder must name that of the pipeline" in fail(capsys, *argv, "--prompt", "a cat")
-    assert "text_encoder 'none' cannot be loaded" in fail(capsys, *argv, "--prompt", "a", "--text_encoder", "none")
-    main([*argv, "--prompt", "a cat", "--seed", "5", "--text_encoder", str(tmp_path / "text")])
+    assert "text_encoder 'none' cannot be loaded" in fail(capsys, *argv, "--prompt", "a", "--text-encoder", "none")
+    main([*argv, "--prompt", "a cat", "--seed", "5", "--text-encoder", str(tmp_path / "text")])
     assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), alone)
 
 
@@ -82,7 +82,7 @@ def test_generate_texts(saved, tmp_path, capsys, make):
         (["--guidance-scale", "nan"], "got nan"),
         (["--dtype", "int8"], "int8"),
         (["--device", "toaster"], "'toaster' cannot be used here"),
-        (["--output", "grid.jpg"], "must end in .png, got 'grid.jpg'"),
+        (["--output", "grid.gif"], "must end in .png, .webp, .jpg or .jpeg, got 'grid.gif'"),
         (["--output", "absent/grid.png"], "'absent', which does not exist"),
         (["--model", "absent/folder/here"], "'absent/folder/here' is not a local folder"),
     ],

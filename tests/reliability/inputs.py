@@ -115,7 +115,7 @@ COMMANDS = {
     "billion images": ("generate --class 1 --num-images-per-prompt 1000000000", "--no-limits"),
     "endless digits": (f"generate --class 1 --num-inference-steps {'9' * 5000}", "positive whole number"),
     "superscript": ("generate --class 1 --num-images-per-prompt ²", "positive whole number"),
-    "text encoder for classes": ("generate --class 1 --text_encoder FOLDER/encoder", "text_encoder"),
+    "text encoder for classes": ("generate --class 1 --text-encoder FOLDER/encoder", "text_encoder"),
     "prompt for classes": ("generate --prompt cat", "--class"),
     "class out of range": ("generate --class 99999999999999999999", "--class"),
     "guidance NaN": ("generate --class 1 --guidance-scale nan", "guidance"),

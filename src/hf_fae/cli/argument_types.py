@@ -1,30 +1,22 @@
-"""Argument types of argparse, checked before any model is loaded, and the arguments that commands share."""
+"""Argument types of argparse, checked before any model is loaded."""
 
 import argparse
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..evaluation.options import DTYPES
+from .image_records import ENDINGS
 
 
 if TYPE_CHECKING:
     import torch
 
 
-__all__ = ["TEXT_ENCODER_HELP", "add_model_arguments", "check_limits", "port", "positive", "seed"]
+__all__ = ["TEXT_ENCODER_HELP", "check_limits", "device", "image_file", "port", "positive", "seed"]
 
 # Bounds that `--no-limits` lifts: more of these is a slip of the keyboard rather than a wish.
 MAX_STEPS, MAX_IMAGES = 10_000, 1_000
 TEXT_ENCODER_HELP = "the text encoder, for pipelines that read text and were saved without it"
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, help: str) -> None:
-    """`--model`, described by `help`, and where and in which precision it computes; `--output` for a PNG."""
-    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help=help)
-    parser.add_argument("--output", required=True, type=png, metavar="PNG", help="where to write the image")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: float32)")
-    parser.add_argument("--device", type=device, default="auto", help="where to compute (default: an accelerator)")
 
 
 def positive(text: str) -> int:
@@ -82,11 +74,11 @@ def device(text: str) -> "torch.device":
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def png(text: str) -> Path:
-    """A PNG file that can be written."""
+def image_file(text: str) -> Path:
+    """A PNG, WebP or JPEG file that can be written."""
     path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"must end in .png, got {text!r}")
+    if path.suffix.lower() not in ENDINGS:
+        raise argparse.ArgumentTypeError(f"must end in .png, .webp, .jpg or .jpeg, got {text!r}")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"is in the folder {str(path.parent)!r}, which does not exist")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):

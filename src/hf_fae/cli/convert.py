@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--files", type=Path, metavar="DIR", help="folder with the published files, instead of the Hub"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: as published)")
-    parser.add_argument("--push_to_hub", metavar="ID", help="push the folder to this Hub repository")
+    parser.add_argument("--push-to-hub", metavar="ID", help="push the folder to this Hub repository")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,12 +30,14 @@ def run(args: argparse.Namespace) -> None:
     if args.export is not None:
         for name in ("files", "push_to_hub"):
             if getattr(args, name) is not None:
-                raise ValueError(f"--{name} must not be given with --export, got {str(getattr(args, name))!r}")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must not be given with --export, got {str(getattr(args, name))!r}"
+                )
         paths = export_model(args.source, args.export, dtype)
         print(f"wrote {', '.join(map(str, paths))}")
         return
     if args.push_to_hub is not None and args.source in ZOO and ZOO[args.source].license is None:
-        raise ValueError(f"--push_to_hub must not be given for {args.source}, whose weights have no stated licence")
+        raise ValueError(f"--push-to-hub must not be given for {args.source}, whose weights have no stated licence")
     convert_published(args.source, args.output, args.files, dtype)
     print(f"wrote {args.output}")
     if args.push_to_hub is not None:

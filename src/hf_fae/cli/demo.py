@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "in checkpoints/ of the clone)",
     )
     parser.add_argument(
-        "--image_encoder", metavar="PATH_OR_ID", help="the frozen encoder, for pipelines that were saved without it"
+        "--image-encoder", metavar="PATH_OR_ID", help="the frozen encoder, for pipelines that were saved without it"
     )
-    parser.add_argument("--text_encoder", metavar="PATH_OR_ID", help=TEXT_ENCODER_HELP)
+    parser.add_argument("--text-encoder", metavar="PATH_OR_ID", help=TEXT_ENCODER_HELP)
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=port, help="default: the first free one from 7860")
 

@@ -3,11 +3,23 @@
 import argparse
 from pathlib import Path
 
-from .argument_types import add_model_arguments
+from ..evaluation.options import DTYPES
+from .argument_types import device, image_file
+from .image_records import write_image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, "folder or Hub id of a tokenizer, or of a pipeline that has one")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH_OR_ID",
+        help="folder or Hub id of a tokenizer, or of a pipeline with one",
+    )
+    parser.add_argument(
+        "--output", required=True, type=image_file, metavar="FILE", help="PNG, WebP or JPEG by its ending"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (default: float32)")
+    parser.add_argument("--device", type=device, default="auto", help="where to compute (default: an accelerator)")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any mode and size")
     parser.add_argument(
         "--encoder", metavar="PATH_OR_ID", help="the frozen encoder, for a tokenizer that was saved without it"
@@ -20,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ..data.decoding import center_crop
-    from ..images import make_grid, save_png, to_pil
+    from ..images import make_grid, to_pil
     from ..latents import LatentAutoencoderMixin, check_finite
     from ..layers.positions import grid_size
     from ..loading import open_tokenizer
@@ -41,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         scores.append((psnr(sample, pixel_values), *cosines))
         sheet += to_pil(pixel_values) + to_pil(sample)
         captions += [path.stem, f"{scores[-1][0]:.2f} dB"]
-    save_png(make_grid(sheet, columns=2 * min(len(images), 4), labels=captions), args.output)
+    write_image(make_grid(sheet, columns=2 * min(len(images), 4), labels=captions), args.output)
 
     rows = [(str(path), *score) for path, score in zip(args.images, scores, strict=True)]
     if len(rows) > 1:
