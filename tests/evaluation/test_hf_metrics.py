@@ -54,22 +54,27 @@ MODULES = {
 }
 
 
+def forget_modules(package):
+    """A package that is imported looks for its modules in the cache that it was imported from."""
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """`evaluate.load` that reaches no network and writes to a temporary folder only."""
     import evaluate
 
     folder = tmp_path_factory.mktemp("evaluate")
+    package = evaluate.config.MODULE_NAME_FOR_DYNAMIC_MODULES
+    other_paths = [path for path in sys.path if not (Path(path) / package).is_dir()]  # whoever loaded here before
+    forget_modules(package)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder / "modules")
-        patch.setattr(sys, "path", [*sys.path])  # evaluate appends its cache
+        patch.setattr(sys, "path", other_paths)  # evaluate appends its cache
         yield lambda name: evaluate.load(str(FOLDER / name), cache_dir=str(folder / "data"))
-    # They are of that cache: whoever loads a module later has another one.
-    for name in [
-        name for name in sys.modules if name.split(".")[0] == evaluate.config.MODULE_NAME_FOR_DYNAMIC_MODULES
-    ]:
-        del sys.modules[name]
+    forget_modules(package)
 
 
 def test_every_module_is_tested():

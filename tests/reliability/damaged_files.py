@@ -170,6 +170,7 @@ LINES = {
     "without-step": b'{"loss": 1.0}\n',
     "no-object": b"[1, 2]\n",
     "half": b'{"step": 3, "lo\n',
+    "nested": b"[" * 100_000 + b"\n",
 }
 FOREIGN = {
     "empty-folder": lambda run: (run / "checkpoint-99999").mkdir(),
@@ -177,7 +178,7 @@ FOREIGN = {
     "leftover": lambda run: (run / ".checkpoint-12").mkdir(),
     "copy-by-hand": lambda run: (run / "checkpoint-8 (copy)").mkdir(),
 }
-CONTENTS = {"empty": b"", "truncated": b'{"seed": ', "NUL": b"\0" * 64, "list": b"[1]"}
+CONTENTS = {"empty": b"", "truncated": b'{"seed": ', "NUL": b"\0" * 64, "list": b"[1]", "nested": b"[" * 100_000}
 partial = functools.partial
 CASES = [
     *(

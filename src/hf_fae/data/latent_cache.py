@@ -53,7 +53,7 @@ def is_latent_cache(folder: str | Path) -> bool:
         index = json.loads((Path(folder) / INDEX).read_text())
     except OSError:
         return False
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if (Path(folder) / "train" / "00000.parquet").exists():
             raise ValueError(
                 f"the latent cache {str(folder)!r} has a corrupt {INDEX}: delete it and run cache_latents.py once more"

@@ -141,7 +141,7 @@ def check_settings(folder: str | Path, settings: dict) -> None:
         others = before is None and path.parent.exists() and any(other != part for other in path.parent.iterdir())
     except OSError as error:
         raise ValueError(f"output_dir {str(folder)!r} cannot be used: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"output_dir {str(folder)!r} cannot be resumed, as its settings.json is corrupt: delete the folder, or "
             "pass another output_dir"

@@ -80,7 +80,7 @@ def find_damage(checkpoint: Path) -> str | None:
         return f"{CHECKSUMS} is missing"
     except OSError as error:
         return f"a file cannot be read: {error.strerror}"
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{CHECKSUMS} is corrupt"
     return None
 

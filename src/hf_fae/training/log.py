@@ -89,6 +89,6 @@ def _parse(line):
     """The entry of a line of the log; None if it is corrupt."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter from nested brackets
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None

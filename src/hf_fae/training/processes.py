@@ -26,21 +26,23 @@ def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int = 1,
         ValueError: the environment says something else.
     """
     # `accelerate launch` always sets the precision, by default to "no": that is not a wish.
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    launched = (os.environ.get("ACCELERATE_MIXED_PRECISION") or "no").lower()
     if launched not in ("no", mixed_precision):
         raise ValueError(
             f"mixed_precision must be that of accelerate launch (ACCELERATE_MIXED_PRECISION), {launched!r}, got "
             f"{mixed_precision!r}: pass --mixed_precision {launched} to the script, or launch without it"
         )
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=PREPARATION),
-        ],
-        **kwargs,
-    )
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PREPARATION)]
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            kwargs_handlers=handlers,
+            **kwargs,
+        )
+    except ValueError as error:
+        names = ", ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if "ACCELERATE_" in name)
+        raise ValueError(f"the environment ({names or 'without ACCELERATE_*'}) does not suit: {error}") from error
     wanted = {"mixed_precision": mixed_precision, "gradient_accumulation_steps": gradient_accumulation_steps}
     for name, value in wanted.items():
         if (actual := getattr(accelerator, name)) != value:

@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..cards import Result, TrainingRun, write_card
 from ..data.protocol import TrainingData
 from ..hub import push_folder
+from ..utils.hub_errors import explain_hub_error
 from .arguments import LoopArguments
 
 
@@ -50,7 +51,8 @@ def check_hub(args: LoopArguments) -> None:
             api.create_repo(repo_id, private=args.hub_private_repo, exist_ok=True)
     except (OSError, HTTPError) as error:
         raise ValueError(
-            f"push_to_hub cannot push to {repo_id!r}; log in with `hf auth login`, or train without: {error}"
+            f"push_to_hub cannot push to {repo_id!r}; log in with `hf auth login`, or train without: "
+            f"{explain_hub_error(error) or error}"
         ) from error
 
 

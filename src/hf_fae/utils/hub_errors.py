@@ -6,12 +6,14 @@ about cached files. The real cause is in the chain of exceptions behind it.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -31,6 +33,7 @@ STATUS = {
 }
 MISSING = "the Hub has no such repository, or it is private: check the name, and log in with `hf auth login` if it is"
 GATED = "the repository is gated: request access on its page at the Hub, then log in with `hf auth login`"
+NOWHERE = "there is no such folder, and repositories of the Hub have no such names"
 REVISION = "the repository has no such revision: check its name"
 
 
@@ -42,12 +45,15 @@ def hub_errors(place: str) -> Iterator[None]:
         place: what is loaded.
 
     Raises:
-        OSError: the Hub refuses, fails or does not answer.
+        OSError: the Hub refuses, fails or does not answer, or `place` is neither a folder nor a repository's name.
     """
     try:
         yield
     except Exception as error:  # each library has its own ways to fail
-        if (cause := explain_hub_error(error)) is None:
+        cause = explain_hub_error(error)
+        if cause is None and not Path(place).exists() and any(isinstance(e, HFValidationError) for e in _chain(error)):
+            cause = NOWHERE
+        if cause is None:
             raise
         raise OSError(f"{place!r} cannot be loaded: {cause}") from error
 
