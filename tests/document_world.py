@@ -112,7 +112,7 @@ def build_world(folder: Path) -> Path:
     _save_parquet(assets / "fluent-emoji", ["group", "subgroup", "base", "caption"], ROWS)
     _save_parquet(here / "ILSVRC" / "imagenet-1k", ["label"], {"train": 24, "validation": 24})
     for index, name in enumerate(CLASSES * 8):
-        for place in (f"my-images/train/{name}", f"my-images/validation/{name}", "dog-images"):
+        for place in (f"my-images/train/{name}", f"my-images/validation/{name}", "dog-images", "outputs/drawings"):
             (here / place).mkdir(parents=True, exist_ok=True)
             image(index).save(here / place / f"{index}.png")
     _save_captioned(here / "captioned-images")

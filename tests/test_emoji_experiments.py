@@ -194,3 +194,10 @@ def run(emoji, folder, pictures):
     save_for_hf(timm.create_model("test_efficientnet", num_classes=10), folder / "judge", safe_serialization=True)
     flags = ["--encoder", str(folder / "encoder"), "--data", pictures, "--judge", str(folder / "judge")]
     emoji.main([*flags, "--seeds", "1", "--output", str(folder / "out"), "--flags", *TINY])
+
+def test_drawings_of_a_subject(script, tmp_path):
+    script("lora_subject").main([str(tmp_path / "drawings")])
+    images = [Image.open(path) for path in sorted((tmp_path / "drawings").iterdir())]
+    assert len(images) == 10 and {image.size for image in images} == {(256, 256)}
+    assert len({image.tobytes() for image in images}) == 10  # no two are alike
+    assert {image.getpixel((2, 2)) for image in images} == {(255, 255, 255)}
