@@ -195,6 +195,7 @@ def run(emoji, folder, pictures):
     flags = ["--encoder", str(folder / "encoder"), "--data", pictures, "--judge", str(folder / "judge")]
     emoji.main([*flags, "--seeds", "1", "--output", str(folder / "out"), "--flags", *TINY])
 
+
 def test_drawings_of_a_subject(script, tmp_path):
     script("lora_subject").main([str(tmp_path / "drawings")])
     images = [Image.open(path) for path in sorted((tmp_path / "drawings").iterdir())]
