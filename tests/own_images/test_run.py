@@ -86,6 +86,23 @@ def test_to_a_pipeline_and_after_an_interruption_to_the_same(folder, tokenizer, 
     assert "seed must be 0 to resume the run" in fail(capsys, *start, "--output", tmp_path / "two", "--seed", "1")
 
 
+@pytest.mark.parametrize(
+    ("flag", "condition"), [("--tokenizer", "classes"), ("--image-encoder", "classes"), ("--text-encoder", "captions")]
+)
+def test_a_model_that_cannot_be_loaded_is_told_at_once(flag, condition, tokenizer, tmp_path, capsys):
+    image = numbered_image(0).resize((32, 32))
+    for name in ("red", "blue"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        image.save(tmp_path / "images" / name / "0.png")
+        (tmp_path / "images" / name / "0.txt").write_text(name)
+    hf_fae.AutoencoderFAE.from_pretrained(tokenizer, image_encoder=None).save_pretrained(tmp_path / "bare")
+    models = {"--tokenizer": tokenizer if flag == "--text-encoder" else tmp_path / "bare", flag: tmp_path / "absent"}
+    flags = [str(value) for pair in models.items() for value in pair]
+    arguments = ["train", tmp_path / "images", "--output", tmp_path / "out", "--condition", condition, *flags, *SHORT]
+    assert "absent" in fail(capsys, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
 def test_captions_lead_to_text_to_image(folder, tokenizer, tmp_path):
     from hf_fae.own_images.folder import read_folder
     from hf_fae.own_images.plan import Request, make_plan

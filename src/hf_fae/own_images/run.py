@@ -6,6 +6,7 @@ from pathlib import Path
 from ..utils.locks import lock_folder
 from .estimate import estimate
 from .folder import read_folder
+from .models import check_models
 from .page import write_page
 from .plan import Request, make_plan, open_plan, store_plan
 from .rows import split, write_rows
@@ -33,6 +34,7 @@ def train_folder(request: Request, output: Path, dry_run: bool = False) -> None:
     if not (output / "rows").is_dir() or dry_run or not resumed:
         folder = read_folder(request.folder)
         plan = plan or make_plan(request, folder)
+        check_models(plan)
     stages = make_stages(plan, output)
     print("\n".join(plan.notes))
     print(
