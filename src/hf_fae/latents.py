@@ -188,6 +188,11 @@ class LatentAutoencoderMixin(AutoencoderMixin):
         larger = ", or larger after enable_tiling()" if in_tiles else ""
         raise ValueError(f"{requirement} {expected[0]} x {expected[1]}{larger}, got {got[0]} x {got[1]}")
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether every posterior is a point: its log-variance, before normalisation, is the lower clamp, -30."""
+        return False
+
     def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
         """Tensors and settings on which latents depend, in addition to a frozen encoder."""
         raise NotImplementedError

@@ -3,16 +3,19 @@
 import io
 import itertools
 import json
+import math
 import re
 import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from accelerate import Accelerator
-from factories import tiny_detok, tiny_fae, tiny_maetok
+from factories import tiny_detok, tiny_drorae, tiny_fae, tiny_identity_fae, tiny_maetok, tiny_raev2
 from PIL import Image
 
 from hf_fae import AutoencoderFAE
@@ -99,6 +102,40 @@ def test_tokenizers_without_a_frozen_encoder(make, size, tmp_path, image_folder)
         tokenizer.latents_std,
     )
     torch.testing.assert_close(posterior.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("make", [tiny_maetok, tiny_drorae, tiny_raev2, tiny_identity_fae, tiny_fae, tiny_detok])
+def test_posteriors_that_are_points_take_half_of_the_disk(make, tmp_path, image_folder):
+    vae, data = make(), make_data(image_folder, random_flip=False)
+    pixels = torch.stack([data.example(data.train[row])["pixel_values"] for row in range(8)])
+    encode_dataset(tmp_path, vae, data, Accelerator(cpu=True), source="x", batch_size=8)
+    latents = CachedLatents(tmp_path, random_flip=False)
+    cells = latents.train[:8]["moments"].to_pylist()
+    halves = 1 if vae.is_deterministic else 2
+    assert vae.is_deterministic == (make not in (tiny_fae, tiny_detok))
+    assert {len(cell) for cell in cells} == {math.prod(latents.shape) // 2 * halves * torch.half.itemsize}
+    moments = latents.read(latents.train, list(range(8)), [False] * 8)["moments"]
+    tokenizer = latents.load_tokenizer(None)
+    vae.set_latent_statistics(torch.zeros_like(tokenizer.latents_mean), torch.ones_like(tokenizer.latents_std))
+    torch.testing.assert_close(moments, direct_moments(vae, pixels), rtol=2**-10, atol=1e-4)
+
+
+def test_caches_with_the_log_variances_of_points_are_read(tmp_path, image_folder):
+    """As they were written before these were left out."""
+    encode_dataset(
+        tmp_path, tiny_maetok(), make_data(image_folder, random_flip=False), Accelerator(cpu=True), source="x"
+    )
+    new = CachedLatents(tmp_path, random_flip=False)
+    rows = list(range(len(new)))
+    expected = new.read(new.train, rows, [False] * len(rows))["moments"]
+    for file in (tmp_path / "train").glob("*.parquet"):
+        table = parquet.read_table(file)
+        full = pa.array([moments.numpy().tobytes() for moments in expected.half()], pa.binary())
+        parquet.write_table(table.set_column(table.column_names.index("moments"), "moments", full), file)
+        Path(f"{file}.sha256").unlink(missing_ok=True)
+    old = CachedLatents(tmp_path, random_flip=False)
+    assert old.train[0]["moments"].to_pylist() != new.train[0]["moments"].to_pylist()
+    assert torch.equal(old.read(old.train, rows, [False] * len(rows))["moments"], expected)
 
 
 class TestContents:

@@ -193,6 +193,11 @@ class AutoencoderFAE(FrozenEncoderMixin, AttentionMixin):
         rows, columns = token_grid(self.config.sample_size, self.config.patch_size)
         return (rows * columns, self.config.feature_dim)
 
+    @property
+    def is_deterministic(self) -> bool:
+        """As `LatentAutoencoderMixin.is_deterministic`: with `encoder_type="identity"`."""
+        return self.config.encoder_type == "identity"
+
     def encoding_parts(self) -> tuple[list[torch.Tensor], object]:
         tensors = [*self.encoder.parameters(), self.features_mean, self.features_std]
         return tensors, self.config.encoder_attention_head_dim

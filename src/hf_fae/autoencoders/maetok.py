@@ -174,6 +174,11 @@ class AutoencoderMAETok(PixelTokenizer):
         settings = [config.encoder_num_attention_heads, config.rope_type, config.rope_theta]
         return list(self.encoder.parameters()), settings
 
+    @property
+    def is_deterministic(self) -> bool:
+        """As `LatentAutoencoderMixin.is_deterministic`."""
+        return True
+
     def encode_moments(self, pixel_values: torch.Tensor) -> torch.Tensor:
         latents = self.encoder(pixel_values.to(self.dtype)).transpose(1, 2)[:, :, None]
         return torch.cat([latents, torch.full_like(latents, MIN_LOGVAR)], dim=1)

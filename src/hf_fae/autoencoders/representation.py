@@ -126,6 +126,11 @@ class RepresentationAutoencoder(FrozenEncoderMixin, AttentionMixin):
         posterior = DiagonalGaussianDistribution(moments.to(features.dtype), deterministic=True)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @property
+    def is_deterministic(self) -> bool:
+        """As `LatentAutoencoderMixin.is_deterministic`."""
+        return True
+
     @apply_forward_hook
     def encode(self, pixel_values: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Normalised latents, as a posterior without spread, of images (B, 3, H, W) in [-1, 1].

@@ -247,6 +247,7 @@ class _Encoder:
         self.accelerator, self.features, self.captions = accelerator, features, captions
         self.vae = vae.eval()
         self.statistics_shape = latent_statistics(vae)[0].shape
+        self.is_deterministic = isinstance(vae, LatentAutoencoderMixin) and vae.is_deterministic
         if isinstance(vae, LatentAutoencoderMixin):  # with these, `encode` returns the unnormalised posterior
             vae.set_latent_statistics(torch.zeros_like(vae.latents_mean), torch.ones_like(vae.latents_std))
 
@@ -289,7 +290,8 @@ def _write_shards(missing, rows, encoder, batch_size, *, num_workers, max_corrup
             options = {"num_workers": num_workers, "worker_init_fn": ignore_signals}
             loader = iter(DataLoader(rows[split], batch_sampler=batches, collate_fn=_collate, **options))
             for shard in todo:
-                with ShardWriter(shard.path, rows[split].schema, encoder.statistics_shape) as writer:
+                writing = shard.path, rows[split].schema, encoder.statistics_shape, encoder.is_deterministic
+                with ShardWriter(*writing) as writer:
                     for indices in shard.batches(batch_size):
                         batch, corrupt = next(loader)
                         if batch:

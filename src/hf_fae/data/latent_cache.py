@@ -7,13 +7,14 @@
 `encode_dataset.py` writes it. The moments are those of unnormalised latents: they stay valid when the tokenizer's
 statistics change. They are stored in float16, whose error (2^-11 of a mean, at most 0.008 of a log-variance within
 [-30, 20]) is far below the posterior's own spread. A cell holds the bytes of one (2C, h, w) array, which is read five
-times as fast as a list of numbers.
+times as fast as a list of numbers. Of a posterior that is a point it holds the mean alone, (C, h, w).
 
 There may be caption embeddings as well, which depend on the text encoder and its maximum length: float16, a cell the
 bytes of one (tokens, width) array, without padding.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import fields
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..latents import LatentAutoencoderMixin
+from ..latents import MIN_LOGVAR, LatentAutoencoderMixin
 from ..loading import load_tokenizer
 from ..utils.digests import find_damage
 from .captions import CaptionEncoder, unpack_embeds
@@ -115,6 +116,7 @@ class CachedLatents:
         if "splits" not in self.index:
             raise ValueError(f"folder {str(folder)!r} is an unfinished latent cache: run cache_latents.py once more")
         self.shape = tuple(self.index["shape"])
+        self._no_spread = np.full(math.prod(self.shape) // 2, MIN_LOGVAR, np.float16)
         self.text_encoder = self.index.get("text_encoder")
         id2label = self.index["id2label"]
         self.id2label = id2label and {int(label): name for label, name in id2label.items()}
@@ -272,7 +274,7 @@ class CachedLatents:
         table = rows[indices]
         copies = [table[name] for name in COPIES if name in table.column_names]
         cells = [cell[mirror] for *cell, mirror in zip(*copies, mirrored, strict=True)]
-        moments = np.stack([np.frombuffer(cell.as_buffer(), np.float16) for cell in cells])
+        moments = np.stack([self._moments(cell) for cell in cells])
         batch = {"moments": torch.from_numpy(moments).float().unflatten(1, self.shape)}
         for column, name in LABELS.items():
             if column in table.column_names:
@@ -282,6 +284,10 @@ class CachedLatents:
             cells = [cell.as_buffer() for cell in table[CAPTION_EMBEDS]]
             batch[CAPTION_EMBEDS] = unpack_embeds(cells, self.text_encoder["width"])
         return batch
+
+    def _moments(self, cell):
+        values = np.frombuffer(cell.as_buffer(), np.float16)
+        return np.concatenate([values, self._no_spread]) if len(values) == len(self._no_spread) else values
 
 
 class _CachedRows(Dataset):
