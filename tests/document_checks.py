@@ -35,6 +35,7 @@ SMOKE = {
     "train_detok": "smoke_detok.yaml",
     "train_drorae": "smoke_drorae.yaml",
     "train_fae": "smoke_fae.yaml",
+    "train_few_steps": "smoke_few_steps.yaml",
     "train_generator": "smoke_generator.yaml",
     "train_lora": "smoke_lora.yaml",
     "train_maetok": "smoke_maetok.yaml",

@@ -77,6 +77,11 @@ def masked_images(batch_size: int) -> dict:
     return {**images(batch_size), "patch_mask": mask}
 
 
+def noisy_intervals(batch_size: int) -> dict:
+    inputs = noisy_latents(batch_size)
+    return {**inputs, "timestep_r": inputs["timestep"] / 2}
+
+
 def noisy_latents(batch_size: int) -> dict:
     generator = torch.Generator().manual_seed(1)
     return {
@@ -154,6 +159,7 @@ CASES = {
     "RAEv2's denoiser without a head": ModelCase(partial(tiny_raev2_dit, head_num_layers=0), noisy_latents),
     "LightningDiT with a base head": ModelCase(partial(tiny_lightning_dit, base_head_layer=1), noisy_latents),
     "DiT": ModelCase(tiny_dit, noisy_latents),
+    "LightningDiT of average velocities": ModelCase(partial(tiny_lightning_dit, use_meanflow=True), noisy_intervals),
     "SiT": ModelCase(tiny_sit, noisy_latents),
     "SiT, 1-D positions": ModelCase(partial(tiny_sit, pos_embed_type="sincos_1d"), noisy_latents),
     "LightningDiT, learned positions": ModelCase(partial(tiny_lightning_dit, pos_embed_type="learned"), noisy_latents),

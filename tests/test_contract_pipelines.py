@@ -13,6 +13,7 @@ from factories import (
     tiny_fae_starflow_pipeline,
     tiny_fae_text_to_image_pipeline,
     tiny_kl,
+    tiny_lightning_dit,
     tiny_raev2_dit,
     tiny_random_autoregressive,
     tiny_starflow,
@@ -29,6 +30,7 @@ CASES = {
     "FAEDiT-SDE": lambda: tiny_fae_dit_pipeline(**SETTINGS, scheduler=FlowMatchEulerMaruyamaScheduler(shift=2.5)),
     "FAEDiT-KL": lambda: tiny_fae_dit_pipeline(**SETTINGS, vae=tiny_kl()),
     "RAEv2": lambda: tiny_fae_dit_pipeline(**SETTINGS, transformer=tiny_raev2_dit(), internal_guidance_scale=1.5),
+    "MeanFlow": lambda: tiny_fae_dit_pipeline(**SETTINGS, transformer=tiny_lightning_dit(use_meanflow=True)),
     "DiT": lambda: tiny_dit_pipeline(**SETTINGS),
     "FAEMAR": lambda: tiny_fae_mar_pipeline(**SETTINGS),
     "FAEMAR-raster-KL": lambda: tiny_fae_mar_pipeline(

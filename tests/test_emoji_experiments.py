@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from clean_state import datasets_cache, fresh_accelerate  # noqa: F401 - fixtures
-from factories import tiny_detok, tiny_encoder, tiny_maetok
+from factories import tiny_detok, tiny_encoder, tiny_fae, tiny_fae_dit_pipeline, tiny_lightning_dit, tiny_maetok
 from PIL import Image
 from timm.models import save_for_hf
 
@@ -175,6 +175,27 @@ def test_raev2(script, tmp_path, pictures, monkeypatch):
 
 
 @pytest.mark.slow
+def test_few_steps(script, tmp_path, pictures, monkeypatch):
+    emoji = script("few_steps")
+    tokenizer, teacher = tmp_path / "tokenizer", tmp_path / "teacher"
+    tiny_fae(with_encoder=False).save_pretrained(tokenizer)
+    tiny_fae_dit_pipeline(
+        vae=tiny_fae(with_encoder=False),
+        transformer=tiny_lightning_dit(num_classes=2),
+        id2label={0: "0", 1: "1"},
+    ).save_pretrained(teacher)
+    values = {"TOKENIZER": tokenizer, "TEACHER": teacher, "RESOLUTION": 32, "SAMPLES": 10, "CLASSES": ["0", "1"]}
+    for name, value in values.items():
+        monkeypatch.setattr(emoji, name, value)
+    run(emoji, tmp_path, pictures, width=32)
+    out = tmp_path / "out"
+    lines = (out / "results.md").read_text().splitlines()
+    assert len(lines) == 2 + 7 and lines[2].startswith("| teacher, 1 step |")
+    emoji.main(["sheet", "--encoder", str(tmp_path), "--data", pictures, "--output", str(out)])
+    assert Image.open(out / "samples.png").width > 256
+
+
+@pytest.mark.slow
 def test_generators_on_tokenizers(script, tmp_path, pictures, monkeypatch):
     emoji = script("generators")
     monkeypatch.setattr(emoji, "GENERATORS", {name: emoji.GENERATORS[name] for name in ("mar", "sit")})
@@ -189,8 +210,8 @@ def test_generators_on_tokenizers(script, tmp_path, pictures, monkeypatch):
     assert Image.open(out / "kept.png").size == (136, 204)
 
 
-def run(emoji, folder, pictures):
-    tiny_encoder(hidden_size=64).save_pretrained(folder / "encoder")  # as wide as a head of the FAE
+def run(emoji, folder, pictures, width=64):
+    tiny_encoder(hidden_size=width).save_pretrained(folder / "encoder")  # by default as wide as a head of the FAE
     save_for_hf(timm.create_model("test_efficientnet", num_classes=10), folder / "judge", safe_serialization=True)
     flags = ["--encoder", str(folder / "encoder"), "--data", pictures, "--judge", str(folder / "judge")]
     emoji.main([*flags, "--seeds", "1", "--output", str(folder / "out"), "--flags", *TINY])

@@ -3,6 +3,7 @@
 A new tokenizer or generator is one more line. The table of tested pairs in the README is written here.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ from hf_fae.data.conditions import TextCondition
 from hf_fae.latents import latent_size
 from hf_fae.objectives.ddpm import DiffusionObjective
 from hf_fae.objectives.flow_matching import FlowMatchingObjective
+from hf_fae.objectives.mean_flow import MeanFlowObjective
 from hf_fae.objectives.starflow import STARFlowObjective
 from hf_fae.objectives.token_diffusion import AutoregressiveObjective, MARObjective
 from hf_fae.utils.randomness import ImageRandom
@@ -63,6 +65,7 @@ GENERATORS = {
     "SiT": (tiny_sit, tiny_fae_dit_pipeline, FlowMatchingObjective),
     "DiT^DH": (tiny_dit_dh, tiny_fae_dit_pipeline, FlowMatchingObjective),
     "RAEv2's": (tiny_raev2_dit, tiny_fae_dit_pipeline, FlowMatchingObjective),
+    "MeanFlow": (partial(tiny_lightning_dit, use_meanflow=True), tiny_fae_dit_pipeline, MeanFlowObjective),
     "MAR": (tiny_mar, tiny_fae_mar_pipeline, MARObjective),
     "RasterAR": (tiny_autoregressive, tiny_fae_mar_pipeline, AutoregressiveObjective),
     "RandomAR": (tiny_random_autoregressive, tiny_fae_mar_pipeline, AutoregressiveObjective),
@@ -114,7 +117,7 @@ ROWS = {
     "diffusers' autoencoders": ["AutoencoderKL"],
 }
 COLUMNS = {
-    "DiT, SiT, LightningDiT": ["DiT", "SiT", "LightningDiT"],
+    "DiT, SiT, LightningDiT": ["DiT", "SiT", "LightningDiT", "MeanFlow"],
     "DiT^DH": ["DiT^DH"],
     "RAEv2's": ["RAEv2's", "RAEv2's of texts"],
     "MMDiT": ["MMDiT"],

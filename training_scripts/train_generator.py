@@ -67,6 +67,10 @@ class DenoiserArguments(GeneratorArguments):
     base_head_layer: int | None = field(
         default=None, metadata={"help": "Blocks before a base head, for internal guidance (RAEv2: 8); none: no head."}
     )
+    use_meanflow: bool = field(
+        default=False,
+        metadata={"help": "Predict average velocities, for few steps (MeanFlow); see train_few_steps.py."},
+    )
     base_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of the base head."})
     shift: float = field(default=1.0, metadata={"help": "Time shift s in training and sampling (FAE: 0.4)."})
     dimension_shift: bool = field(
@@ -103,6 +107,7 @@ def new_pipeline(args: DenoiserArguments, data: GeneratorData) -> FAEDiTPipeline
         "num_classes": len(data.class_names()),
         "prediction_type": args.prediction_type,
         "base_head_layer": args.base_head_layer,
+        "use_meanflow": args.use_meanflow,
     }
     head = {
         "head_num_layers": args.head_num_layers,
@@ -147,9 +152,14 @@ def check_arguments(args: DenoiserArguments) -> None:
         raise ValueError(
             f"internal_guidance_scale must be 1 without base_head_layer, got {args.internal_guidance_scale}"
         )
+    if args.use_meanflow:
+        others = {"timestep_sampling": "uniform", "cosine_weight": 0.0, "sampler": "ode", "base_head_layer": None}
+        for name, default in others.items():
+            if getattr(args, name) != default:
+                raise ValueError(f"{name} must be {default} with use_meanflow, got {getattr(args, name)}")
     if args.prediction_type == "epsilon":
         others = {"denoiser": "lightningdit", "shift": 1.0, "dimension_shift": False, "sampler": "ode"}
-        others |= {"timestep_sampling": "uniform", "cosine_weight": 0.0}
+        others |= {"timestep_sampling": "uniform", "cosine_weight": 0.0, "use_meanflow": False}
         for name, default in others.items():
             if getattr(args, name) != default:
                 raise ValueError(f"{name} must be {default} for prediction_type epsilon, got {getattr(args, name)}")

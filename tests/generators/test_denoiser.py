@@ -70,9 +70,62 @@ def test_base_head_changes_nothing_of_the_model(make):
 
 def test_old_configs_are_of_velocities_without_a_base_head():
     for make in (tiny_lightning_dit, tiny_sit, tiny_dit_dh, tiny_mmdit):
-        new = ("prediction_type", "base_head_layer")
+        new = ("prediction_type", "base_head_layer", "use_meanflow")
         model = type(make()).from_config({key: value for key, value in make().config.items() if key not in new})
         assert (model.config.prediction_type, model.config.base_head_layer) == ("velocity", None)
+        assert not model.config.use_meanflow and model.interval_embedding is None
+
+
+class TestMeanFlow:
+    """A second time, that of the end of an interval."""
+
+    @pytest.fixture(params=[name for name in DENOISERS if name != "DiT"])
+    def make(self, request):
+        return partial(DENOISERS[request.param], base_head_layer=None)
+
+    @torch.no_grad()
+    def test_a_trained_model_becomes_one_of_average_velocities_that_are_the_same(self, make, tmp_path):
+        model, end = make(), torch.tensor([0.0, 300.0])
+        velocities = run(model).sample
+        with pytest.raises(ValueError, match="timestep_r must be None for a model without use_meanflow, got a tensor"):
+            run(model, timestep_r=end)
+        model.enable_meanflow()
+        assert torch.equal(run(model).sample, velocities)
+        assert torch.equal(run(model, timestep_r=end).sample, velocities)
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path)
+        assert loaded.config.use_meanflow
+        state = model.state_dict()
+        model.enable_meanflow()  # again: nothing happens
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
+
+    @torch.no_grad()
+    def test_the_interval_counts_and_without_an_end_it_is_a_point(self, make):
+        model = make(use_meanflow=True)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        instant = run(model).sample
+        assert torch.equal(run(model, timestep_r=torch.tensor([100.0, 900.0])).sample, instant)
+        for row, end in enumerate(([0.0, 900.0], [100.0, 300.0])):
+            changed = run(model, timestep_r=torch.tensor(end)).sample
+            assert not torch.allclose(changed[row], instant[row], atol=1e-4)
+            torch.testing.assert_close(changed[1 - row], instant[1 - row])
+
+    def test_a_base_head_is_dropped(self):
+        model = tiny_raev2_dit()
+        before = run(model).sample
+        model.enable_meanflow()
+        assert model.base_head is None and torch.equal(run(model).sample, before)
+        with pytest.raises(ValueError, match="base_head_layer must be None with use_meanflow, got 1"):
+            tiny_lightning_dit(use_meanflow=True, base_head_layer=1)
+
+    def test_models_of_the_noise_have_none(self):
+        with pytest.raises(ValueError, match="prediction_type must be 'velocity' or 'sample', got 'epsilon'"):
+            tiny_dit(use_meanflow=True)
+        model = tiny_dit()
+        with pytest.raises(ValueError, match="prediction_type must be 'velocity' or 'sample', got 'epsilon'"):
+            model.enable_meanflow()
+        assert not model.config.use_meanflow
 
 
 def test_velocity_of_clean_latents():

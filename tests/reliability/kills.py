@@ -82,6 +82,11 @@ RUNS = {
             *("--caption_column", "kind"),
         ],
     ),
+    "few-steps": (
+        "train_few_steps.py",
+        "smoke_few_steps.yaml",
+        ["--pipeline", "{published}/pipeline", "--dataset_name", "{published}/latents"],
+    ),
     "starflow-text-latents": (
         "train_starflow.py",
         "smoke_starflow.yaml",

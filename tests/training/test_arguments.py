@@ -141,7 +141,9 @@ def script_arguments(config):
         if name.lower() in config:
             group = getattr(import_module(f"train_{name.lower()}"), f"{name}Arguments")
             return [group, ReconstructionArguments, LoopArguments]
-    if "lora" in config:
+    if "few_steps" in config:
+        group = import_module("train_few_steps").FewStepsArguments
+    elif "lora" in config:
         group = import_module("train_lora").LoraArguments
     elif config.endswith("_vae"):
         group = import_module("pixel_vae").VAEArguments

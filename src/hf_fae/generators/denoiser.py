@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import torch
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn import functional as F
 
 from ..layers.norms import normalization
 from ..modeling import StrictModelMixin
+from .prediction import check_prediction_type
 
 
 __all__ = [
@@ -54,8 +56,9 @@ class BaseHead(nn.Module):
 class LatentDenoiser(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
     """Base of denoisers of latents (B, in_channels, H, W) with `config.patch_size`.
 
-    They have `proj_in`, `time_embedding`, maybe `pos_embed`, `norm_out`, `modulation_out` and `proj_out`, and with
-    `config.base_head_layer` a `base_head` behind that many of their `blocks`.
+    They have `proj_in`, `time_proj`, `time_embedding`, maybe `pos_embed`, `norm_out`, `modulation_out` and `proj_out`,
+    with `config.base_head_layer` a `base_head` behind that many of their `blocks`, and with `config.use_meanflow` an
+    `interval_embedding`: they then predict average velocities (MeanFlow, arXiv 2505.13447).
     """
 
     _supports_gradient_checkpointing = True
@@ -83,6 +86,66 @@ class LatentDenoiser(StrictModelMixin, AttentionMixin, PeftAdapterMixin):
         """Tokens (B, rows * columns, dim) of latents, with their positions added."""
         tokens = patch_tokens(self.proj_in, hidden_states)
         return tokens + self.pos_embed(grid, tokens.device).to(tokens.dtype)
+
+    def make_interval_embedding(self) -> TimestepEmbedding | None:
+        """The embedding of t - r, as that of t; None without `use_meanflow`.
+
+        Raises:
+            ValueError: the model predicts no velocities, or has a base head, for which there is no average.
+        """
+        if not self.config.use_meanflow:
+            return None
+        check_prediction_type(self.config.prediction_type)
+        if self.config.base_head_layer is not None:
+            raise ValueError(f"base_head_layer must be None with use_meanflow, got {self.config.base_head_layer}")
+        linear = self.time_embedding.linear_1
+        return TimestepEmbedding(linear.in_features, linear.out_features)
+
+    def initialize_interval(self) -> None:
+        """At first t - r has no influence: the average velocity is that at t."""
+        if self.interval_embedding is not None:
+            nn.init.normal_(self.interval_embedding.linear_1.weight, std=0.02)
+            nn.init.zeros_(self.interval_embedding.linear_2.weight)
+            for linear in (self.interval_embedding.linear_1, self.interval_embedding.linear_2):
+                nn.init.zeros_(linear.bias)
+
+    def enable_meanflow(self) -> None:
+        """Make a trained model of velocities one of average velocities, which are the same until it is trained again.
+
+        A base head is dropped.
+
+        Raises:
+            ValueError: the model predicts no velocities.
+        """
+        if self.config.use_meanflow:
+            return
+        check_prediction_type(self.config.prediction_type)
+        self.register_to_config(use_meanflow=True, base_head_layer=None)
+        self.base_head = None
+        self.interval_embedding = self.make_interval_embedding().to(self.device, self.dtype)
+        self.initialize_interval()
+
+    def embed_time(
+        self, timestep: torch.Tensor, timestep_r: torch.Tensor | None, hidden_states: torch.Tensor, unit: int = 1000
+    ) -> torch.Tensor:
+        """The embedding (B, dim) of the noise time and, with `use_meanflow`, of the length of the interval.
+
+        Args:
+            timestep, timestep_r: as in `forward`.
+            hidden_states: what determines B and the dtype.
+            unit: of `timestep`; the features are those of `timestep / unit`, in fp32.
+
+        Raises:
+            ValueError: a `timestep_r` without `use_meanflow`.
+        """
+        if timestep_r is not None and self.interval_embedding is None:
+            raise ValueError("timestep_r must be None for a model without use_meanflow, got a tensor")
+        count, dtype = len(hidden_states), hidden_states.dtype
+        time = self.time_embedding(self.time_proj(timestep.expand(count) / unit).to(dtype))
+        if self.interval_embedding is None:
+            return time
+        interval = (timestep - (timestep if timestep_r is None else timestep_r)).expand(count) / unit
+        return time + self.interval_embedding(self.time_proj(interval).to(dtype))
 
     def make_base_head(self, norm_type: str, dim: int, rows: int, modulated: bool = True) -> BaseHead | None:
         """The base head of the config, None without `base_head_layer`; arguments as of `BaseHead`.

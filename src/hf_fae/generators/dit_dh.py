@@ -44,6 +44,7 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         qk_norm: RMSNorm on queries and keys.
         prediction_type: `"velocity"`, or `"sample"` for the clean latents.
         base_head_layer: number of blocks of the backbone before a second output layer, for internal guidance.
+        use_meanflow: predict average velocities over an interval of times (MeanFlow, arXiv 2505.13447).
 
     Raises:
         ValueError: a head width that is no multiple of 4, a size that is no multiple of `patch_size`, another
@@ -71,6 +72,7 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         qk_norm: bool = False,
         prediction_type: str = "velocity",
         base_head_layer: int | None = None,
+        use_meanflow: bool = False,
     ):
         super().__init__()
         check_prediction_type(prediction_type)
@@ -106,6 +108,7 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         self.modulation_out = nn.Linear(head_dim, 2 * head_dim)
         self.proj_out = nn.Linear(head_dim, in_channels * patch_size**2)
         self.base_head = self.make_base_head("rms_norm", dim, in_channels * patch_size**2)
+        self.interval_embedding = self.make_interval_embedding()
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -117,6 +120,7 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
             [self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2],
             [*(block.modulation for block in blocks), *self.output_maps()],
         )
+        self.initialize_interval()
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -127,13 +131,13 @@ class DiTDHTransformer2DModel(ClassTableMixin, LatentDenoiser):
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
         output_base_sample: bool = False,
+        timestep_r: torch.Tensor | None = None,
     ) -> DenoiserOutput | tuple:
         """Predict the velocity eps - x or x at x_t; arguments, result and errors as in
         `LightningDiTTransformer2DModel`."""
         config, latents = self.config, hidden_states
         grid, base_depth, base_sample = self.patch_grid(latents), self.base_depth(output_base_sample), None
-        time_features = self.time_proj(timestep.expand(latents.shape[0]) / 1000)
-        time = self.time_embedding(time_features.to(latents.dtype))
+        time = self.embed_time(timestep, timestep_r, latents)
         # As in RAE's code, a SiLU makes each condition, and another one stands before the modulations.
         condition = F.silu(F.silu(time + self.class_embedding(class_labels)))[:, None]
 

@@ -73,10 +73,12 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         pos_embed_type: the table that is added to the tokens: `"sincos"`, fixed, of rows and columns; `"sincos_1d"`,
             fixed, of the number of a token (MAETok's SiT); `"learned"` (l-DeTok's LightningDiT).
         base_head_layer: number of blocks before a second output layer, for internal guidance (arXiv 2512.24176).
+        use_meanflow: predict average velocities over an interval of times (MeanFlow, arXiv 2505.13447).
 
     Raises:
         ValueError: another `norm_type`, `ff_type`, `prediction_type` or `pos_embed_type`; with `use_rope` a head width
-            that is no multiple of 4; a size that is no multiple of `patch_size`; a `base_head_layer` out of range.
+            that is no multiple of 4; a size that is no multiple of `patch_size`; a `base_head_layer` out of range;
+            `use_meanflow` of a model of the noise.
     """
 
     _no_split_modules = ["LightningDiTBlock"]
@@ -99,6 +101,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         prediction_type: str = "velocity",
         pos_embed_type: str = "sincos",
         base_head_layer: int | None = None,
+        use_meanflow: bool = False,
     ):
         super().__init__()
         dim = num_attention_heads * attention_head_dim
@@ -120,6 +123,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         self.modulation_out = nn.Linear(dim, 2 * dim)
         self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
         self.base_head = self.make_base_head(norm_type, dim, out_channels * patch_size**2)
+        self.interval_embedding = self.make_interval_embedding()
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -131,6 +135,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
             [self.class_embedding, self.time_embedding.linear_1, self.time_embedding.linear_2],
             [*(block.modulation for block in self.blocks), *self.output_maps()],
         )
+        self.initialize_interval()
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -141,6 +146,7 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
         output_base_sample: bool = False,
+        timestep_r: torch.Tensor | None = None,
     ) -> DenoiserOutput | tuple:
         """Predict at x_t what `prediction_type` says: the velocity eps - x, x itself, or the noise and its variance.
 
@@ -151,6 +157,8 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             return_dict: return a `DenoiserOutput` instead of a tuple.
             output_base_sample: also return the prediction of the base head.
+            timestep_r: with `use_meanflow`, (B,) or a scalar tensor, 1000 * r <= `timestep`: predict the average
+                velocity from r to t, or the x that it leads to; None for r = t, the velocity at t.
 
         Returns:
             `.sample`, and maybe `.base_sample`: (B, in_channels, H, W), or twice the channels.
@@ -161,11 +169,10 @@ class LightningDiTTransformer2DModel(ClassTableMixin, LatentDenoiser):
         """
         grid, base_depth = self.patch_grid(hidden_states), self.base_depth(output_base_sample)
 
-        # The sinusoids are of t in [0, 1] in SiT and LightningDiT, of DDPM's step number in DiT; always in fp32.
+        # The sinusoids are of t in [0, 1] in SiT and LightningDiT, of DDPM's step number in DiT.
         unit = 1 if self.config.prediction_type == "epsilon" else 1000
-        time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / unit)
-        condition = self.time_embedding(time_features.to(hidden_states.dtype)) + self.class_embedding(class_labels)
-        condition = F.silu(condition)[:, None]
+        time = self.embed_time(timestep, timestep_r, hidden_states, unit)
+        condition = F.silu(time + self.class_embedding(class_labels))[:, None]
 
         tokens = self.embed_patches(hidden_states, grid)
         rotary_emb = (

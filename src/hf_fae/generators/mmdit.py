@@ -152,6 +152,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         qk_norm: RMSNorm on queries and keys.
         prediction_type: `"velocity"`, or `"sample"` for the clean latents.
         base_head_layer: number of blocks before a second output layer, for internal guidance (arXiv 2512.24176).
+        use_meanflow: predict average velocities over an interval of times (MeanFlow, arXiv 2505.13447).
 
     Raises:
         ValueError: a head width that is no multiple of 4, a number below 1, a size that is no multiple of
@@ -175,6 +176,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         qk_norm: bool = False,
         prediction_type: str = "velocity",
         base_head_layer: int | None = None,
+        use_meanflow: bool = False,
     ):
         super().__init__()
         check_prediction_type(prediction_type)
@@ -201,6 +203,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         self.modulation_out = nn.Linear(dim, 2 * dim)
         self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
         self.base_head = self.make_base_head("layer_norm", dim, in_channels * patch_size**2)
+        self.interval_embedding = self.make_interval_embedding()
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -213,6 +216,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
             [self.time_embedding.linear_1, self.time_embedding.linear_2],
             [*modulations, *self.output_maps()],
         )
+        self.initialize_interval()
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -224,6 +228,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
         output_base_sample: bool = False,
+        timestep_r: torch.Tensor | None = None,
     ) -> DenoiserOutput | tuple:
         """Predict at x_t what `prediction_type` says: the velocity eps - x, or x itself.
 
@@ -236,6 +241,8 @@ class MMDiTTransformer2DModel(LatentDenoiser):
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             return_dict: return a `DenoiserOutput` instead of a tuple.
             output_base_sample: also return the prediction of the base head.
+            timestep_r: with `use_meanflow`, (B,) or a scalar tensor, 1000 * r <= `timestep`: predict the average
+                velocity from r to t, or the x that it leads to; None for r = t, the velocity at t.
 
         Returns:
             `.sample`, and maybe `.base_sample`: (B, in_channels, H, W).
@@ -247,9 +254,7 @@ class MMDiTTransformer2DModel(LatentDenoiser):
         grid, base_depth, base_sample = self.patch_grid(hidden_states), self.base_depth(output_base_sample), None
         channels, padding = self.config.caption_channels, (0, grid[0] * grid[1])  # [text, image]
         mask = caption_mask(hidden_states, encoder_hidden_states, encoder_attention_mask, channels, padding)
-        # The sinusoids are of t in [0, 1], in fp32.
-        time_features = self.time_proj(timestep.expand(hidden_states.shape[0]) / 1000)
-        condition = F.silu(self.time_embedding(time_features.to(hidden_states.dtype)))[:, None]
+        condition = F.silu(self.embed_time(timestep, timestep_r, hidden_states))[:, None]
         text = self.caption_projection(encoder_hidden_states.to(hidden_states.dtype))
         tokens = self.embed_patches(hidden_states, grid)
         rotary_emb = rotary_angles(self.config.attention_head_dim, grid, tokens.device)

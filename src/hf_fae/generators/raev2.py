@@ -62,6 +62,7 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
         num_time_tokens, num_class_tokens: tokens of the time and of the class.
         prediction_type: `"sample"` for the clean latents, or `"velocity"`.
         base_head_layer: number of deep blocks before the base head; None for none.
+        use_meanflow: predict average velocities over an interval of times (MeanFlow, arXiv 2505.13447).
 
     Raises:
         ValueError: a head width that is no multiple of 4, a size that is no multiple of `patch_size`, both classes and
@@ -92,6 +93,7 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
         num_class_tokens: int = 8,
         prediction_type: str = "sample",
         base_head_layer: int | None = 8,
+        use_meanflow: bool = False,
     ):
         super().__init__()
         check_prediction_type(prediction_type)
@@ -135,6 +137,7 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
         self.modulation_out = nn.Linear(head_dim, 2 * head_dim) if has_head else None
         self.proj_out = nn.Linear(head_dim, rows)
         self.base_head = self.make_base_head("rms_norm", dim, rows, modulated=has_head)
+        self.interval_embedding = self.make_interval_embedding()
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -146,6 +149,7 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
             embeddings.append(self.class_embedding)
         zeroed = [*(block.modulation for block in self.head_blocks), *self.output_maps()]
         initialize_ends(projections, embeddings, zeroed)
+        self.initialize_interval()
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -158,6 +162,7 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
         output_base_sample: bool = False,
+        timestep_r: torch.Tensor | None = None,
     ) -> DenoiserOutput | tuple:
         """Predict at x_t what `prediction_type` says: x itself, or the velocity eps - x.
 
@@ -171,6 +176,9 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             return_dict: return a `DenoiserOutput` instead of a tuple.
             output_base_sample: also return the prediction of the base head.
+            timestep_r: as in `LightningDiTTransformer2DModel`.
+            timestep_r: with `use_meanflow`, (B,) or a scalar tensor, 1000 * r <= `timestep`: predict the average
+                velocity from r to t, or the x that it leads to; None for r = t, the velocity at t.
 
         Returns:
             `.sample`, and maybe `.base_sample`: (B, in_channels, H, W).
@@ -190,7 +198,7 @@ class RAEv2Transformer2DModel(ClassTableMixin, LatentDenoiser):
                 expected = "None for a model that was not made for it" if kind is None else "given"
                 raise ValueError(f"{name} must be {expected}, got {type(value).__name__}")
 
-        time = self.time_embedding(self.time_proj(timestep.expand(len(latents)) / 1000).to(latents.dtype))
+        time = self.embed_time(timestep, timestep_r, latents)
         mask = None
         if class_labels is not None:
             condition = self.class_tokens(self.class_embedding(class_labels))

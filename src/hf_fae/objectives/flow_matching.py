@@ -16,7 +16,7 @@ from .base import Mean, check_not_negative
 from .generator import GeneratorObjective
 
 
-__all__ = ["FlowMatchingObjective", "dimension_shift", "shift_time"]
+__all__ = ["FlowMatchingObjective", "check_timestep_sampling", "dimension_shift", "shift_time"]
 
 
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
@@ -34,6 +34,16 @@ def dimension_shift(*shape: int) -> float:
     there). At most 1, for fewer than 4096 dimensions.
     """
     return min(1.0, math.sqrt(4096 / math.prod(shape)))
+
+
+def check_timestep_sampling(timestep_sampling: str) -> None:
+    """Refuse an unknown distribution of noise times.
+
+    Raises:
+        ValueError: neither `"uniform"` nor `"logit_normal"`.
+    """
+    if timestep_sampling not in ("uniform", "logit_normal"):
+        raise ValueError(f"timestep_sampling must be 'uniform' or 'logit_normal', got {timestep_sampling!r}")
 
 
 class FlowMatchingObjective(GeneratorObjective):
@@ -75,8 +85,7 @@ class FlowMatchingObjective(GeneratorObjective):
     ):
         if not 0 < shift <= 1:
             raise ValueError(f"shift must be in (0, 1], the papers' s and not diffusers' 1 / s, got {shift}")
-        if timestep_sampling not in ("uniform", "logit_normal"):
-            raise ValueError(f"timestep_sampling must be 'uniform' or 'logit_normal', got {timestep_sampling!r}")
+        check_timestep_sampling(timestep_sampling)
         check_not_negative(cosine_weight=cosine_weight)
         super().__init__(model, vae, label_dropout, condition, base_weight)
         self.shift, self.timestep_sampling, self.cosine_weight = shift, timestep_sampling, cosine_weight

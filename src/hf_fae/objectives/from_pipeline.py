@@ -10,6 +10,7 @@ from ..pipelines.latent_pipeline import LatentPipeline
 from .ddpm import DiffusionObjective
 from .flow_matching import FlowMatchingObjective
 from .generator import GeneratorObjective
+from .mean_flow import MeanFlowObjective, TimePairs
 from .starflow import STARFlowObjective
 from .token_diffusion import AutoregressiveObjective, MARObjective
 
@@ -33,8 +34,11 @@ def objective_of(
         is_masked = isinstance(pipeline.transformer, MARTransformer2DModel)
         objective = MARObjective if is_masked else AutoregressiveObjective
         return objective(*models, scheduler=pipeline.scheduler, **common)
+    # The scheduler's shift is 1 / s for the papers' s.
+    shift = 1 / pipeline.scheduler.config.get("shift", 1.0)
+    if pipeline.transformer.config.get("use_meanflow"):
+        return MeanFlowObjective(*models, times=TimePairs(shift=shift), **common)
     common["base_weight"] = base_weight
     if isinstance(pipeline.scheduler, DDPMScheduler):
         return DiffusionObjective(*models, scheduler=pipeline.scheduler, **common)
-    # The scheduler's shift is 1 / s for the papers' s.
-    return FlowMatchingObjective(*models, shift=1 / pipeline.scheduler.config.shift, **common, **flow_matching)
+    return FlowMatchingObjective(*models, shift=shift, **common, **flow_matching)

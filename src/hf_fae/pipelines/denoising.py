@@ -86,6 +86,11 @@ class DenoisingPipeline(ImageInputMixin, LatentPipeline):
                 raise ValueError(
                     f"{name} must have prediction_type {names} for a {type(scheduler).__name__}, got {kind!r}"
                 )
+        if self._predicts_averages(self.transformer) and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            raise ValueError(
+                "scheduler must be a FlowMatchEulerDiscreteScheduler for a transformer with use_meanflow, whose steps "
+                f"are straight, got a {type(scheduler).__name__}"
+            )
         if not is_ddpm:
             check_path(scheduler)
             check_shift(scheduler, self._trained_shift)
@@ -234,6 +239,8 @@ class DenoisingPipeline(ImageInputMixin, LatentPipeline):
         # Rounded, so that fp32 does not decide on which side of a guidance interval's bound a step lies.
         noise_times = [round(t, 6) for t in (timesteps.double() / self.scheduler.config.num_train_timesteps).tolist()]
         self.record(_num_timesteps=len(timesteps))
+        final = self.scheduler.timesteps[-1:] if self.config.get("final_sigma") else timesteps.new_zeros(1)
+        ends = torch.cat([timesteps[1:], final])
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         conditions = condition, negative_condition
         step_kwargs = {"return_dict": False, **({"generator": generator} if takes_generator else {})}
@@ -242,7 +249,8 @@ class DenoisingPipeline(ImageInputMixin, LatentPipeline):
             for step, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                output = self._predict(latents, timestep, noise_times[step], conditions, attention_kwargs)
+                interval = timestep, ends[step]
+                output = self._predict(latents, interval, noise_times[step], conditions, attention_kwargs)
                 latents = self.scheduler.step(output, timestep, latents, **step_kwargs)[0]
                 if known is not None:
                     is_last = step + 1 == len(timesteps)
@@ -252,28 +260,36 @@ class DenoisingPipeline(ImageInputMixin, LatentPipeline):
                 progress_bar.update()
         return latents
 
-    def _predict(self, latents, timestep, noise_time, conditions, attention_kwargs):
-        """The guided velocity or noise; a variance after it is the conditional one."""
+    def _predict(self, latents, interval, noise_time, conditions, attention_kwargs):
+        """The guided velocity or noise of a step from one timestep to the next; a variance after it is the
+        conditional one."""
         (condition, negative_condition), kwargs = conditions, {"attention_kwargs": attention_kwargs}
         scale, internal_scale = (each.scale_at(noise_time) for each in (self._guidance, self._internal_guidance))
         if is_doubled := scale != 1 and self.guidance_transformer is None:
             latents = torch.cat([latents, latents])
             condition = {name: torch.cat([value, negative_condition[name]]) for name, value in condition.items()}
         if internal_scale == 1:
-            (prediction,) = self._run(self.transformer, latents, timestep, condition, **kwargs)
+            (prediction,) = self._run(self.transformer, latents, interval, condition, **kwargs)
         else:
-            whole, base = self._run(self.transformer, latents, timestep, condition, output_base_sample=True, **kwargs)
+            whole, base = self._run(self.transformer, latents, interval, condition, output_base_sample=True, **kwargs)
             prediction = _combine(self._internal_guidance, whole, base, internal_scale, latents.shape[1])
         if scale == 1:
             return prediction
         if is_doubled:
             prediction, negative = prediction.chunk(2)
         else:
-            (negative,) = self._run(self.guidance_transformer, latents, timestep, condition)
+            (negative,) = self._run(self.guidance_transformer, latents, interval, condition)
         return _combine(self._guidance, prediction, negative, scale, latents.shape[1])
 
-    def _run(self, transformer, latents, timestep, condition, **kwargs):
+    @staticmethod
+    def _predicts_averages(transformer):
+        return transformer is not None and transformer.config.get("use_meanflow", False)
+
+    def _run(self, transformer, latents, interval, condition, **kwargs):
         """The predictions as velocity or noise, in fp32: schedulers keep the dtype from step to step."""
+        timestep, end = interval
+        if self._predicts_averages(transformer):
+            kwargs["timestep_r"] = end.expand(len(latents))
         inputs = latents.to(transformer.dtype), timestep.expand(len(latents))
         outputs = [output.float() for output in transformer(*inputs, **condition, return_dict=False, **kwargs)]
         kind = transformer.config.get("prediction_type", "velocity")
