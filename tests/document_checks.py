@@ -42,6 +42,7 @@ SMOKE = {
     "train_pixel_decoder": "smoke_pixel_decoder.yaml",
     "train_starflow": "smoke_starflow.yaml",
     "train_text_to_image": "smoke_text_to_image.yaml",
+    "train_vae": "smoke_vae.yaml",
 }
 LOOP = {
     "max_train_steps": 1,

@@ -110,7 +110,7 @@ def test_pixel_vae(tmp_path, script, pictures):
     flags = ["--dataset_name", pictures, "--output_dir", str(tmp_path / "vae"), "--resolution", "32"]
     flags += ["--block_out_channels", "16", "32", "--latent_channels", "4", "--max_train_steps", "2"]
     flags += ["--train_batch_size", "4", "--max_validation_samples", "4", "--report_to", "none"]
-    script("pixel_vae").main(["--config", str(ROOT / "experiments/emoji/configs/emoji256_vae.yaml"), *flags])
+    script("train_vae").main(["--config", str(ROOT / "experiments/emoji/configs/emoji256_vae.yaml"), *flags])
     vae = AutoencoderKL.from_pretrained(tmp_path / "vae")
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = encode_images(vae, images).sample()

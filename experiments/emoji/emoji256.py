@@ -96,7 +96,7 @@ def stages(
         "text-latents": ("cache_latents.py", "text_latents", ["--vae", fae, *cached, *reading]),
         **generators,
         "6-raw-dit": ("train_generator.py", "generator", ["--vae", pixels, "--dataset_name", features]),
-        "7-vae": (str(Path(__file__).resolve().with_name("pixel_vae.py")), "vae", images),
+        "7-vae": ("train_vae.py", "vae", images),
         "vae-latents": ("cache_latents.py", "latents", ["--vae", vae, *images]),
         "8-vae-dit": ("train_generator.py", "generator", ["--dataset_name", vae_latents]),
     }

@@ -139,7 +139,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="guidance_transformer must have num_classes 10 as transformer, got 3"):
             load_dit_dh(folder / "checkpoint.pt", None, tmp_path / "weak.pt")
 
-    @pytest.mark.parametrize("config", [{"prediction_type": "sample"}, {"base_head_layer": 1}])
+    @pytest.mark.parametrize("config", [{"prediction_type": "sample"}, {"base_head_layer": 1}, {"use_meanflow": True}])
     def test_what_rae_does_not_have(self, config):
         with pytest.raises(ValueError, match=f"model must have {next(iter(config))} .* in its published layout, got"):
             export_dit_dh(tiny_dit_dh(**config))

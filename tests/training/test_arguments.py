@@ -133,6 +133,8 @@ def script_arguments(config):
         return [import_module("train_text_to_image").TextToImageArguments, LoopArguments]
     if "autoregressive" in config or config.startswith("mar_") or "_ar_" in config:
         return [import_module("train_autoregressive").AutoregressiveArguments, LoopArguments]
+    if config in ("vae", "va_vae", "emoji256_vae"):
+        return [import_module("train_vae").VAEArguments, ReconstructionArguments, LoopArguments]
     if "pixel_decoder" in config:
         return [import_module("train_pixel_decoder").PixelDecoderArguments, ReconstructionArguments, LoopArguments]
     if "drorae" in config or "raev2_dinov3" in config or "raev2_decoder" in config:
@@ -145,8 +147,6 @@ def script_arguments(config):
         group = import_module("train_few_steps").FewStepsArguments
     elif "lora" in config:
         group = import_module("train_lora").LoraArguments
-    elif config.endswith("_vae"):
-        group = import_module("pixel_vae").VAEArguments
     elif "generator" in config or "dit" in config or "sit_" in config or "_sit" in config:
         group = import_module("train_generator").DenoiserArguments
     else:

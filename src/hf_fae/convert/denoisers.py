@@ -177,6 +177,7 @@ def denoiser_config(state: Mapping[str, torch.Tensor], layout: Layout, num_atten
         "qk_norm": f"{first}.attn.q_norm.weight" in state,
         "prediction_type": "velocity",
         "base_head_layer": None,
+        "use_meanflow": False,
         "pos_embed_type": "sincos",
         **layout.config,
     }

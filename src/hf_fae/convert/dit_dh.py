@@ -78,6 +78,7 @@ def dit_dh_config(state: Mapping[str, torch.Tensor]) -> dict:
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
         "prediction_type": "velocity",
         "base_head_layer": None,
+        "use_meanflow": False,
     }
 
 
@@ -125,10 +126,10 @@ def export_dit_dh(model: DiTDHTransformer2DModel) -> dict[str, torch.Tensor]:
     """The state dict of a model as RAE's code loads it, strictly: with the fixed tables.
 
     Raises:
-        ValueError: its latents are not square, it has a base head, or it predicts clean latents.
+        ValueError: its latents are not square, it has a base head, or it predicts clean latents or averages.
     """
     config = model.config
-    for name, value in (("prediction_type", "velocity"), ("base_head_layer", None)):
+    for name, value in (("prediction_type", "velocity"), ("base_head_layer", None), ("use_meanflow", False)):
         if config[name] != value:
             raise ValueError(f"model must have {name} {value!r} in its published layout, got {config[name]!r}")
     state = dit_dh_table(config).to_published(model.state_dict())

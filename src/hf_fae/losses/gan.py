@@ -29,8 +29,9 @@ def adaptive_weight(
     adversarial_loss: torch.Tensor,
     last_layer_weight: torch.Tensor,
     eps: float = 1e-6,
+    largest: float = 1e4,
 ) -> torch.Tensor:
-    """|grad of reconstruction_loss| / (|grad of adversarial_loss| + eps), clamped to [0, 1e4]: a scalar without graph.
+    """|grad of reconstruction_loss| / (|grad of adversarial_loss| + eps), at most `largest`: a scalar without graph.
 
     Both gradients are those of `last_layer_weight` (arXiv 2012.09841, eq. 7; eps by default as in RAE), averaged over
     the processes before their norms are taken. The graphs are kept.
@@ -42,7 +43,7 @@ def adaptive_weight(
     ]
     gradients = mean_over_processes(torch.stack(gradients).float()) / scale
     reconstruction, adversarial = gradients.flatten(1).norm(dim=1)
-    return (reconstruction / (adversarial + eps)).clamp(0, 1e4)
+    return (reconstruction / (adversarial + eps)).clamp(0, largest)
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The objective of all decoders of images: pixel distance, perceptual distance and a discriminator."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,12 +23,13 @@ class Reconstruction:
     Attributes:
         images: (B, 3, H, W), about [-1, 1], with their graph.
         discriminator_images: images of that shape that the discriminator learns from; None for `images`.
-        terms: further terms of the loss, name -> (weight, scalar).
+        terms: further terms of the loss, name -> (weight, scalar); a weight may be a function of the loss without
+            adversarial and further terms, and of the scalar.
     """
 
     images: torch.Tensor
     discriminator_images: torch.Tensor | None = None
-    terms: dict[str, tuple[float, torch.Tensor]] = field(default_factory=dict)
+    terms: dict[str, tuple[float | Callable, torch.Tensor]] = field(default_factory=dict)
 
 
 class ReconstructionObjective(Objective):
@@ -106,11 +108,12 @@ class ReconstructionObjective(Objective):
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(decoded, images)
             losses["loss"] = reconstruction + self.perceptual_weight * losses["perceptual"]
+        reconstruction_loss = losses["loss"]
         if self.adversarial is not None:
             adversarial = self.adversarial(
                 decoded,
                 images,
-                reconstruction_loss=losses["loss"],
+                reconstruction_loss=reconstruction_loss,
                 last_layer_weight=self.last_layer_weight,
                 random=random,
                 discriminator_images=output.discriminator_images,
@@ -119,5 +122,6 @@ class ReconstructionObjective(Objective):
             losses |= {f"adversarial/{name}": value for name, value in adversarial.items()}
         for name, (weight, value) in output.terms.items():
             losses[name] = value
+            weight = weight(reconstruction_loss, value) if callable(weight) else weight
             losses["loss"] = losses["loss"] + weight * value
         return losses

@@ -113,10 +113,13 @@ def _whole(tensor):
 
 
 def _like(tensor, value):
-    """A whole value on the device of `tensor`, sharded as that is."""
-    value = value.to(tensor.device)
+    """A whole value on the device of `tensor`, sharded as that is.
+
+    Its elements lie in memory as those of `tensor`: fused optimizers pair them in that order.
+    """
     if not hasattr(tensor, "full_tensor"):
-        return value
+        return torch.empty_like(tensor, dtype=value.dtype, requires_grad=False).copy_(value)
+    value = value.to(tensor.device)
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value, tensor.device_mesh, tensor.placements)
