@@ -43,6 +43,7 @@ __all__ = ["DATA", "JUDGE", "LATENTS", "PUBLISHED", "STAND_IN", "build_world"]
 
 # The names of each tiny model in the documentation and in the configs that it uses.
 ENCODERS = ["../shared/assets/dinov2-small", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant"]
+ENCODERS += ["facebook/dinov2-large"]
 ENCODERS += ["facebook/dinov2-with-registers-base", "facebook/dinov3-vitl16-pretrain-lvd1689m"]
 TOKENIZERS = [
     "checkpoints/fae-emoji-256",
