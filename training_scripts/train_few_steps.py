@@ -24,6 +24,7 @@ from hf_fae.data.images import DataArguments
 from hf_fae.data.opening import open_pipeline, open_training_data
 from hf_fae.guidance import Guidance
 from hf_fae.objectives.mean_flow import MeanFlowObjective, TimePairs
+from hf_fae.objectives.repa import REPAArguments, add_repa
 from hf_fae.objectives.validation import GeneratorValidation
 from hf_fae.pipelines.denoising import DenoisingPipeline
 from hf_fae.training.arguments import LoopArguments
@@ -97,15 +98,14 @@ def prepare_pipeline(pipeline: DenoisingPipeline, args: FewStepsArguments) -> No
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, data_args, loop_args, config = parse_arguments(
-        FewStepsArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    args, repa_args, data_args, loop_args, config = parse_arguments(
+        FewStepsArguments, REPAArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
     )
     # All errors of the arguments are raised before the loop writes anything.
-    data = open_training_data(data_args, loop_args.seed)
+    opened = open_training_data(data_args, loop_args.seed)
     components = {"image_encoder": args.image_encoder, "text_encoder": args.text_encoder}
-    pipeline = open_pipeline(data, args.pipeline, DenoisingPipeline, **components)
-    rows = data.describe()
-    data, condition = prepare_condition(pipeline, data)
+    pipeline = open_pipeline(opened, args.pipeline, DenoisingPipeline, **components)
+    data, condition = prepare_condition(pipeline, opened)
     teacher = copy.deepcopy(pipeline.transformer) if args.velocity == "teacher" else None
     set_seed(loop_args.seed)  # of the new embedding
     prepare_pipeline(pipeline, args)
@@ -128,9 +128,10 @@ def main(argv: list[str] | None = None) -> None:
         kappa=args.kappa,
         guidance_interval=(args.guidance_t_low, args.guidance_t_high),
     )
+    data = add_repa(objective, repa_args, data, opened)
 
     loop = TrainingLoop(loop_args, config)
-    loop.print(f"{rows}\n{condition.describe()}")
+    loop.print(f"{opened.describe()}\n{condition.describe()}")
     objective.to(loop.device)
     validation = GeneratorValidation(
         pipeline,

@@ -31,6 +31,7 @@ from hf_fae.layers.positions import grid_size
 from hf_fae.objectives.flow_matching import dimension_shift
 from hf_fae.objectives.from_pipeline import objective_of
 from hf_fae.objectives.generator import GeneratorArguments
+from hf_fae.objectives.repa import REPAArguments, add_repa
 from hf_fae.objectives.validation import GeneratorValidation
 from hf_fae.schedulers.learned_variance import learned_variance_scheduler
 from hf_fae.training.arguments import LoopArguments
@@ -175,24 +176,25 @@ def without_effect(args: DenoiserArguments, pipeline: FAEDiTPipeline) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, data_args, loop_args, config = parse_arguments(
-        DenoiserArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    args, repa_args, data_args, loop_args, config = parse_arguments(
+        DenoiserArguments, REPAArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
     )
     check_arguments(args)
     loop = TrainingLoop(loop_args, config)
     with loop.accelerator.main_process_first():
-        data = open_training_data(data_args, loop_args.seed)
+        opened = open_training_data(data_args, loop_args.seed)
         if args.pipeline is None:
-            pipeline = new_pipeline(args, data)
+            pipeline = new_pipeline(args, opened)
         else:
             components = {"vae": args.vae, "image_encoder": args.image_encoder}
-            pipeline = open_pipeline(data, args.pipeline, FAEDiTPipeline, **components)
+            pipeline = open_pipeline(opened, args.pipeline, FAEDiTPipeline, **components)
             check_pipeline_arguments(args, pipeline, **without_effect(args, pipeline))
-    loop.print(data.describe())
-    data, condition = prepare_condition(pipeline, data)
+    loop.print(opened.describe())
+    data, condition = prepare_condition(pipeline, opened)
     loop.print(condition.describe())
     flow_matching = {"timestep_sampling": args.timestep_sampling, "cosine_weight": args.cosine_weight}
     objective = objective_of(pipeline, condition, args.label_dropout, args.base_weight, **flow_matching)
+    data = add_repa(objective, repa_args, data, opened)
     objective = objective.to(loop.device)
     validation = GeneratorValidation(
         pipeline,

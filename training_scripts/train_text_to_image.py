@@ -35,6 +35,7 @@ from hf_fae.data.opening import (
 from hf_fae.data.protocol import GeneratorData
 from hf_fae.objectives.from_pipeline import objective_of
 from hf_fae.objectives.generator import CaptionArguments
+from hf_fae.objectives.repa import REPAArguments, add_repa
 from hf_fae.objectives.validation import GeneratorValidation
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.training.loop import TrainingLoop
@@ -115,22 +116,24 @@ def new_pipeline(args: TextToImageArguments, data: GeneratorData) -> FAETextToIm
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, data_args, loop_args, config = parse_arguments(
-        TextToImageArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
+    args, repa_args, data_args, loop_args, config = parse_arguments(
+        TextToImageArguments, REPAArguments, DataArguments, LoopArguments, argv=argv, description=__doc__
     )
     loop = TrainingLoop(loop_args, config)
     with loop.accelerator.main_process_first():
-        data = open_training_data(data_args, loop_args.seed)
+        opened = open_training_data(data_args, loop_args.seed)
         if args.pipeline is None:
-            pipeline = new_pipeline(args, data)
+            pipeline = new_pipeline(args, opened)
         else:
             components = {"vae": args.vae, "image_encoder": args.image_encoder, "text_encoder": args.text_encoder}
-            pipeline = open_pipeline(data, args.pipeline, FAETextToImagePipeline, **components)
+            pipeline = open_pipeline(opened, args.pipeline, FAETextToImagePipeline, **components)
             check_pipeline_arguments(args, pipeline)
-    loop.print(data.describe())
-    data, condition = prepare_condition(pipeline, data)
+    loop.print(opened.describe())
+    data, condition = prepare_condition(pipeline, opened)
     loop.print(condition.describe())
-    objective = objective_of(pipeline, condition, args.label_dropout, args.base_weight).to(loop.device)
+    objective = objective_of(pipeline, condition, args.label_dropout, args.base_weight)
+    data = add_repa(objective, repa_args, data, opened)
+    objective = objective.to(loop.device)
     validation = GeneratorValidation(
         pipeline,
         objective,

@@ -82,7 +82,8 @@ def tokenizer_fingerprint(vae: torch.nn.Module) -> dict[str, str | None]:
 class CachedLatents:
     """The latents that `encode_dataset` wrote, as batches: a `GeneratorData` in place of `ImageData`.
 
-    A batch is a dict of "moments" (B, 2C, h, w) float32 and "row_ids" (B,) long, with "class_labels" (B,) long and
+    A batch is a dict of "moments" (B, 2C, h, w) float32, "row_ids" (B,) long and, in training, "mirrored" (B,) bool,
+    with "class_labels" (B,) long and
     "captions", a list of strings, where the data set has them, and "caption_embeds" (B, length, width) float32, zero
     after the end of each text, where a text encoder has embedded them. `latents.normalized_posterior` turns moments
     into the posterior of normalised latents. Order and mirroring are those of `ImageData` on the same rows.
@@ -300,7 +301,8 @@ class _CachedRows(Dataset):
     def __getitems__(self, keys):
         latents = self.latents
         mirrored = [latents.random_flip and is_mirrored(row_random(latents.seed, *key)) for key in keys]
-        return latents.read(latents.train, [choose_row(latents.groups, latents.seed, *key) for key in keys], mirrored)
+        rows = [choose_row(latents.groups, latents.seed, *key) for key in keys]
+        return {**latents.read(latents.train, rows, mirrored), "mirrored": torch.tensor(mirrored)}
 
 
 def _identity(batch):

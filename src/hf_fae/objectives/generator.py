@@ -89,6 +89,16 @@ class GeneratorObjective(Objective):
         self.vae = vae.requires_grad_(False)
         self.label_dropout = label_dropout
         self.condition = ClassCondition(model.config.num_classes) if condition is None else condition
+        self.repa = None  # see repa.py
+
+    def parameter_groups(self) -> list[dict]:
+        groups = super().parameter_groups()
+        if self.repa is None:
+            return groups
+        projector = list(self.repa.projector.parameters())
+        of_projector = {id(parameter) for parameter in projector}
+        groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in of_projector]
+        return [*groups, {"params": projector, "name": "repa"}]
 
     @torch.no_grad()
     def latents(self, batch: dict[str, torch.Tensor], random: ImageRandom) -> torch.Tensor:
