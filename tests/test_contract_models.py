@@ -1,10 +1,12 @@
 """What diffusers' common tests check of a model, for every model class of the package (`model_cases`)."""
 
 import json
+import pickle
 
 import pytest
 import torch
 from diffusers import AutoModel
+from diffusers.training_utils import EMAModel
 from model_cases import CASES, ModelCase, run
 
 from hf_fae.layers.positions import SinCosPositions
@@ -45,6 +47,23 @@ def test_save_and_load_are_equal_to_the_bit(case, model, tmp_path, save_kwargs):
     assert torch.equal(run(loaded, case.inputs(2)), run(model, case.inputs(2)))
     if "max_shard_size" in save_kwargs:
         assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 1
+
+
+def test_averages_of_diffusers_are_saved_and_loaded(case, model, tmp_path):
+    if hasattr(model, "image_encoder"):
+        model.image_encoder = None  # EMAModel builds the model from its config alone
+    average = EMAModel(model.parameters(), decay=0.9, model_cls=type(model), model_config=model.config)
+    average.optimization_step = 7
+    average.save_pretrained(tmp_path)
+    loaded = EMAModel.from_pretrained(tmp_path, type(model))
+    assert (loaded.decay, loaded.optimization_step) == (0.9, 7)
+    assert all(torch.equal(*pair) for pair in zip(loaded.shadow_params, average.shadow_params, strict=True))
+
+
+def test_pickled_after_a_forward(case, model):
+    expected = run(model, case.inputs(2))
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(run(copied, case.inputs(2)), expected) and torch.equal(run(model, case.inputs(2)), expected)
 
 
 def test_auto_model_finds_the_class(model, tmp_path):

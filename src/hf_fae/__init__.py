@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what `_PUBLIC` says, for type checkers and editors
     from .presets import PRESETS as PRESETS
     from .presets import build_preset as build_preset
     from .schedulers.euler_maruyama import FlowMatchEulerMaruyamaScheduler as FlowMatchEulerMaruyamaScheduler
+    from .visual_tokenizer import AutoVisualTokenizer as AutoVisualTokenizer
 
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _PUBLIC = {
     **registration.PUBLISHED,
+    "AutoVisualTokenizer": "hf_fae.visual_tokenizer",
     "FlowGuidance": "hf_fae.guidance",
     "Guidance": "hf_fae.guidance",
     "PRESETS": "hf_fae.presets",

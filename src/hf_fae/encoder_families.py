@@ -72,6 +72,14 @@ def _timm_settings(config: PreTrainedConfig) -> dict[str, Any]:
     return {"model_args": {**(config.model_args or {}), "dynamic_img_size": True}, "num_labels": 0}
 
 
+def _no_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    return {}
+
+
+def _mae_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    return {"mask_ratio": 0.0}
+
+
 @dataclass(frozen=True)
 class Family:
     """How the models of one `model_type` are configured and called.
@@ -85,7 +93,7 @@ class Family:
 
     class_tokens: int = 0
     run: Callable[..., BaseModelOutput] = _run
-    settings: Callable[[PreTrainedConfig], dict[str, Any]] = lambda config: {}
+    settings: Callable[[PreTrainedConfig], dict[str, Any]] = _no_settings
     model_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -100,7 +108,7 @@ FAMILIES = {
     "dinov3_vit": Family(class_tokens=1),
     "siglip": Family(run=_run_interpolated),
     "siglip2": Family(run=_run_naflex),
-    "vit_mae": Family(class_tokens=1, run=_run_mae, settings=lambda config: {"mask_ratio": 0.0}),
+    "vit_mae": Family(class_tokens=1, run=_run_mae, settings=_mae_settings),
     "clip": Family(class_tokens=1, run=_run_clip),
     "vit": Family(class_tokens=1, run=_run_interpolated, model_kwargs={"add_pooling_layer": False}),
     "timm_wrapper": Family(run=_run_timm, settings=_timm_settings),

@@ -3,6 +3,7 @@
 `encoder_families` has what differs between the libraries' models; everything else is shared.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,15 @@ def _read_statistics(path: str, config: PreTrainedConfig, **hub_kwargs) -> dict[
     if not (size and mean and std):
         raise ValueError(f"{file} of {path!r} must give size, mean and std, got {size}, {mean} and {std}")
     return {"image_size": _pair(size), "image_mean": mean, "image_std": std}
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """The module with the same tensors, as it was before its first forward: transformers then adds its hooks again."""
+    copied = copy.copy(module)
+    copied._modules = {name: child and _without_hooks(child) for name, child in module._modules.items()}
+    copied._forward_hooks = type(module._forward_hooks)()
+    copied.__dict__.pop("_output_capturing_hooks_installed", None)
+    return copied
 
 
 class VisionEncoder(nn.Module):
@@ -233,6 +243,10 @@ class VisionEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def __getstate__(self):
+        """For pickling: without the hooks by which transformers records hidden states, which are local functions."""
+        return {**self.__dict__, "_modules": {**self._modules, "model": _without_hooks(self.model)}}
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         """Stays in eval mode, also when a parent module goes into training mode."""

@@ -96,13 +96,17 @@ def load_tokenizer(path: str, **kwargs) -> LatentAutoencoderMixin | AutoencoderK
 
 
 def open_tokenizer(
-    path: str, encoder: str | None = None, dtype: torch.dtype = torch.float32
+    path: str,
+    encoder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    arguments: tuple[str, str] = ("--model", "--encoder"),
 ) -> LatentAutoencoderMixin | AutoencoderKL:
     """A tokenizer, or that of a pipeline, ready to encode.
 
     Args:
         path: Hub id or folder of either.
         encoder: the frozen encoder of a tokenizer saved without it; by default the one that its config names.
+        arguments: whose values `path` and `encoder` are, for messages.
 
     Raises:
         ValueError: it cannot be loaded, is not a tokenizer, or has no encoder and names none.
@@ -110,7 +114,8 @@ def open_tokenizer(
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with loading("--model", path):
+    model_argument, encoder_argument = arguments
+    with loading(model_argument, path):
         if os.path.isdir(path):
             is_pipeline = os.path.isfile(os.path.join(path, "model_index.json"))
         else:
@@ -124,12 +129,14 @@ def open_tokenizer(
         keep_encoder = {"image_encoder": None} if encoder else {}
         vae = AutoModel.from_pretrained(path, dtype=dtype, **location, **keep_encoder)
     if not isinstance(vae, (LatentAutoencoderMixin, AutoencoderKL)):
-        raise ValueError(f"--model {path!r} must be a tokenizer of hf_fae, got a {type(vae).__name__}")
+        raise ValueError(f"{model_argument} {path!r} must be a tokenizer of hf_fae, got a {type(vae).__name__}")
     if isinstance(vae, FrozenEncoderMixin) and vae.image_encoder is None:
         name = encoder or vae.config.image_encoder_id
         if name is None:
-            raise ValueError(f"--model {path!r} comes without its frozen encoder and names none: pass --encoder")
-        with loading("--encoder", name):
+            raise ValueError(
+                f"{model_argument} {path!r} comes without its frozen encoder and names none: pass {encoder_argument}"
+            )
+        with loading(encoder_argument, name):
             vae.load_encoder(encoder)
     return vae
 

@@ -13,6 +13,19 @@ from .utils.weights import check_dtypes, check_weights, read_dtypes
 __all__ = ["StrictModelMixin"]
 
 
+# What diffusers itself writes into configs: quantization, and the state of an `EMAModel`.
+DIFFUSERS_KEYS = {
+    "quantization_config",
+    "decay",
+    "min_decay",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+    "inv_gamma",
+    "power",
+}
+
+
 class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
     """Strict loading: what does not fit raises at once, before anything is built where possible.
 
@@ -26,8 +39,8 @@ class StrictModelMixin(ModelCardMixin, ModelMixin, ConfigMixin):
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         known = inspect.signature(cls.__init__).parameters
-        # Keys of diffusers itself (`_class_name`, `quantization_config`, ...) are not checked.
-        unknown = sorted(k for k in config_dict if k not in known and k[0] != "_" and k != "quantization_config")
+        # Keys of diffusers itself (`_class_name`, ...) are not checked.
+        unknown = sorted(k for k in config_dict if k not in known and k[0] != "_" and k not in DIFFUSERS_KEYS)
         if unknown:
             raise ValueError(f"config of {cls.__name__} has unknown keys {unknown}; known keys are {list(known)[1:]}")
         return super().extract_init_dict(config_dict, **kwargs)
