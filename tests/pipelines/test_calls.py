@@ -86,3 +86,25 @@ def test_a_call_that_fails_is_not_running_any_more():
     with pytest.raises(RuntimeError, match="from the callback"):
         draw(pipe, callback_on_step_end=fail)
     assert not pipe._running
+
+
+def test_a_callback_changes_the_guidance_of_its_call():
+    """By diffusers' convention, where a scale of up to 1 is none; other calls keep theirs."""
+    pipe = tiny_fae_dit_pipeline()
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def run(guidance_scale, **changes):
+        def change(call, step, timestep, tensors):
+            assert call._guidance_scale == call.guidance_scale
+            if step in changes.get("at", {}):
+                call._guidance_scale = changes["at"][step]
+            return tensors
+
+        options = {"latents": noise, "output_type": "latent", "num_inference_steps": 4}
+        return pipe(1, guidance_scale=guidance_scale, callback_on_step_end=change, **options).images
+
+    times = [0.0, *(pipe.scheduler.config.shift * t / (1 + (pipe.scheduler.config.shift - 1) * t) for t in (0.5, 1.0))]
+    late = [(times[1], 1.0, 3.0)]
+    torch.testing.assert_close(run(3.0, at={1: 0.0}), run(late), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(run(1.0, at={1: 3.0}), run([(0.0, times[1], 3.0)]), atol=1e-5, rtol=1e-4)
+    assert pipe(1, latents=noise, output_type="latent").images.isfinite().all()

@@ -117,3 +117,28 @@ def test_a_scheduler_of_another_kind_is_refused():
 def test_a_denoiser_of_classes_is_refused():
     with pytest.raises(ValueError, match="transformer must have caption_channels, got a LightningDiTTransformer2DMo"):
         tiny_fae_text_to_image_pipeline(transformer=tiny_lightning_dit())
+
+
+def test_texts_are_embedded_without_the_rest(pipe, tmp_path):
+    """Encode, free the text encoder, generate."""
+    expected = draw(pipe, "a cat")
+    pipe.save_pretrained(tmp_path)
+    reader = DiffusionPipeline.from_pretrained(tmp_path, transformer=None, vae=None)
+    length = pipe.transformer.config.max_caption_length
+    parts = [reader.encode_prompt(text, max_length=length) for text in ("a cat", "")]
+    with pytest.raises(ValueError, match="max_length must be at least 1, and given without a transformer, got None"):
+        reader.encode_prompt("a cat")
+    drawer = DiffusionPipeline.from_pretrained(tmp_path, text_encoder=None, tokenizer=None)
+    (embeds, mask), (negative, negative_mask) = parts
+    given = {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+    given |= {"negative_prompt_embeds": negative, "negative_prompt_attention_mask": negative_mask}
+    assert_same(draw(drawer, None, **given), expected)
+
+
+def test_guidance_cannot_begin_on_the_way(pipe):
+    def switch_on(call, step, timestep, tensors):
+        call._guidance_scale = 2.0
+        return tensors
+
+    with pytest.raises(ValueError, match="guidance_scale must be 1 to the end of a call that began without, got 2.0"):
+        draw(pipe, "a cat", guidance_scale=1.0, callback_on_step_end=switch_on)

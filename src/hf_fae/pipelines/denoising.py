@@ -208,6 +208,15 @@ class DenoisingPipeline(ImageInputMixin, LatentPipeline):
         return 1.0 if not scales else scales.pop() if len(scales) == 1 and covered == 1 else None
 
     @property
+    def _guidance_scale(self) -> float | None:
+        """`guidance_scale`, which a callback can set as in diffusers: for the rest of its call, up to 1 for none."""
+        return self.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: float) -> None:
+        self._guidance = Guidance.of(max(value, 1.0))
+
+    @property
     def do_classifier_free_guidance(self) -> bool:
         return self._guidance.is_active
 
@@ -266,6 +275,8 @@ class DenoisingPipeline(ImageInputMixin, LatentPipeline):
         (condition, negative_condition), kwargs = conditions, {"attention_kwargs": attention_kwargs}
         scale, internal_scale = (each.scale_at(noise_time) for each in (self._guidance, self._internal_guidance))
         if is_doubled := scale != 1 and self.guidance_transformer is None:
+            if negative_condition is None:
+                raise ValueError(f"guidance_scale must be 1 to the end of a call that began without, got {scale}")
             latents = torch.cat([latents, latents])
             condition = {name: torch.cat([value, negative_condition[name]]) for name, value in condition.items()}
         if internal_scale == 1:

@@ -52,13 +52,20 @@ class PromptMixin:
                 f"got {self.transformer.config.caption_channels}"
             )
 
-    def encode_prompt(self, prompt: str | list[str], name: str = "prompt") -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (prompts, max_caption_length, caption_channels) of texts, zero after their ends, and their mask.
+    def encode_prompt(
+        self, prompt: str | list[str], name: str = "prompt", max_length: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (prompts, max_length, caption_channels) of texts, zero after their ends, and their mask.
 
-        See `hf_fae.text.encode_text`.
+        See `hf_fae.text.encode_text`. Neither the transformer nor the tokenizer of images is needed: texts can be
+        embedded first, and their encoder freed.
+
+        Args:
+            name: of the argument in errors.
+            max_length: tokens of a text; by default `config.max_caption_length` of the transformer.
 
         Raises:
-            ValueError: no text or list of texts (an error calls it `name`), or there is no text encoder.
+            ValueError: no text or list of texts, no text encoder, or no positive `max_length`.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
@@ -68,8 +75,11 @@ class PromptMixin:
                 f"{name} cannot be read without text_encoder and tokenizer: call load_text_encoder() to fetch "
                 f"{self.config.text_encoder_id!r}, or load_text_encoder(PATH_OR_ID), or pass {name}_embeds"
             )
-        length = self.transformer.config.max_caption_length
-        return encode_text(self.tokenizer, self.text_encoder, list(prompts), length, self._execution_device)
+        if max_length is None and self.transformer is not None:
+            max_length = self.transformer.config.max_caption_length
+        if max_length is None or max_length < 1:
+            raise ValueError(f"max_length must be at least 1, and given without a transformer, got {max_length}")
+        return encode_text(self.tokenizer, self.text_encoder, list(prompts), max_length, self._execution_device)
 
     def prepare_prompt_embeds(
         self,
