@@ -134,6 +134,14 @@ def test_table_of_raev2(script, tmp_path, capsys):
     assert capsys.readouterr().out == "no seed has finished\n"
 
 
+def test_table_of_baselines(script):
+    emoji = script("baselines")
+    metrics = {name: dict.fromkeys(emoji.METRICS, float(place)) for place, name in enumerate(emoji.TOKENIZERS)}
+    text = emoji.table([dict.fromkeys(emoji.TOKENIZERS, 1.0), dict.fromkeys(emoji.TOKENIZERS, 2.0)], metrics)
+    assert "| pixel VAE | 0.00 | 0.00 | 0.00 | 1.5000 ± 0.7071 |" in text and "| VA-VAE | 1.00 |" in text
+    assert len(text.splitlines()) == 2 + 7
+
+
 PLACES = [[("fae", 2), ("detok", 1), ("maetok", 3)], [("fae", 1), ("detok", 2), ("maetok", 3)]]
 
 
@@ -193,6 +201,16 @@ def test_few_steps(script, tmp_path, pictures, monkeypatch):
     assert len(lines) == 2 + 7 and lines[2].startswith("| teacher, 1 step |")
     emoji.main(["sheet", "--encoder", str(tmp_path), "--data", pictures, "--output", str(out)])
     assert Image.open(out / "samples.png").width > 256
+
+
+@pytest.mark.slow
+def test_baselines(script, tmp_path, pictures, monkeypatch):
+    emoji = script("baselines")
+    monkeypatch.setattr(emoji, "TOKENIZERS", {name: emoji.TOKENIZERS[name] for name in ("va-vae", "drorae")})
+    monkeypatch.setattr(emoji, "SAMPLES", 10)
+    run(emoji, tmp_path, pictures)
+    lines = (tmp_path / "out" / "results.md").read_text().splitlines()
+    assert len(lines) == 2 + 2 and lines[2].startswith("| VA-VAE | ")
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from hf_fae.utils.atomic import atomic_write
 
 
 __all__ = [
+    "ENCODER",
     "cache_latents",
     "evaluate",
     "evaluate_fid",
@@ -25,8 +26,15 @@ __all__ = [
     "shrink",
     "spread",
     "train",
+    "train_stages",
     "validation_images",
 ]
+
+ENCODER = "{encoder}"  # in settings: the encoder of the command line
+# Script -> its flag for the previous stage; and scripts whose first stage has a frozen encoder.
+SOURCES = {"train_pixel_decoder.py": "fae"}
+SOURCES |= dict.fromkeys(("train_detok.py", "train_maetok.py", "train_drorae.py"), "tokenizer")
+ENCODED = ("train_fae.py", "train_drorae.py")
 
 
 def parse(description: str, output: str, argv: list[str] | None) -> argparse.Namespace:
@@ -76,6 +84,23 @@ def validation_images(data: str, size: int, count: int | None = None) -> torch.T
 def train(script: str, config: str, folder: Path, settings: dict, flags: list[str]) -> None:
     """Train in a process of its own; `flags` override `settings`."""
     run(script, config, folder, [*to_flags(settings), *flags])
+
+
+def train_stages(folder: Path, stages: list[tuple[str, str, dict]], args: argparse.Namespace) -> Path:
+    """The folder of a tokenizer, trained stage by stage.
+
+    Args:
+        stages: script, config and settings of each; the first one's frozen encoder is that of the command line.
+    """
+    for number, (script, config, settings) in enumerate(stages):
+        settings = {key: args.encoder if value == ENCODER else value for key, value in settings.items()}
+        settings["dataset_name"] = args.data
+        if number > 0:
+            settings[SOURCES[script]] = folder / f"stage-{number}"
+        elif script in ENCODED:
+            settings["image_encoder"] = args.encoder
+        train(script, config, folder / f"stage-{number + 1}", settings, args.flags)
+    return folder / f"stage-{len(stages)}"
 
 
 def cache_latents(vae: Path, folder: Path, data: str, resolution: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from common import CLASSES, find_judge
-from experiment import cache_latents, evaluate, evaluate_fid, parse, repeat, shrink, spread, train
+from experiment import cache_latents, evaluate, evaluate_fid, parse, repeat, shrink, spread, train, train_stages
 
 from hf_fae import FAEDiTPipeline, FAEMARPipeline
 from hf_fae.evaluation.inputs.numbered_images import ImageArguments, NumberedImages
@@ -46,8 +46,6 @@ TOKENIZERS = {
         ],
     ),
 }
-# Script -> its flag for the previous stage.
-SOURCES = {"train_pixel_decoder.py": "fae", "train_detok.py": "tokenizer", "train_maetok.py": "tokenizer"}
 DENOISER, AUTOREGRESSIVE = "generator", "autoregressive"
 SIT = {"norm_type": "layer_norm", "ff_type": "gelu", "use_rope": "false"}
 # Generator -> its name in the table, its script and config, and its settings.
@@ -69,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(__doc__, "outputs/emoji-generators", argv)
     judge = find_judge(args.judge)
     args.data = shrink(args.data, RESOLUTION, args.output / "images")
-    tokenizers = {name: train_tokenizer(args.output / "tokenizers" / name, name, args) for name in TOKENIZERS}
+    folder = args.output / "tokenizers"
+    tokenizers = {name: train_stages(folder / name, stages, args) for name, (_, stages) in TOKENIZERS.items()}
     latents = {name: args.output / "latents" / name for name in TOKENIZERS}
     for name, tokenizer in tokenizers.items():
         cache_latents(tokenizer, latents[name], args.data, RESOLUTION)
@@ -87,19 +86,6 @@ def main(argv: list[str] | None = None) -> None:
     repeat(args, once, lambda results: table(results, rfid))
     save_samples(args.output / "samples.png", args.output / "seed-0" / SHOWN)
     save_kept(args.output / "kept.png", args.output / "seed-0" / SHOWN, args.data)
-
-
-def train_tokenizer(folder: Path, name: str, args) -> Path:
-    """The folder of the tokenizer, trained stage by stage."""
-    _, stages = TOKENIZERS[name]
-    for number, (script, config, settings) in enumerate(stages):
-        settings = {"dataset_name": args.data, **settings}
-        if number > 0:
-            settings[SOURCES[script]] = folder / f"stage-{number}"
-        elif script == "train_fae.py":
-            settings["image_encoder"] = args.encoder
-        train(script, config, folder / f"stage-{number + 1}", settings, args.flags)
-    return folder / f"stage-{len(stages)}"
 
 
 def reconstruction_fid(tokenizer: Path, args, judge: str) -> float:

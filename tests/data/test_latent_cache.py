@@ -199,7 +199,7 @@ class TestContents:
     def test_without_labels(self, tmp_path, fae, image_folder):
         encode(tmp_path, fae, make_data(image_folder, max_train_samples=4, random_flip=False))
         latents = CachedLatents(tmp_path, random_flip=False)
-        assert latents.id2label is None and take(latents, 1, 2)[0].keys() == {"moments", "row_ids"}
+        assert latents.id2label is None and take(latents, 1, 2)[0].keys() == {"moments", "row_ids", "mirrored"}
         with pytest.raises(ValueError, match="random_flip must be False: .* has no mirrored copies"):
             CachedLatents(tmp_path)
 

@@ -8,6 +8,7 @@ import yaml
 from hf_fae.data.images import DataArguments
 from hf_fae.objectives.generator import GeneratorArguments
 from hf_fae.objectives.reconstruction_losses import ReconstructionArguments
+from hf_fae.objectives.repa import REPAArguments
 from hf_fae.training.arguments import LoopArguments
 from hf_fae.utils.parsing import parse_arguments
 
@@ -133,7 +134,7 @@ def script_arguments(config):
         return [import_module("train_text_to_image").TextToImageArguments, LoopArguments]
     if "autoregressive" in config or config.startswith("mar_") or "_ar_" in config:
         return [import_module("train_autoregressive").AutoregressiveArguments, LoopArguments]
-    if config in ("vae", "va_vae", "emoji256_vae"):
+    if config.endswith("vae"):
         return [import_module("train_vae").VAEArguments, ReconstructionArguments, LoopArguments]
     if "pixel_decoder" in config:
         return [import_module("train_pixel_decoder").PixelDecoderArguments, ReconstructionArguments, LoopArguments]
@@ -148,7 +149,7 @@ def script_arguments(config):
     elif "lora" in config:
         group = import_module("train_lora").LoraArguments
     elif "generator" in config or "dit" in config or "sit_" in config or "_sit" in config:
-        group = import_module("train_generator").DenoiserArguments
+        return [import_module("train_generator").DenoiserArguments, REPAArguments, LoopArguments]
     else:
         group = import_module("train_fae").FAEArguments
     return [group, LoopArguments]
